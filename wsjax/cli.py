@@ -1,0 +1,132 @@
+"""What the command lines share: errors as one line, a progress bar, an estimate of the time to go, tables.
+
+Imports neither jax nor matplotlib, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Config = TypeVar("Config")
+
+LINE_EVERY = 15.0  # seconds between lines of progress where the output is no terminal
+ESTIMATE_AFTER = 2  # epochs: the first one is still warming up
+ESTIMATE_FROM = 60.0  # seconds: shorter runs are not worth a line
+
+
+class UsageError(Exception):
+    """The user gave something that cannot work; the message is one line."""
+
+
+def run_script(main: Callable[[Config], None], config: type[Config], description: str | None) -> None:
+    """Parses the command line into a config, runs main, and turns a user's error into one line and exit code 2."""
+    # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    arguments = tyro.cli(config, description=description, config=(tyro.conf.FlagConversionOff,), use_underscores=True)
+    console = Console(stderr=True, soft_wrap=True)
+    warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)
+    try:
+        main(arguments)
+    except BaseException as error:
+        if not _is_for_user(error):
+            raise
+        message = "interrupted; the same command continues the run" if isinstance(error, KeyboardInterrupt) else error
+        console.print(f"error: {message}", style="red", markup=False, highlight=False)
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+
+
+def _is_for_user(error: BaseException) -> bool:
+    """Whether an error is the user's to mend: by name, for the modules that define them import jax."""
+    names = {"UsageError", "DataError", "RunError", "NonFiniteLoss", "OSError", "KeyboardInterrupt"}
+    return bool(names & {base.__name__ for base in type(error).__mro__})
+
+
+def choose(what: str, value: str, options: Sequence[str]) -> str:
+    """Returns the value if it is one of the options; else raises a UsageError that lists them and names the nearest."""
+    if value in options:
+        return value
+    near = difflib.get_close_matches(value.lower(), [option.lower() for option in options], n=1, cutoff=0.4)
+    hint = next((f"; did you mean '{option}'?" for option in options if near == [option.lower()]), "")
+    raise UsageError(f"unknown {what} '{value}'; available: {', '.join(options)}{hint}")
+
+
+def check(condition: bool, message: str) -> None:
+    """Raises a UsageError with the message unless the condition holds."""
+    if not condition:
+        raise UsageError(message)
+
+
+@contextlib.contextmanager
+def progress(total: float, unit_name: str = "") -> Iterator[Callable[..., None]]:
+    """Shows how far a run is: a bar in a terminal, else a line now and then.
+
+    Args:
+      total: the work of the whole run, at most, in any unit.
+      unit_name: what the estimate says about the total, such as "if every round takes all its epochs".
+
+    Yields:
+      `advance(done, text, skipped=0)`: work done since the last call, what to show, and work that fell away because a
+      stop rule held.
+    """
+    console = Console()
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        meter = bar.add_task("compiling", total=total)
+        begin: float | None = None
+        calls, done, over, last_line = 0, 0.0, 0.0, time.monotonic()
+
+        def advance(work: float, text: str, skipped: float = 0.0) -> None:
+            nonlocal begin, calls, done, over, last_line
+            now = time.monotonic()
+            calls, over = calls + 1, over + work + skipped
+            bar.update(meter, completed=over, description=text)
+            if begin is None:  # the first call's time is compilation too: it is no measure
+                begin = now
+                return
+            done += work
+            remaining = (now - begin) / done * max(total - over, 0)
+            if calls == 1 + ESTIMATE_AFTER and remaining > ESTIMATE_FROM:
+                console.print(f"estimate: {duration(remaining)} to go{unit_name}", highlight=False)
+            if not console.is_terminal and now - last_line > LINE_EVERY:
+                last_line = now
+                console.print(f"{over / total:4.0%}  {text}  ({duration(remaining)} to go)", highlight=False)
+
+        yield advance
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints a table; the first column is left-aligned, the others right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+def say(text: str) -> None:
+    """Prints a line of result, wrapped at the terminal's width."""
+    Console().print(text, markup=False, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """Writes seconds as "45 s", "12 min" or "3 h 05 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,160 @@
+"""Re-initialisers: what happens to the parameters between two rounds of training.
+
+A re-initialiser is a pure function `(params, fresh) -> params` of two pytrees of one structure: the parameters trained
+so far, and those of a newly drawn network. `functools.partial(shrink_perturb, shrink=0.4, perturb=0.1)` is one;
+`warm_start` and `random_init` are its two ends.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Where = Callable[[str], bool]
+"""Chooses leaves by their path, written as "block_0/conv/kernel"."""
+
+
+def shrink_perturb(params: Any, fresh: Any, shrink: Any, perturb: Any, *, where: Where | None = None) -> Any:
+    """Returns `shrink * params + perturb * fresh`, leaf by leaf.
+
+    Ash and Adams, "On Warm-Starting Neural Network Training" (NeurIPS 2020, https://arxiv.org/abs/1910.08475), section
+    4.1, with the noise drawn by the network's own initialiser, as their code has it.
+
+    `shrink=1, perturb=0` is exactly warm starting and `shrink=0, perturb=1` exactly random initialisation: a term whose
+    factor is 0 is left out, so that not even the sign of a zero changes, and infinities in it do no harm.
+
+    Args:
+      params: pytree of the trained parameters: Flax dicts, Equinox modules, NNX state, tuples, anything that
+        `jax.tree` walks. Floating-point and complex arrays are mixed; integer and boolean arrays, random keys, None
+        and leaves that are no arrays are returned as they are in `params`.
+      fresh: pytree of newly drawn parameters, with the structure and shapes of `params`.
+      shrink: scalar factor of `params`, a number or a (traced) array of shape [].
+      perturb: scalar factor of `fresh`, likewise.
+      where: keeps the leaves whose path it answers False for as they are in `params`; None mixes all.
+        `not_normalization` and `kernels_only` are ready-made.
+
+    Returns:
+      A pytree like `params`, with its dtypes. Works under jit, vmap and grad, in all four arguments.
+
+    Raises:
+      ValueError: the trees differ in structure, or in a leaf's shape or kind of dtype (the first such leaf is named);
+        or shrink or perturb is a Python number that is not finite.
+    """
+    for name, factor in (("shrink", shrink), ("perturb", perturb)):
+        _check_factor(name, factor)
+    _check_match(params, fresh)
+
+    def leaf(path: Any, old: Any, new: Any) -> Any:
+        if not _is_inexact(old) or (where is not None and not where(path_name(path))):
+            return old
+        return _mix_leaf(path_name(path), old, new, shrink, perturb)
+
+    return jax.tree_util.tree_map_with_path(leaf, params, fresh)
+
+
+def warm_start(params: Any, fresh: Any) -> Any:
+    """Continues from the trained parameters: `shrink_perturb` with shrink 1 and perturb 0."""
+    return shrink_perturb(params, fresh, 1.0, 0.0)
+
+
+def random_init(params: Any, fresh: Any) -> Any:
+    """Starts from scratch: `shrink_perturb` with shrink 0 and perturb 1."""
+    return shrink_perturb(params, fresh, 0.0, 1.0)
+
+
+def not_normalization(path: str) -> bool:
+    """Chooses every leaf but those of normalisation layers (a part of the path says "norm" or starts with "bn")."""
+    return not re.search(r"norm|(^|/)bn", path, re.IGNORECASE)
+
+
+def kernels_only(path: str) -> bool:
+    """Chooses the kernels of linear and convolutional layers: leaves named kernel, weight or w, but in normalisation."""
+    return not_normalization(path) and bool(re.search(r"(^|/)(kernel|weight|w)(/value)?$", path))
+
+
+def path_name(path: Any) -> str:
+    """Writes a JAX key path as its parts joined by "/"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+@jax.custom_jvp
+@jax.jit
+def _mix(old: jax.Array, new: jax.Array, shrink: jax.Array, perturb: jax.Array) -> jax.Array:
+    both = shrink * old + perturb * new
+    return jnp.where(perturb == 0, shrink * old, jnp.where(shrink == 0, perturb * new, both))
+
+
+@_mix.defjvp
+def _mix_jvp(primals: Any, tangents: Any) -> Any:
+    # The selection in _mix would hide the derivative with respect to a factor that is 0: differentiate the plain sum.
+    old, new, shrink, perturb = primals
+    d_old, d_new, d_shrink, d_perturb = tangents
+    return _mix(*primals), shrink * d_old + perturb * d_new + d_shrink * old + d_perturb * new
+
+
+def _mix_leaf(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> Any:
+    dtype = np.dtype(old.dtype)
+    if jnp.result_type(dtype) != dtype:
+        return _mix_on_host(name, old, new, shrink, perturb)
+    # Half-precision leaves are mixed in float32 and rounded once.
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return _mix(*(jnp.asarray(x, wide) for x in (old, new, shrink, perturb))).astype(dtype)
+
+
+def _mix_on_host(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> np.ndarray:
+    """Mixes float64 leaves where JAX runs with 32 bits and would round them."""
+    if any(isinstance(x, jax.core.Tracer) for x in (old, new, shrink, perturb)):
+        raise ValueError(f"leaf '{name}' is {old.dtype}, which a traced program rounds; set jax_enable_x64, or cast it")
+    shrink, perturb = np.asarray(shrink, old.dtype), np.asarray(perturb, old.dtype)
+    kept, drawn = shrink * np.asarray(old), perturb * np.asarray(new, old.dtype)
+    return kept if perturb == 0 else drawn if shrink == 0 else kept + drawn
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _kind(leaf: Any) -> str:
+    if not _is_array(leaf):
+        return "no array"
+    kinds = (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_)
+    return next((kind.__name__ for kind in kinds if jnp.issubdtype(leaf.dtype, kind)), str(leaf.dtype))
+
+
+def _check_factor(name: str, factor: Any) -> None:
+    if isinstance(factor, jax.core.Tracer):
+        return
+    if np.shape(factor) != ():
+        raise ValueError(f"{name} must be a scalar, not an array of shape {np.shape(factor)}; use jax.vmap for a grid")
+    if not isinstance(factor, jax.Array) and not math.isfinite(factor):
+        raise ValueError(f"{name} must be finite, not {factor}")
+
+
+def _check_match(params: Any, fresh: Any) -> None:
+    """Raises a ValueError that names the first leaf in which the trees differ."""
+    old, new = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, fresh))
+    for (old_path, old_leaf), (new_path, new_leaf) in zip(old, new, strict=False):
+        name = path_name(old_path)
+        if old_path != new_path:
+            raise ValueError(f"trees differ: params has leaf '{name}' where fresh has '{path_name(new_path)}'")
+        if np.shape(old_leaf) != np.shape(new_leaf) or _kind(old_leaf) != _kind(new_leaf):
+            raise ValueError(f"leaf '{name}' differs: {_describe(old_leaf)} in params, {_describe(new_leaf)} in fresh")
+    if len(old) != len(new):
+        longer, holder = (old, "params") if len(old) > len(new) else (new, "fresh")
+        raise ValueError(f"trees differ: only {holder} has leaf '{path_name(longer[min(len(old), len(new))][0])}'")
+    if (structure := jax.tree.structure(params)) != (other := jax.tree.structure(fresh)):
+        raise ValueError(f"trees differ in their nodes: {structure} in params, {other} in fresh")
+
+
+def _describe(leaf: Any) -> str:
+    return f"shape {leaf.shape} of {leaf.dtype}" if _is_array(leaf) else f"{type(leaf).__name__} {leaf!r}"

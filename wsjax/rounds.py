@@ -1,0 +1,351 @@
+"""The loop of rounds: train on the data there is until a stop rule holds, re-initialise, go on with more data.
+
+A *way* is a name and a re-initialiser; every way starts from the same first round. A *leg* is what runs in one piece:
+one way (or the first round that all share), for a stack of seeds that train together as one vmapped program. A leg's
+checkpoints and its rows are all that a resume needs, because every random key is a function of (seed, round, epoch).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wsjax import checkpoint
+from wsjax.data import pool_order
+from wsjax.program import Program
+from wsjax.records import Records, Row
+from wsjax.reinit import random_init
+from wsjax.stopping import StopRule
+from wsjax.summary import FIRST
+from wsjax.train import Data, Evaluation, Task, TrainState, init_state, make_epoch, make_evaluate
+
+Reinit = Callable[[Any, Any], Any]
+Observer = Callable[[list[Row]], None]
+
+_STEPS_A_ROUND = 1_000_000  # a checkpoint's number is round * this + epoch
+
+
+class Round(NamedTuple):
+    """A round trains on the first `num_samples` of a seed's order of the data until `stop` gives a reason."""
+
+    num_samples: int
+    stop: StopRule
+
+
+class Settings(NamedTuple):
+    """How every round trains, and what passes between rounds beside the parameters.
+
+    Attributes:
+      batch_size: samples a step.
+      batch_stats: at a round's start, "keep" BatchNorm's running statistics or "reset" them.
+      opt_state: at a round's start, "rebuild" the optimiser's state or "keep" it.
+      evaluation: see `wsjax.train.make_evaluate`.
+      checkpoint_every: epochs between checkpoints; a round's end always has one.
+    """
+
+    batch_size: int = 128
+    batch_stats: Literal["keep", "reset"] = "keep"
+    opt_state: Literal["rebuild", "keep"] = "rebuild"
+    evaluation: Evaluation = "running"
+    checkpoint_every: int = 10
+
+
+class NonFiniteLoss(ArithmeticError):
+    """Training left the finite numbers; the message says where."""
+
+
+class Result(NamedTuple):
+    """What a study returns: a row an epoch, and each (method, seed)'s state at its end."""
+
+    rows: list[Row]
+    states: dict[tuple[str, int], TrainState]
+
+
+class Study(NamedTuple):
+    """What all legs share: the task, the data, the rounds, and the compiled programs."""
+
+    task: Task
+    optimizer: optax.GradientTransformation
+    train: Data
+    test: Data
+    rounds: Sequence[Round]
+    settings: Settings
+    epoch: Program
+    evaluate: Program
+
+
+class Leg(NamedTuple):
+    """One way for a stack of seeds, over rounds [begin, end), numbered from 1."""
+
+    method: str
+    seeds: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        """The leg's folder of checkpoints."""
+        return f"{self.method.replace('/', '_').replace(' ', '_')}-seeds-{'-'.join(map(str, self.seeds))}"
+
+    def has(self, row: Row) -> bool:
+        """Whether a row belongs to this leg."""
+        return row["method"] == self.method and row["seed"] in self.seeds
+
+
+def run_rounds(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    train: Data,
+    test: Data,
+    rounds: Sequence[Round],
+    ways: Mapping[str, Reinit],
+    seeds: Sequence[int] = (0,),
+    *,
+    settings: Settings = Settings(),
+    stack: bool = True,
+    records: Records | None = None,
+    checkpoints: Path | None = None,
+    observe: Observer | None = None,
+) -> Result:
+    """Trains through all rounds, for every way and seed.
+
+    Round 1 is trained once a seed, from a fresh network, and is common to all ways (its rows name the method "first").
+    At the start of every later round, a way's parameters are `reinit(params, fresh)`, where `fresh` is a network drawn
+    anew for (seed, round), the same for all ways. `random_init` inherits nothing: its statistics and optimiser state
+    are new too.
+
+    Args:
+      task: what is trained.
+      optimizer: of optax.
+      train: (inputs, targets), N samples.
+      test: (inputs, targets), evaluated after every epoch.
+      rounds: sizes and stop rules. Pools are nested: round r has the first `num_samples` of the seed's order.
+      ways: a re-initialiser by name.
+      seeds: root keys; seed s decides the order of the data, the networks and the order of batches.
+      settings: see `Settings`.
+      stack: whether seeds train together as one vmapped program, or one after the other: right for convolutions,
+        whose kernels do not vmap well.
+      records: takes the rows. Where it holds rows already, the run continues.
+      checkpoints: folder for checkpoints; None keeps none.
+      observe: called with every epoch's rows, for display.
+
+    Returns:
+      A Result. A run that was killed and is given again returns the same bits, but for the seconds.
+
+    Raises:
+      NonFiniteLoss: a loss was not finite. Rows and checkpoints written so far stay.
+      ValueError: a round has no sample or more than there are, or a way has the name "first".
+    """
+    records = records or Records()
+    _check(train, rounds, ways, seeds)
+    study = make_study(task, optimizer, train, test, rounds, settings)
+    states: dict[tuple[str, int], TrainState] = {}
+    for group in [tuple(seeds)] if stack else [(seed,) for seed in seeds]:
+        first = _run_leg(study, Leg(FIRST, group, 1, 2), None, None, records, checkpoints, observe)
+        legs = {way: Leg(way, group, 2, len(rounds) + 1) for way in ways}
+        for way, leg in legs.items():
+            last = _run_leg(study, leg, first, ways[way], records, checkpoints, observe)
+            states |= {(way, seed): jax.tree.map(lambda x, i=i: x[i], last) for i, seed in enumerate(group)}
+    return Result(records.rows, states)
+
+
+def make_study(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    train: Data,
+    test: Data,
+    rounds: Sequence[Round],
+    settings: Settings,
+) -> Study:
+    """Puts the data on the device and makes the programs that all rounds use."""
+    train, test = jax.tree.map(jnp.asarray, (train, test))
+    epoch = over_replicas(make_epoch(task, optimizer, settings.batch_size), in_axes=(0, None, 0, None, 0))
+    evaluate = make_evaluate(task, settings.batch_size, settings.evaluation)
+    evaluate = over_replicas(evaluate, in_axes=(0, None, None, 0, None))
+
+    def active_epoch(state: TrainState, active: jax.Array, *arguments: Any) -> Any:
+        """An epoch of the replicas that are active; the others stay as they are."""
+        new, metrics = epoch(state, *arguments)
+        kept = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
+        return jax.tree.map(kept, new, state), metrics
+
+    programs = Program(active_epoch, donate_argnums=(0,)), Program(evaluate)
+    return Study(task, optimizer, train, test, rounds, settings, *programs)
+
+
+def over_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """Maps a function over a leading axis of replicas.
+
+    A single replica runs without vmap, which would turn its convolutions into grouped ones.
+    """
+
+    def mapped(*arguments: Any) -> Any:
+        replicas = jax.tree.leaves(arguments[0])[0].shape[0]
+        if replicas > 1:
+            return jax.vmap(function, in_axes)(*arguments)
+        pairs = zip(arguments, in_axes, strict=True)
+        one = [x if axis is None else jax.tree.map(lambda leaf: leaf[0], x) for x, axis in pairs]
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], function(*one))
+
+    return mapped
+
+
+def _run_leg(
+    study: Study,
+    leg: Leg,
+    start: TrainState | None,
+    reinit: Reinit | None,
+    records: Records,
+    checkpoints: Path | None,
+    observe: Observer | None,
+) -> TrainState:
+    """Runs a leg, or what is left of it, and returns its stacked state."""
+    keys = _keys(leg.seeds)
+    pools = _pools(study, keys)
+    state = _fresh(study, keys, leg.begin) if start is None else start
+    folder = None if checkpoints is None else checkpoint.open_folder(checkpoints / leg.name)
+    number, epoch = leg.begin, 0
+    found = None
+    if folder is not None:
+        found = checkpoint.restore(folder, state, lambda step: _covered(records, leg, *divmod(step, _STEPS_A_ROUND)))
+    if found is not None:
+        (number, epoch), state = divmod(found[0], _STEPS_A_ROUND), found[1]
+    records.keep(lambda row: not leg.has(row) or (row["round"], row["epoch"]) <= (number, epoch))
+
+    while number < leg.end:
+        if epoch == 0 and number > 1:
+            state = _boundary(study, state, _fresh(study, keys, number), reinit)
+        state = _run_round(study, leg, number, epoch, state, keys, pools, records, folder, observe)
+        number, epoch = number + 1, 0
+    return state
+
+
+def _run_round(
+    study: Study,
+    leg: Leg,
+    number: int,
+    epoch: int,
+    state: TrainState,
+    keys: Mapping[str, jax.Array],
+    pools: jax.Array,
+    records: Records,
+    folder: Any,
+    observe: Observer | None,
+) -> TrainState:
+    """Trains round `number` on from `epoch` until every replica has stopped."""
+    size, stop = study.rounds[number - 1]
+    num_samples = jnp.asarray(size, jnp.int32)
+    round_keys = _fold(keys["epoch"], number)
+    done = [row for row in records.rows if leg.has(row) and row["round"] == number]
+    history = {seed: [row["train_accuracy"] for row in done if row["seed"] == seed] for seed in leg.seeds}
+    active = np.array([not any(row["seed"] == seed and row["stop"] for row in done) for seed in leg.seeds])
+
+    while active.any():
+        epoch += 1
+        fit = (state, jnp.asarray(active), study.train, pools, num_samples, _fold(round_keys, epoch))
+        measure = (study.test, study.train, pools, num_samples)
+        train_epoch, evaluate = study.epoch.prepare(*fit), study.evaluate.prepare(state, *measure)
+        begin = time.perf_counter()
+        state, fitted = jax.block_until_ready(train_epoch(*fit))
+        middle = time.perf_counter()
+        tested = jax.block_until_ready(evaluate(state, *measure))
+        seconds = (middle - begin, time.perf_counter() - middle)
+
+        fitted, tested = jax.tree.map(np.asarray, (fitted, tested))
+        rows = []
+        for i in np.flatnonzero(active):
+            seed = leg.seeds[i]
+            _check_finite(fitted["bad_step"][i], leg.method, seed, number, epoch)
+            history[seed].append(float(fitted["accuracy"][i]))
+            reason = stop(history[seed])
+            active[i] = reason is None
+            rows.append(
+                {
+                    "method": leg.method,
+                    "seed": seed,
+                    "round": number,
+                    "epoch": epoch,
+                    "samples": size,
+                    "steps": epoch * int(fitted["steps"][i]),
+                    "samples_seen": epoch * size,
+                    "train_accuracy": history[seed][-1],
+                    "train_loss": float(fitted["loss"][i]),
+                    "test_accuracy": float(tested["accuracy"][i]),
+                    "test_loss": float(tested["loss"][i]),
+                    "stop": reason,
+                }
+            )
+        for row in rows:  # what a stack takes is shared by those that train in it
+            row["train_seconds"], row["eval_seconds"] = (round(total / len(rows), 6) for total in seconds)
+        records.append(rows)
+        if folder is not None and (epoch % study.settings.checkpoint_every == 0 or not active.any()):
+            checkpoint.save(folder, number * _STEPS_A_ROUND + epoch, state)
+        if observe is not None:
+            observe(rows)
+    return state
+
+
+def _boundary(study: Study, old: TrainState, fresh: TrainState, reinit: Reinit | None) -> TrainState:
+    """The state that a round starts from. The old one stays valid: other ways start from it too."""
+    assert reinit is not None
+    if reinit is random_init:
+        return fresh
+    params = jax.vmap(reinit)(old.params, fresh.params)
+    batch_stats = old.batch_stats if study.settings.batch_stats == "keep" else fresh.batch_stats
+    opt_state = old.opt_state if study.settings.opt_state == "keep" else fresh.opt_state
+    # The next epoch donates its state: without a copy it would take the old one's arrays with it.
+    return jax.tree.map(jnp.copy, TrainState(params, batch_stats, opt_state, fresh.step))
+
+
+def _keys(seeds: Sequence[int]) -> dict[str, jax.Array]:
+    """The stacked keys of networks, of the order of the data, and of epochs."""
+    roots = jnp.stack([jax.random.key(seed) for seed in seeds])
+    network, order, epoch = (_fold(roots, use) for use in range(3))
+    return {"network": network, "order": order, "epoch": epoch}
+
+
+def _fold(keys: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def _pools(study: Study, keys: Mapping[str, jax.Array]) -> jax.Array:
+    """The order of each seed's data [S, P], as far as the largest round reaches."""
+    count = jax.tree.leaves(study.train)[0].shape[0]
+    largest = max(round.num_samples for round in study.rounds)
+    return jax.vmap(lambda key: pool_order(key, count)[:largest])(keys["order"])
+
+
+def _fresh(study: Study, keys: Mapping[str, jax.Array], number: int) -> TrainState:
+    """Newly drawn networks for a round, one a seed, stacked."""
+    draw = jax.jit(lambda key: init_state(study.task, study.optimizer, key))
+    states = [draw(key) for key in _fold(keys["network"], number)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _covered(records: Records, leg: Leg, number: int, epoch: int) -> bool:
+    """Whether the rows reach as far as a checkpoint does."""
+    return any(leg.has(row) and (row["round"], row["epoch"]) == (number, epoch) for row in records.rows)
+
+
+def _check_finite(bad_step: Any, method: str, seed: int, number: int, epoch: int) -> None:
+    if bad_step:
+        where = f"{method}, seed {seed}, round {number}, epoch {epoch}, step {int(bad_step)}"
+        raise NonFiniteLoss(f"the loss is not finite: {where}; lower the learning rate")
+
+
+def _check(train: Data, rounds: Sequence[Round], ways: Mapping[str, Reinit], seeds: Sequence[int]) -> None:
+    count = jax.tree.leaves(train)[0].shape[0]
+    for number, (size, _) in enumerate(rounds, 1):
+        if not 1 <= size <= count:
+            raise ValueError(f"round {number} asks for {size} samples; there are {count}, and it needs at least 1")
+    if FIRST in ways:
+        raise ValueError(f"a way cannot be named '{FIRST}': that is the first round, which all ways share")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be given, each once, not {tuple(seeds)}")

@@ -1,0 +1,43 @@
+"""Stop rules: when a round ends.
+
+A rule is a pure function of the round's train accuracies so far, one an epoch: it returns the reason to stop, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+StopRule = Callable[[Sequence[float]], str | None]
+
+CAP = "epochs"
+"""The reason that says the number of epochs ran out."""
+
+
+def after_epochs(epochs: int) -> StopRule:
+    """Stops after a number of epochs: a run's length, or the cap of another rule."""
+    return lambda accuracies: CAP if len(accuracies) >= epochs else None
+
+
+def at_accuracy(threshold: float) -> StopRule:
+    """Stops when an epoch's train accuracy reaches the threshold, a fraction in (0, 1]."""
+    return lambda accuracies: "accuracy" if accuracies and accuracies[-1] >= threshold else None
+
+
+def at_plateau(tolerance: float = 0.002, window: int = 3) -> StopRule:
+    """Stops when train accuracy stops improving: its standard deviation over the last epochs is below the tolerance.
+
+    The report's rule (Table 1), with the population's standard deviation. It is fragile: a slow start looks like an end.
+    """
+
+    def rule(accuracies: Sequence[float]) -> str | None:
+        last = accuracies[-window:]
+        return "plateau" if len(last) == window and np.std(last) < tolerance else None
+
+    return rule
+
+
+def any_of(*rules: StopRule) -> StopRule:
+    """Stops when any rule does; the reason is the first such rule's."""
+    return lambda accuracies: next((reason for rule in rules if (reason := rule(accuracies))), None)
