@@ -22,8 +22,8 @@ KEPT = 2
 
 def open_folder(folder: Path) -> ocp.training.Checkpointer:
     """Opens a folder of checkpoints; what a killed process left half-written in it is removed."""
-    latest = ocp.training.preservation_policies.LatestN(KEPT)
-    return ocp.training.Checkpointer(folder.absolute(), preservation_policy=latest, cleanup_tmp_directories=True)
+    latest: Any = ocp.training.preservation_policies.LatestN(KEPT)
+    return ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=latest, cleanup_tmp_directories=True)
 
 
 def save(folder: ocp.training.Checkpointer, step: int, state: Any) -> None:
@@ -31,8 +31,7 @@ def save(folder: ocp.training.Checkpointer, step: int, state: Any) -> None:
     try:
         folder.save(step, state, overwrite=True, force=True, custom_metadata={"digest": digest(state)})
     except Exception as error:  # Orbax and TensorStore report a full disk in several types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OSError(f"cannot write checkpoint {step} in {folder.directory}: {reason}") from error
+        raise OSError(f"cannot write checkpoint {step} in {folder.directory}: {_first_line(error)}") from error
 
 
 def restore(
@@ -42,41 +41,38 @@ def restore(
 
     Args:
       folder: from `open_folder`.
-      template: pytree with the checkpoint's structure, shapes, dtypes and shardings.
+      template: pytree of arrays with the checkpoint's structure, shapes, dtypes and shardings.
       wanted: says of a step whether it may be restored.
 
     Returns:
       (step, state), or None where there is none.
     """
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
-    for step in sorted(_steps(Path(folder.directory)), reverse=True):
-        if not wanted(step):
-            continue
+    # The folder's own names, for Orbax does not list a checkpoint that misses some of its files.
+    steps = [int(path.name) for path in Path(folder.directory).iterdir() if path.name.isdecimal()]
+    for step in sorted(filter(wanted, steps), reverse=True):
         try:
             state = folder.load(step, abstract)
-            written = (folder.metadata(step).custom_metadata or {}).get("digest")
-        except Exception as error:  # whatever is wrong with the files, the one before may be whole
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        else:
-            if written == digest(state):
+            written: Any = folder.metadata(step).custom_metadata
+            if written["digest"] == digest(state):
                 return step, state
             reason = "its arrays are not those that were saved"
-        warnings.warn(
-            f"checkpoint {Path(folder.directory) / str(step)} is damaged, passed over: {reason:.200}", stacklevel=2
-        )
+        except Exception as error:  # whatever is wrong with the files, the one before may be whole
+            reason = _first_line(error)
+        place = Path(folder.directory) / str(step)
+        warnings.warn(f"checkpoint {place} is damaged, passed over: {reason:.200}", stacklevel=2)
     return None
-
-
-def _steps(folder: Path) -> list[int]:
-    """The steps on the disk, whatever state they are in: Orbax does not list those that miss its own files."""
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
 
 
 def digest(state: Any) -> str:
     """A hash of a pytree's paths, shapes, dtypes and bits."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        total.update(array.view(np.uint8) if array.ndim else array.tobytes())
+        total.update(array.tobytes())
     return total.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

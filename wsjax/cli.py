@@ -5,6 +5,7 @@ Imports neither jax nor matplotlib, so that `--help` is quick.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import os
@@ -12,14 +13,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-
-Config = TypeVar("Config")
 
 LINE_EVERY = 15.0  # seconds between lines of progress where the output is no terminal
 ESTIMATE_AFTER = 2  # epochs: the first one is still warming up
@@ -30,27 +29,45 @@ class UsageError(Exception):
     """The user gave something that cannot work; the message is one line."""
 
 
-def run_script(main: Callable[[Config], None], config: type[Config], description: str | None) -> None:
-    """Parses the command line into a config, runs main, and turns a user's error into one line and exit code 2."""
+def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any], text: str | None) -> None:
+    """Parses the command line into a config, runs main, and turns a user's error into one line and exit code 2.
+
+    Args:
+      main: takes the config, a dataclass.
+      defaults: the config for a data set, by the value of --dataset; None where it is not given.
+      text: what the help says first.
+    """
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    arguments = tyro.cli(config, description=description, config=(tyro.conf.FlagConversionOff,), use_underscores=True)
-    console = Console(stderr=True, soft_wrap=True)
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--dataset")
+    try:
+        default = defaults(peek.parse_known_args()[0].dataset)
+    except argparse.ArgumentError:  # --dataset without a value: tyro says it better
+        default = defaults(None)
+    marks = (tyro.conf.FlagConversionOff,)
+    config = tyro.cli(type(default), default=default, description=text, config=marks, use_underscores=True)
+    console = Console(stderr=True, soft_wrap=True, emoji=False)
     warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)
     try:
-        main(arguments)
+        main(config)
     except BaseException as error:
         if not _is_for_user(error):
             raise
-        message = "interrupted; the same command continues the run" if isinstance(error, KeyboardInterrupt) else error
+        stopped = isinstance(error, KeyboardInterrupt)
+        message = "interrupted; the same command continues the run" if stopped else _one_line(error)
         console.print(f"error: {message}", style="red", markup=False, highlight=False)
-        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+        sys.exit(130 if stopped else 2)
 
 
 def _is_for_user(error: BaseException) -> bool:
     """Whether an error is the user's to mend: by name, for the modules that define them import jax."""
     names = {"UsageError", "DataError", "RunError", "NonFiniteLoss", "OSError", "KeyboardInterrupt"}
     return bool(names & {base.__name__ for base in type(error).__mro__})
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines())
 
 
 def choose(what: str, value: str, options: Sequence[str]) -> str:
@@ -121,7 +138,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 def say(text: str) -> None:
     """Prints a line of result, wrapped at the terminal's width."""
-    Console().print(text, markup=False, highlight=False)
+    Console(emoji=False).print(text, markup=False, highlight=False)
 
 
 def duration(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """What the experiment scripts share: settings with defaults by data set, and what is built from them.
 
-A script's Config extends `Common`; a field left at None takes its default from the data set's row of `PRESETS`.
-Imports no jax at the top, so that a command line's help is quick.
+A script's Config extends `Common`, and the script says which defaults a data set has. Imports no jax at the top, so
+that a command line's help is quick.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import hashlib
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from wsjax.cli import UsageError, check, choose
+from wsjax.cli import check, choose, progress
+from wsjax.records import Row, about_run, open_run, write_json
 
 if TYPE_CHECKING:
     from wsjax.data import Dataset
@@ -38,11 +37,12 @@ CHOICES = {
     "opt_state": ("rebuild", "keep"),
     "evaluation": ("running", "reestimated", "batch"),
 }
+POSITIVE = (
+    "width", "learning_rate", "batch_size", "epochs", "plateau_window", "plateau_tolerance", "checkpoint_every",
+)  # fmt: skip
+LISTS = ("methods", "stop", "shrink", "perturb", "seeds")
 PLACES = ("workdir", "run", "data_dir")
 """Fields that say where things lie: another value of them is no other run."""
-
-Self = TypeVar("Self", bound="Common")
-Named = Annotated[str, tyro.conf.arg(metavar="NAME")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,27 +57,27 @@ class Common:
     """Use so many train images, drawn at random, the same for every seed. Default: all."""
     num_test: int | None = None
     """Use so many test images. Default: all."""
-    model: str | None = None
+    model: str = "mlp"
     """resnet18, mlp or logistic."""
     width: int = 64
     """ResNet: channels of the first stage."""
     stem_pool: bool = True
     """ResNet: the 3x3 stride-2 max-pool behind the stem, as the report has it (the paper's code has none)."""
-    hidden: tuple[int, ...] | None = None
+    hidden: tuple[int, ...] = (100, 100, 100)
     """MLP: sizes of the hidden layers."""
-    activation: str | None = None
+    activation: str = "tanh"
     """MLP: tanh or relu."""
-    optimizer: str | None = None
+    optimizer: str = "sgd"
     """sgd, msgd (momentum 0.9) or adam."""
-    learning_rate: float | None = None
+    learning_rate: float = 0.001
     """Step size."""
     weight_decay: float = 0.0
     """Coupled L2, added to the gradient of every parameter."""
-    batch_size: int | None = None
+    batch_size: int = 128
     """Samples a step."""
-    epochs: int | None = None
+    epochs: int = 200
     """Epochs a round: its length, or the cap of the other stop rules."""
-    stop: tuple[str, ...] | None = None
+    stop: tuple[str, ...] = ("epochs",)
     """When a round ends: epochs; accuracy (train accuracy reaches --threshold); plateau; the first of those given."""
     threshold: float = 0.99
     """Train accuracy, in (0, 1], at which the accuracy rule stops."""
@@ -87,11 +87,11 @@ class Common:
     """How many last epochs the plateau rule looks at."""
     methods: tuple[str, ...] = METHODS
     """Ways to start a round: RI (random initialisation), WS (warm start), SP (shrink-perturb)."""
-    shrink: tuple[float, ...] | None = None
+    shrink: tuple[float, ...] = (0.3,)
     """SP: factors of the trained parameters; each is a way of its own."""
-    perturb: tuple[float, ...] | None = None
+    perturb: tuple[float, ...] = (0.01,)
     """SP: factors of the newly drawn parameters; each is combined with each shrink."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] = (0,)
     """Seeds; results are means over them with 95 % intervals."""
     batch_stats: str = "keep"
     """BatchNorm's running statistics at a round's start: keep or reset."""
@@ -109,58 +109,39 @@ class Common:
     """Name of the run's folder. Default: DATASET-MODEL-OPTIMIZER. The same command again continues that run."""
 
 
-def resolve(config: Self, presets: Mapping[str, Mapping[str, Any]]) -> Self:
-    """Fills the fields that are None from the presets and checks every field; raises UsageError.
-
-    Args:
-      config: as parsed.
-      presets: defaults by data set; "" is the row of all that are not named.
-    """
-    preset = presets.get(config.dataset, presets[""])
-    missing = {name: value for name, value in preset.items() if getattr(config, name) is None}
-    config = dataclasses.replace(config, **missing)
+def check_config(config: Common) -> None:
+    """Checks every field, once, where it comes in; raises UsageError."""
     for name, options in CHOICES.items():
         choose(name, getattr(config, name), options)
-    for name, options in (("method", METHODS), ("stop", STOPS)):
-        values = config.methods if name == "method" else config.stop
-        for value in values:
-            choose(name, value, options)
-        check(len(values) > 0, f"no {name} given; possible: {', '.join(options)}")
-    for name in ("width", "batch_size", "epochs", "learning_rate", "plateau_window", "plateau_tolerance"):
+    for name, options in (("methods", METHODS), ("stop", STOPS)):
+        for value in getattr(config, name):
+            choose(name.removesuffix("s"), value, options)
+    for name in POSITIVE:
         value = getattr(config, name)
         check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
-    check(config.checkpoint_every > 0, f"--checkpoint_every must be positive, not {config.checkpoint_every}")
-    check(all(size > 0 for size in config.hidden), f"--hidden must be positive sizes, not {_list(config.hidden)}")
-    decay = config.weight_decay
-    check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
-    check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
-    for name in ("shrink", "perturb"):
-        values = getattr(config, name)
-        check(len(values) > 0 and all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
-    for name in ("seeds", "methods", "stop", "shrink", "perturb"):
+    for name in LISTS:
         values = getattr(config, name)
         check(len(values) > 0, f"--{name} needs at least one value")
         check(len(set(values)) == len(values), f"--{name} must not repeat a value: {_list(values)}")
+    for name in ("shrink", "perturb"):
+        values = getattr(config, name)
+        check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
+    check(all(size > 0 for size in config.hidden), f"--hidden must be positive sizes, not {_list(config.hidden)}")
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
-    stack = config.model != "resnet18" if config.stack is None else config.stack
-    run = config.run or f"{Path(config.dataset).stem}-{config.model}-{config.optimizer}"
-    check(Path(run).name == run, f"--run must be a plain name, not '{run}'")
-    return dataclasses.replace(config, stack=stack, run=run)
+    decay = config.weight_decay
+    check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
+    check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
+    check(run_name(config) == Path(run_name(config)).name, f"--run must be a plain name, not '{config.run}'")
 
 
-def describe(text: str | None, presets: Mapping[str, Mapping[str, Any]]) -> str:
-    """A script's description with the defaults that depend on the data set."""
-    lines = [text or "", "Where a default below is None, it is the data set's:"]
-    for name, preset in presets.items():
-        values = ", ".join(f"{field} {_short(value)}" for field, value in preset.items())
-        lines.append(f"    {name or 'others'}: {values}")
-    return "\n".join(lines)
+def run_name(config: Common) -> str:
+    """The name of the run's folder."""
+    return config.run or f"{Path(config.dataset).stem}-{config.model}-{config.optimizer}"
 
 
-def what_decides(config: Common, **more: Any) -> dict[str, Any]:
-    """The settings that decide a run's results: those that config.json keeps, and a resume must repeat."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in PLACES}
-    return fields | more
+def is_stacked(config: Common) -> bool:
+    """Whether all seeds train together: right for all but convolutions, whose kernels do not vmap well."""
+    return config.model != "resnet18" if config.stack is None else config.stack
 
 
 def load_data(config: Common) -> Dataset:
@@ -173,6 +154,60 @@ def load_data(config: Common) -> Dataset:
     return data.take(jax.random.key(0), dataset, config.num_train, config.num_test)
 
 
+def run(
+    name: str,
+    config: Common,
+    dataset: Dataset,
+    plan: Sequence[tuple[int, int]],
+    summarize: Callable[..., dict[str, Any]],
+) -> tuple[Path, list[Row], dict[str, Any]]:
+    """Runs an experiment's rounds, or what is left of them, in its folder.
+
+    Args:
+      name: the experiment's.
+      config: its settings, checked.
+      dataset: what `load_data` gave.
+      plan: of each round, the number of train images and the most epochs.
+      summarize: `(rows, shrink and perturb by way) -> summary`, written as summary.json.
+
+    Returns:
+      (folder, rows, summary).
+    """
+    use_compilation_cache()
+    import jax
+
+    from wsjax import rounds
+
+    folder = config.workdir / name / run_name(config)
+    settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in PLACES}
+    settings |= {"num_train": len(dataset.train_labels), "num_test": len(dataset.test_labels)}
+    about = about_run(name, [f"{device.platform} ({device.device_kind})" for device in jax.devices()])
+    ways = build_ways(config)
+    first, *later = (size * cap for size, cap in plan)
+    work = len(config.seeds) * (first + len(ways) * sum(later))
+    with open_run(folder, settings, about) as records, progress(work, ", if no round ends early") as advance:
+        try:
+            result = rounds.run_rounds(
+                build_task(config, dataset),
+                build_optimizer(config),
+                (dataset.train_images, dataset.train_labels),
+                (dataset.test_images, dataset.test_labels),
+                [rounds.Round(size, build_stop(config, cap)) for size, cap in plan],
+                ways,
+                config.seeds,
+                settings=build_settings(config),
+                stack=is_stacked(config),
+                records=records,
+                checkpoints=folder / "checkpoints",
+                observe=partial(_observe, advance, [cap for _, cap in plan]),
+            )
+        except rounds.NonFiniteLoss as error:
+            raise rounds.NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
+        ends = summarize(result.rows, sp_factors(config))
+        write_json(folder / "summary.json", ends)
+    return folder, result.rows, ends
+
+
 def build_task(config: Common, dataset: Dataset) -> Task:
     """The settings' model, for a data set's images and classes."""
     from wsjax import models, train
@@ -182,7 +217,7 @@ def build_task(config: Common, dataset: Dataset) -> Task:
         "mlp": partial(models.mlp, hidden=config.hidden, activation=config.activation),
         "logistic": models.logistic_regression,
     }
-    model = build[str(config.model)](dataset.num_classes)
+    model = build[config.model](dataset.num_classes)
     return train.image_task(model, dataset.train_images.shape[1:], dataset.mean, dataset.std)
 
 
@@ -190,19 +225,19 @@ def build_optimizer(config: Common) -> Any:
     """The settings' optimiser."""
     from wsjax.train import make_optimizer
 
-    return make_optimizer(str(config.optimizer), _number(config.learning_rate), config.weight_decay)
+    return make_optimizer(config.optimizer, config.learning_rate, config.weight_decay)
 
 
-def build_stop(config: Common) -> StopRule:
-    """The settings' stop rule; the cap on epochs always holds."""
+def build_stop(config: Common, cap: int) -> StopRule:
+    """The settings' stop rule for a round of at most `cap` epochs."""
     from wsjax import stopping
 
     rules = {
         "accuracy": stopping.at_accuracy(config.threshold),
         "plateau": stopping.at_plateau(config.plateau_tolerance, config.plateau_window),
     }
-    wanted = [rules[name] for name in config.stop or () if name in rules]
-    return stopping.any_of(*wanted, stopping.after_epochs(int(_number(config.epochs))))
+    wanted = [rules[name] for name in config.stop if name in rules]
+    return stopping.any_of(*wanted, stopping.after_epochs(cap))
 
 
 def build_settings(config: Common) -> Settings:
@@ -210,7 +245,7 @@ def build_settings(config: Common) -> Settings:
     from wsjax.rounds import Settings
 
     return Settings(
-        batch_size=int(_number(config.batch_size)),
+        batch_size=config.batch_size,
         batch_stats=config.batch_stats,  # type: ignore[arg-type]
         opt_state=config.opt_state,  # type: ignore[arg-type]
         evaluation=config.evaluation,  # type: ignore[arg-type]
@@ -225,19 +260,19 @@ def build_ways(config: Common) -> dict[str, Reinit]:
     ways: dict[str, Reinit] = {}
     for method in config.methods:
         if method == "SP":
-            for name, (shrink, perturb) in sp_names(config).items():
+            for name, (shrink, perturb) in sp_factors(config).items():
                 ways[name] = partial(shrink_perturb, shrink=shrink, perturb=perturb)
         else:
             ways[method] = {"RI": random_init, "WS": warm_start}[method]
     return ways
 
 
-def sp_names(config: Common) -> dict[str, tuple[float, float]]:
+def sp_factors(config: Common) -> dict[str, tuple[float, float]]:
     """(shrink, perturb) by name: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb varies too."""
-    pairs = [(shrink, perturb) for shrink in config.shrink or () for perturb in config.perturb or ()]
+    pairs = [(shrink, perturb) for shrink in config.shrink for perturb in config.perturb]
     if len(pairs) == 1:
         return {"SP": pairs[0]}
-    several = len(config.perturb or ()) > 1
+    several = len(config.perturb) > 1
     return {f"SP {shrink:g}" + f"/{perturb:g}" * several: (shrink, perturb) for shrink, perturb in pairs}
 
 
@@ -245,9 +280,19 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX was told of one: a second start is quicker."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wsjax" / f"xla-{_machine()}"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _observe(advance: Callable[..., None], caps: Sequence[int], rows: list[Row]) -> None:
+    """Shows an epoch's rows; the epochs that a stopped round did not need count as skipped."""
+    done = sum(row["samples"] for row in rows)
+    skipped = sum(row["samples"] * (caps[row["round"] - 1] - row["epoch"]) for row in rows if row["stop"])
+    accuracy = sum(row["test_accuracy"] for row in rows) / len(rows)
+    last = rows[-1]
+    text = f"{last['method']}, round {last['round']}, epoch {last['epoch']}: test accuracy {accuracy:.1%}"
+    advance(done, text, skipped)
 
 
 def _machine() -> str:
@@ -257,17 +302,5 @@ def _machine() -> str:
     return hashlib.sha256("".join([platform.machine(), *flags[:1]]).encode()).hexdigest()[:8]
 
 
-def _short(value: Any) -> str:
-    if not isinstance(value, tuple):
-        return str(value)
-    return f"{value[0]} to {value[-1]}" if len(value) > 5 else " ".join(map(str, value))
-
-
 def _list(values: Sequence[Any]) -> str:
     return " ".join(map(str, values))
-
-
-def _number(value: float | None) -> float:
-    if value is None:
-        raise UsageError("a setting is missing: resolve the config first")
-    return value

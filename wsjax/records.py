@@ -55,7 +55,7 @@ class Records:
         """Drops the rows that are not wanted."""
         self.rows = [row for row in self.rows if wanted(row)]
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        if self.path is not None and (not self.path.exists() or self.path.read_text() != text):
+        if self.path is not None and (not self.path.exists() or self.path.read_bytes() != text.encode()):
             write_whole(self.path, text)
 
 
@@ -105,7 +105,7 @@ def read_rows(path: Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            rows.append(json.loads(line))
+            rows.append(_object(line))
         except ValueError as error:
             raise RunError(f"{path}, line {number}, is damaged: {error}; mend or remove the line") from error
     return rows
@@ -114,7 +114,7 @@ def read_rows(path: Path) -> list[Row]:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; raises RunError where the file is damaged."""
     try:
-        return json.loads(path.read_text())
+        return _object(path.read_bytes())
     except (ValueError, OSError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
 
@@ -145,6 +145,13 @@ def about_run(experiment: str, devices: Iterable[str]) -> dict[str, Any]:
         "host": socket.gethostname(),
         "git_commit": _git_commit(),
     }
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"no JSON object but {value!r:.40}")
+    return value
 
 
 def _write_all(file: Any, data: bytes) -> None:

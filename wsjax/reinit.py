@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -74,7 +75,7 @@ def not_normalization(path: str) -> bool:
 
 
 def kernels_only(path: str) -> bool:
-    """Chooses the kernels of linear and convolutional layers: leaves named kernel, weight or w, but in normalisation."""
+    """Chooses the kernels of dense and convolutional layers: leaves named kernel, weight or w; no normalisation."""
     return not_normalization(path) and bool(re.search(r"(^|/)(kernel|weight|w)(/value)?$", path))
 
 
@@ -86,8 +87,13 @@ def path_name(path: Any) -> str:
 @jax.custom_jvp
 @jax.jit
 def _mix(old: jax.Array, new: jax.Array, shrink: jax.Array, perturb: jax.Array) -> jax.Array:
-    both = shrink * old + perturb * new
-    return jnp.where(perturb == 0, shrink * old, jnp.where(shrink == 0, perturb * new, both))
+    kept, drawn = _times(shrink, old), _times(perturb, new)
+    return jnp.where(perturb == 0, kept, jnp.where(shrink == 0, drawn, kept + drawn))
+
+
+def _times(factor: jax.Array, array: jax.Array) -> jax.Array:
+    # A product with 1 or 0 is not exact: XLA flushes subnormal numbers, and a complex one mixes infinities with 0.
+    return jnp.where(factor == 1, array, jnp.where(factor == 0, 0, factor * array))
 
 
 @_mix.defjvp
@@ -100,10 +106,10 @@ def _mix_jvp(primals: Any, tangents: Any) -> Any:
 
 def _mix_leaf(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> Any:
     dtype = np.dtype(old.dtype)
-    if jnp.result_type(dtype) != dtype:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         return _mix_on_host(name, old, new, shrink, perturb)
-    # Half-precision leaves are mixed in float32 and rounded once.
-    wide = jnp.promote_types(dtype, jnp.float32)
+    # Narrower leaves are mixed in float32 and rounded once.
+    wide = dtype if dtype.itemsize >= 4 else jnp.float32
     return _mix(*(jnp.asarray(x, wide) for x in (old, new, shrink, perturb))).astype(dtype)
 
 
@@ -111,9 +117,10 @@ def _mix_on_host(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> np
     """Mixes float64 leaves where JAX runs with 32 bits and would round them."""
     if any(isinstance(x, jax.core.Tracer) for x in (old, new, shrink, perturb)):
         raise ValueError(f"leaf '{name}' is {old.dtype}, which a traced program rounds; set jax_enable_x64, or cast it")
-    shrink, perturb = np.asarray(shrink, old.dtype), np.asarray(perturb, old.dtype)
-    kept, drawn = shrink * np.asarray(old), perturb * np.asarray(new, old.dtype)
-    return kept if perturb == 0 else drawn if shrink == 0 else kept + drawn
+    terms = [(np.asarray(factor, old.dtype), np.array(x, old.dtype)) for factor, x in ((shrink, old), (perturb, new))]
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN pass silently, as they do in JAX
+        kept, *more = [x if factor == 1 else factor * x for factor, x in terms if factor != 0] or [np.zeros_like(old)]
+        return kept + more[0] if more else kept
 
 
 def _is_array(leaf: Any) -> bool:
@@ -132,8 +139,6 @@ def _kind(leaf: Any) -> str:
 
 
 def _check_factor(name: str, factor: Any) -> None:
-    if isinstance(factor, jax.core.Tracer):
-        return
     if np.shape(factor) != ():
         raise ValueError(f"{name} must be a scalar, not an array of shape {np.shape(factor)}; use jax.vmap for a grid")
     if not isinstance(factor, jax.Array) and not math.isfinite(factor):

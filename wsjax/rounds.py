@@ -108,7 +108,7 @@ def run_rounds(
     ways: Mapping[str, Reinit],
     seeds: Sequence[int] = (0,),
     *,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     stack: bool = True,
     records: Records | None = None,
     checkpoints: Path | None = None,
@@ -145,7 +145,7 @@ def run_rounds(
     """
     records = records or Records()
     _check(train, rounds, ways, seeds)
-    study = make_study(task, optimizer, train, test, rounds, settings)
+    study = make_study(task, optimizer, train, test, rounds, settings or Settings())
     states: dict[tuple[str, int], TrainState] = {}
     for group in [tuple(seeds)] if stack else [(seed,) for seed in seeds]:
         first = _run_leg(study, Leg(FIRST, group, 1, 2), None, None, records, checkpoints, observe)
@@ -337,7 +337,7 @@ def _covered(records: Records, leg: Leg, number: int, epoch: int) -> bool:
 def _check_finite(bad_step: Any, method: str, seed: int, number: int, epoch: int) -> None:
     if bad_step:
         where = f"{method}, seed {seed}, round {number}, epoch {epoch}, step {int(bad_step)}"
-        raise NonFiniteLoss(f"the loss is not finite: {where}; lower the learning rate")
+        raise NonFiniteLoss(f"the loss is not finite: {where}")
 
 
 def _check(train: Data, rounds: Sequence[Round], ways: Mapping[str, Reinit], seeds: Sequence[int]) -> None:

@@ -28,7 +28,7 @@ def at_accuracy(threshold: float) -> StopRule:
 def at_plateau(tolerance: float = 0.002, window: int = 3) -> StopRule:
     """Stops when train accuracy stops improving: its standard deviation over the last epochs is below the tolerance.
 
-    The report's rule (Table 1), with the population's standard deviation. It is fragile: a slow start looks like an end.
+    The report's rule (Table 1), with the population's standard deviation. Fragile: a slow start looks like an end.
     """
 
     def rule(accuracies: Sequence[float]) -> str | None:

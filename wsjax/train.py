@@ -237,7 +237,7 @@ def make_evaluate(task: Task, batch_size: int, evaluation: Evaluation = "running
 def reestimate(
     task: Task, state: TrainState, data: Data, pool: jax.Array, num_samples: jax.Array, batch_size: int
 ) -> BatchStats:
-    """BatchNorm statistics under the present parameters: the mean over the pool's batches, weighted by their samples."""
+    """BatchNorm statistics under the present parameters: the mean over the pool's batches, by their samples."""
     nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
 
     def body(i: jax.Array, sums: BatchStats) -> BatchStats:

@@ -1,0 +1,294 @@
+"""Checkpoints: bit for bit, two of them, and a damaged one is passed over."""
+
+import resource
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from wsjax import checkpoint
+
+# Orbax leaves coroutines behind where a file is damaged; that they complain at their end is not what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def state(step):
+    """A tree of mixed dtypes whose bits depend on the step."""
+    special = np.array([-0.0, np.nan, np.inf, 1e-45, step], np.float32)
+    return {
+        "params": {"w": jnp.asarray(special).reshape(5, 1), "half": jnp.arange(4, dtype=jnp.bfloat16) + step / 8},
+        "half": (jnp.full((2, 2), step / 3, jnp.float16), jnp.array([True, False])),
+        "count": jnp.int32(step),
+        "key": jax.random.key_data(jax.random.key(step)),
+        "bytes": jnp.array([step, 255], jnp.uint8),
+    }
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir())
+
+
+def restore(path, template=None, **options):
+    """Restores as a new process would; returns what was found and the text of the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = checkpoint.restore(checkpoint.open_folder(path), template or state(0), **options)
+    own = [str(warning.message) for warning in caught if str(warning.message).startswith("checkpoint ")]
+    return found, own
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder in which steps 1, 2 and 3 were saved."""
+    path = tmp_path_factory.mktemp("checkpoints")
+    folder = checkpoint.open_folder(path)
+    for step in (1, 2, 3):
+        checkpoint.save(folder, step, state(step))
+    folder.close()
+    return path
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def files_of(path):
+    return sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+
+
+def test_restored_bit_for_bit_with_no_warning(saved):
+    (step, found), own = restore(saved)
+    assert (step, own) == (3, [])
+    assert_same(found, state(3))
+
+
+def test_two_are_kept(saved):
+    assert names(saved) == ["2", "3"]
+
+
+def test_an_empty_folder_and_one_not_yet_made(tmp_path):
+    for path in (tmp_path, tmp_path / "a" / "b"):
+        assert restore(path) == (None, [])
+
+
+def test_only_wanted_steps_are_restored(saved):
+    (step, found), own = restore(saved, wanted=lambda step: step < 3)
+    assert (step, own) == (2, [])
+    assert_same(found, state(2))
+    assert restore(saved, wanted=lambda step: False) == (None, [])
+
+
+def test_the_highest_number_is_the_newest(tmp_path):
+    folder = checkpoint.open_folder(tmp_path)
+    for step in (9, 10):
+        checkpoint.save(folder, step, state(step))
+    assert checkpoint.restore(folder, state(0))[0] == 10
+
+
+def test_a_step_can_be_saved_again(copy):
+    folder = checkpoint.open_folder(copy)
+    checkpoint.save(folder, 3, state(7))
+    step, found = checkpoint.restore(folder, state(0))
+    assert step == 3
+    assert_same(found, state(7))
+
+
+def test_optimizer_states_and_shardings(tmp_path):
+    mesh = Mesh(np.array(jax.devices()[:2]), ("seeds",))
+    sharding = NamedSharding(mesh, PartitionSpec("seeds"))
+    params = {"w": jax.device_put(jnp.arange(4.0).reshape(2, 2), sharding)}
+    before = (params, optax.adam(0.1).init(params))
+    folder = checkpoint.open_folder(tmp_path)
+    checkpoint.save(folder, 1, before)
+    step, found = checkpoint.restore(folder, jax.tree.map(lambda x: x + 1, before))
+    assert step == 1
+    assert_same(found, before)
+
+
+def damage_file(kind, file):
+    data = file.read_bytes()
+    if kind == "deleted":
+        file.unlink()
+    elif kind == "truncated":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] + bytes(byte ^ 255 for byte in data[middle : middle + 4]) + data[middle + 4 :])
+
+
+# Every file of a checkpoint, by a pattern, for the names of data files are random. Whether a damaged file matters is
+# Orbax's affair: what counts is that no other arrays come back, and that nothing is passed over in silence.
+PARTS = {
+    "_CHECKPOINT_METADATA": "passed over",
+    "state/_METADATA": "passed over",
+    "state/manifest.ocdbt": "passed over",
+    "state/d/*": "passed over",
+    "state/_sharding": "either",
+    "state/array_metadatas/*": "either",
+    "state/ocdbt.process_0/manifest.ocdbt": "either",
+    "state/ocdbt.process_0/d/*": "either",
+    "commit_success.txt": "either",
+    "state/commit_success.txt": "either",
+}
+
+
+def test_the_parts_are_all_of_a_checkpoint(saved):
+    found = {file for part in PARTS for file in saved.glob(f"3/{part}")}
+    assert {file.relative_to(saved / "3").as_posix() for file in found} == set(files_of(saved / "3"))
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "deleted"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_damaged_newest_is_passed_over_and_named(copy, part, kind):
+    (file,) = (copy / "3").glob(part)
+    damage_file(kind, file)
+    (step, found), own = restore(copy)
+    assert_same(found, state(step))
+    if PARTS[part] == "either" and step == 3:
+        assert own == []
+        return
+    assert step == 2
+    assert len(own) == 1
+    assert own[0].startswith(f"checkpoint {copy / '3'} is damaged, passed over: ")
+    assert "\n" not in own[0]
+
+
+def test_other_arrays_under_a_right_form_are_found_by_their_digest(copy):
+    # Files of another checkpoint, each whole in itself: no checksum of theirs fails.
+    shutil.rmtree(copy / "3" / "state")
+    shutil.copytree(copy / "2" / "state", copy / "3" / "state")
+    (step, found), own = restore(copy)
+    assert step == 2
+    assert_same(found, state(2))
+    assert own == [f"checkpoint {copy / '3'} is damaged, passed over: its arrays are not those that were saved"]
+
+
+@pytest.mark.parametrize("left", ["empty folder", "file", "no state"])
+def test_what_is_no_checkpoint_is_passed_over(copy, left):
+    shutil.rmtree(copy / "3" / "state" if left == "no state" else copy / "3")
+    if left == "empty folder":
+        (copy / "3").mkdir()
+    elif left == "file":
+        (copy / "3").write_text("3")
+    (step, found), own = restore(copy)
+    assert (step, len(own)) == (2, 1)
+    assert_same(found, state(2))
+
+
+def test_nothing_whole_is_none(copy):
+    for step in ("2", "3"):
+        damage_file("truncated", copy / step / "state" / "manifest.ocdbt")
+    found, own = restore(copy)
+    assert found is None
+    assert [text.split(" is damaged")[0] for text in own] == [f"checkpoint {copy / step}" for step in ("3", "2")]
+
+
+def test_a_run_goes_on_after_damage(copy):
+    damage_file("deleted", copy / "3" / "_CHECKPOINT_METADATA")
+    folder = checkpoint.open_folder(copy)
+    for step in (3, 4, 5):
+        checkpoint.save(folder, step, state(step))
+    folder.close()
+    assert names(copy) == ["4", "5"]
+    assert restore(copy)[0][0] == 5
+
+
+def test_what_a_killed_process_left_half_written_is_removed(copy):
+    half = copy / "4.orbax-checkpoint-tmp"
+    shutil.copytree(copy / "3", half)
+    (half / "commit_success.txt").unlink()
+    (copy / "notes").mkdir()
+    (copy / "²").mkdir()
+    (step, _), own = restore(copy)
+    assert (step, own) == (3, [])
+    assert names(copy) == ["2", "3", "notes", "²"]
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_one(tmp_path):
+    code = f"""
+import os, pathlib
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax.numpy as jnp
+from wsjax import checkpoint
+folder = checkpoint.open_folder(pathlib.Path({str(tmp_path)!r}))
+for step in range(1, 10**6):
+    checkpoint.save(folder, step, {{"w": jnp.full((200, 200), step, jnp.float32)}})
+    print(step, flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        for line in process.stdout:
+            if int(line) == 4:
+                break
+    finally:
+        process.kill()
+        process.communicate()
+    (step, found), own = restore(tmp_path, {"w": jnp.zeros((200, 200))})
+    assert (step >= 4, own) == (True, [])
+    np.testing.assert_array_equal(found["w"], np.full((200, 200), step))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"w": jnp.zeros((3, 2))},
+        {"w": jnp.zeros((2, 2), jnp.bfloat16)},
+        {"v": jnp.zeros((2, 2))},
+        {"w": jnp.zeros((2, 2)), "b": jnp.zeros(1)},
+        (jnp.zeros((2, 2)),),
+    ],
+)
+def test_another_template_is_not_filled(tmp_path, template):
+    folder = checkpoint.open_folder(tmp_path)
+    checkpoint.save(folder, 1, {"w": jnp.arange(4.0).reshape(2, 2) / 3})
+    found, own = restore(tmp_path, template)
+    assert found is None
+    assert len(own) == 1
+
+
+def test_a_disk_that_takes_no_more_is_an_oserror_in_one_line(copy):
+    folder = checkpoint.open_folder(copy)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(100, 100)), jnp.float32)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, old[1]))
+    try:
+        with pytest.raises(OSError, match=f"^cannot write checkpoint 4 in {copy}: [^\n]*$"):
+            checkpoint.save(folder, 4, big)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    (step, found), own = restore(copy)
+    assert (step, own) == (3, [])
+    assert_same(found, state(3))
+
+
+def test_digest_tells_paths_shapes_dtypes_and_bits_apart():
+    trees = [
+        {"a": jnp.zeros(2)},
+        {"b": jnp.zeros(2)},
+        {"a": -jnp.zeros(2)},
+        {"a": jnp.zeros((2, 1))},
+        {"a": jnp.zeros(2, jnp.int32)},
+        {"a": jnp.zeros(4, jnp.bfloat16)},
+        {"a": jnp.zeros(1), "b": jnp.zeros(1)},
+        [jnp.zeros(2)],
+    ]
+    assert len({checkpoint.digest(tree) for tree in trees}) == len(trees)
+    assert checkpoint.digest(state(1)) == checkpoint.digest(jax.tree.map(np.asarray, state(1)))

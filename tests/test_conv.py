@@ -1,0 +1,157 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from wsjax.conv import conv, max_pool
+
+# size, channels, features, kernel, stride, padding: every way that conv may take, and the borders between them.
+CASES = [
+    (1, 3, 4, 3, 1, 1),
+    (1, 3, 4, 3, 2, 1),
+    (2, 16, 16, 3, 1, 1),
+    (3, 3, 4, 3, 2, 1),
+    (4, 3, 4, 3, 2, 1),
+    (5, 4, 3, 3, 2, 1),
+    (7, 3, 4, 3, 1, 0),
+    (7, 2, 3, 3, 3, 1),
+    (9, 16, 17, 3, 1, 1),
+    (8, 16, 16, 5, 1, 2),
+    (9, 4, 6, 1, 2, 0),
+    (8, 4, 6, 1, 2, 0),
+    (33, 1, 2, 3, 1, 1),
+]
+
+
+def plain_conv(x, kernel, stride, padding):
+    pads = [(padding, padding)] * 2
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def plain_max_pool(x):
+    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads)
+
+
+def arrays(case, dtype=np.float32, batch=2):
+    size, channels, features, taps, _, _ = case
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, size, size + 1, channels)).astype(dtype)  # not square, lest rows and columns be swapped
+    return x, rng.normal(size=(taps, taps, channels, features)).astype(dtype)
+
+
+def value_and_gradients(f, x, kernel):
+    y, pull = jax.vjp(f, x, kernel)
+    dy = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+    return y, *pull(dy)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == e.shape
+        assert a.dtype == e.dtype
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * float(jnp.abs(e).max()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_conv_and_gradients_equal_the_plain_convolution(case):
+    *_, stride, padding = case
+    x, kernel = arrays(case)
+
+    @jax.jit
+    def both(x, kernel):
+        ours, plain = (lambda x, kernel, f=f: f(x, kernel, stride, padding) for f in (conv, plain_conv))
+        return value_and_gradients(ours, x, kernel), value_and_gradients(plain, x, kernel)
+
+    assert_close(*both(x, kernel))
+
+
+@pytest.mark.parametrize("case", [(2, 2, 3, 3, 1, 1), (8, 16, 16, 3, 1, 1), (5, 2, 3, 3, 2, 1)])
+def test_gradients_agree_with_finite_differences(case):
+    *_, stride, padding = case
+    with jax.enable_x64(True):
+        x, kernel = (jnp.asarray(a) for a in arrays(case, np.float64, batch=1))
+        check_grads(lambda x, kernel: conv(x, kernel, stride, padding), (x, kernel), order=1, modes=["rev"])
+
+
+@pytest.mark.parametrize("case", [(2, 2, 3, 3, 1, 1), (8, 16, 16, 3, 1, 1)])
+def test_vmap_over_images_and_kernels_equals_a_loop(case):
+    *_, stride, padding = case
+    x, kernel = arrays(case, batch=4)
+    xs, kernels = x.reshape(2, 2, *x.shape[1:]), jnp.stack([kernel, -2 * kernel])
+    run = jax.jit(partial(value_and_gradients, lambda x, kernel: conv(x, kernel, stride, padding)))
+    loop = jax.tree.map(lambda *a: jnp.stack(a), *[run(x, kernel) for x, kernel in zip(xs, kernels, strict=True)])
+    assert_close(jax.vmap(run)(xs, kernels), loop)
+
+
+@pytest.mark.parametrize("case", [(2, 16, 16, 3, 1, 1), (8, 16, 16, 3, 1, 1)])
+def test_gradients_inside_scan_equal_those_outside(case):
+    *_, stride, padding = case
+    x, kernel = arrays(case)
+    run = partial(value_and_gradients, lambda x, kernel: conv(x, kernel, stride, padding))
+    _, inside = jax.jit(lambda x, kernel: lax.scan(lambda c, _: (c, run(x, kernel)), None, length=1))(x, kernel)
+    assert_close(jax.tree.map(lambda a: a[0], inside), jax.jit(run)(x, kernel), 1e-6)
+
+
+@pytest.mark.parametrize("case", [(8, 16, 16, 3, 1, 1), (4, 3, 4, 3, 2, 1), (2, 2, 3, 3, 1, 1)])
+def test_every_convolution_of_the_cpu_program_is_canonical(case):
+    # What makes a loop fast: NHWC images, HWIO kernels (XLA's b01f_01io->b01f), none of them smaller than its kernel.
+    *_, stride, padding = case
+    x, kernel = arrays(case)
+    run = partial(value_and_gradients, lambda x, kernel: conv(x, kernel, stride, padding))
+    text = jax.jit(run).lower(x, kernel).as_text()
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert all("[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in line for line in convolutions)
+    assert len(convolutions) == {8: 2, 4: 2, 2: 1}[case[0]]
+
+
+def test_unused_gradient_of_the_images_is_not_computed():
+    x, kernel = arrays((4, 3, 4, 3, 1, 1))
+    text = jax.jit(jax.grad(lambda kernel: conv(x, kernel, 1, 1).sum())).lower(kernel).compile().as_text()
+    assert text.count("convolution(") <= 1  # the forward pass is not needed either
+
+
+def test_bfloat16_images_stay_bfloat16():
+    for case in [(2, 2, 3, 3, 1, 1), (8, 16, 16, 3, 1, 1)]:
+        x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in arrays(case))
+        ours = value_and_gradients(lambda x, kernel: conv(x, kernel, 1, 1), x, kernel)
+        plain = value_and_gradients(lambda x, kernel: plain_conv(x, kernel, 1, 1), x, kernel)
+        assert_close(ours, plain, 0.02)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8])
+def test_max_pool_equals_reduce_window_with_its_gradient(size):
+    x, _ = arrays((size, 3, 1, 1, 1, 0))
+    dy = np.random.default_rng(1).normal(size=plain_max_pool(x).shape).astype(np.float32)
+
+    @jax.jit
+    def both(x):
+        return [(y, *pull(dy)) for y, pull in (jax.vjp(f, x) for f in (max_pool, plain_max_pool))]
+
+    assert_close(*both(x))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 5, 3), (1, 1, 1, 2)])
+def test_max_pool_breaks_ties_as_pytorch(shape):
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).integers(0, 2, shape).astype(np.float32)  # full of ties, as after a ReLU
+    images = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_()
+    pooled = torch.nn.functional.max_pool2d(images, 3, 2, 1)
+    dy = np.random.default_rng(1).normal(size=pooled.permute(0, 2, 3, 1).shape).astype(np.float32)
+    pooled.backward(torch.tensor(dy).permute(0, 3, 1, 2))
+    y, gradient = jax.jit(lambda x: (max_pool(x), *jax.vjp(max_pool, x)[1](dy)))(x)
+    np.testing.assert_array_equal(y, pooled.detach().permute(0, 2, 3, 1))
+    np.testing.assert_allclose(gradient, images.grad.permute(0, 2, 3, 1), atol=1e-6)
+
+
+def test_max_pool_by_hand():
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(max_pool(x)[0, :, :, 0], [[5, 7], [13, 15]])
+    gradient = jax.grad(lambda x: (max_pool(x)[0, :, :, 0] * jnp.array([[1.0, 2.0], [3.0, 4.0]])).sum())(x)
+    expected = np.zeros((4, 4))
+    expected[1, 1], expected[1, 3], expected[3, 1], expected[3, 3] = 1, 2, 3, 4
+    np.testing.assert_array_equal(gradient[0, :, :, 0], expected)

@@ -1,0 +1,171 @@
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsjax.records import RunError
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "figures"
+PUBLISHED = FIGURES / "published"
+CONFIG = {
+    "dataset": "cifar10",
+    "model": "resnet18",
+    "width": 8,
+    "stem_pool": True,
+    "optimizer": "sgd",
+    "learning_rate": 0.001,
+    "weight_decay": 0.0,
+    "batch_size": 128,
+    "epochs": 4,
+    "stop": ["epochs"],
+    "methods": ["RI", "WS", "SP"],
+    "shrink": [0.1, 0.3],
+    "perturb": [0.01],
+    "seeds": [0, 1],
+    "batch_stats": "keep",
+    "opt_state": "rebuild",
+    "evaluation": "running",
+    "fraction": 0.5,
+    "num_train": 5000,
+    "num_test": 10000,
+}
+FINAL = {"first": 0.5, "RI": 0.6, "WS": 0.575, "SP 0.1": 0.8, "SP 0.3": 0.65}
+
+
+def write_run(folder, methods=tuple(FINAL), finished=True, **settings):
+    """A run of straight curves that end at FINAL, a point higher for every further seed."""
+    config = CONFIG | settings
+    about = {"experiment": "offline", "versions": {"jax": "0.10.1"}, "devices": ["cpu"], "git_commit": "abcdef0123456"}
+    rows = [
+        {
+            "method": method,
+            "seed": seed,
+            "round": 1 if method == "first" else 2,
+            "epoch": epoch,
+            "samples": config["num_train"] // (2 if method == "first" else 1),
+            "train_accuracy": epoch / config["epochs"],
+            "test_accuracy": (FINAL[method] + seed / 100) * epoch / config["epochs"],
+            "stop": "epochs" if epoch == config["epochs"] else None,
+        }
+        for seed in config["seeds"]
+        for method in methods
+        for epoch in range(1, config["epochs"] + 1)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(about | {"config": config}))
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def draw(number, *runs, out):
+    script = runpy.run_path(str(FIGURES / f"figure{number}.py"))
+    return script["main"](script["Config"](runs, out))
+
+
+def command(number, *arguments):
+    """Runs the script as a user does, with jax out of reach and warnings as errors."""
+    script = str(FIGURES / f"figure{number}.py")
+    code = f"import runpy, sys; sys.modules['jax'] = None; runpy.run_path({script!r}, run_name='__main__')"
+    line = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_script_writes_picture_and_caption(tmp_path, number):
+    out = tmp_path / "new" / "figure"
+    result = command(number, write_run(tmp_path / "run"), "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new" / "figure.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "new" / "figure.txt").read_text() == result.stdout
+    assert result.stdout.startswith(f"Figure {number}: ")
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_script_refuses_in_one_line(tmp_path, number):
+    result = command(number, tmp_path / "none", "--out", tmp_path / "figure")
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path / 'none'} is not a run's folder: it has no config.json\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_caption_compares_with_the_published_run(tmp_path):
+    text = draw(1, write_run(tmp_path / "run"), out=tmp_path / "figure")
+    assert (
+        "Not as published: width 8 instead of 64; 5,000 training images instead of 50,000; "
+        "4 epochs a round instead of 200." in text
+    )
+    assert "RI 60.5" in text
+    assert "(published 60.3)" in text
+    assert "(published 58.7)" in text
+    assert "seeds 0, 1; cpu, jax 0.10.1, commit abcdef012." in text
+    assert "SP" not in text  # Figure 1 has none
+
+
+def test_figure5_compares_every_shrink(tmp_path):
+    text = draw(5, write_run(tmp_path / "run", seeds=[0]), out=tmp_path / "figure")
+    assert "SP 0.1 80.0 (published 80.9); SP 0.3 65.0 (published 64.7); gap RI - WS 2.5 (published 1.6)." in text
+
+
+def test_settings_as_published_are_said_to_be(tmp_path):
+    own = {"width": 64, "epochs": 200, "num_train": 50000}
+    assert "Settings as published." in draw(1, write_run(tmp_path / "run", **own), out=tmp_path / "figure")
+
+
+@pytest.mark.parametrize("number", [1, 5])
+@pytest.mark.parametrize("other", [{"dataset": "svhn"}, {"model": "mlp"}])
+def test_another_data_set_or_model_gets_no_published_curve(tmp_path, number, other):
+    text = draw(number, write_run(tmp_path / "run", **other), out=tmp_path / "figure")
+    assert text.endswith(f"No published curve: the report's Figure {number} is ResNet-18 on CIFAR-10.")
+    assert "(published" not in text
+
+
+def test_an_unfinished_run_is_drawn_and_called_so(tmp_path):
+    folder = write_run(tmp_path / "run", finished=False)
+    records = (folder / "records.jsonl").read_text()
+    (folder / "records.jsonl").write_text(records[: records.index('"SP 0.1"') + 20])  # half a line at the end
+    assert "UNFINISHED RUN" in draw(1, folder, out=tmp_path / "figure")
+    assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+def test_runs_of_other_seeds_are_merged_and_of_other_settings_refused(tmp_path):
+    runs = [write_run(tmp_path / name, seeds=[seed]) for seed, name in enumerate("abc")]
+    assert "seeds 0 to 2" in draw(5, *runs, out=tmp_path / "figure")
+    with pytest.raises(RunError, match=r"width 8 and 16; learning_rate 0\.001 and 0\.1"):
+        draw(5, runs[0], write_run(tmp_path / "d", width=16, learning_rate=0.1), out=tmp_path / "figure")
+
+
+def test_published_curves_count_epochs_from_one_within_each_round():
+    report = json.loads((PUBLISHED / "report.json").read_text())["figure1_and_5_curves_epoch_accuracy"]
+    curves = runpy.run_path(str(FIGURES / "figure1.py"))["published_curves"](report)
+    assert curves["test_accuracy", "first"][0].tolist() == [1, 20.29]
+    assert curves["test_accuracy", "first"][-1].tolist() == [200, 54.09]
+    assert curves["test_accuracy", "WS"][0].tolist() == [1, 54.91]
+    assert curves["test_accuracy", "WS"][-1].tolist() == [200, 58.7]
+    assert curves["test_accuracy", "RI"][0].tolist() == [1, 25.94]
+    assert curves["train_accuracy", "RI"][-1].tolist() == [200, 99.97]
+    curves = runpy.run_path(str(FIGURES / "figure5.py"))["published_curves"](report)
+    assert curves["test_accuracy", "SP 0.1"][-1].tolist() == [200, 80.9]
+    assert curves["test_accuracy", "SP 0.6"][0].tolist() == [1, 57.67]
+
+
+def test_published_numbers():
+    report, paper, dash = (json.loads((PUBLISHED / f"{name}.json").read_text()) for name in ("report", "paper", "dash"))
+    assert report["figure5_final"] == {
+        "random": 60.3, "warm": 58.7, "shrink_0_1": 80.9, "shrink_0_3": 64.7, "shrink_0_6": 59.7,
+    }  # fmt: skip
+    assert len(report["table1"]) == 54
+    assert report["table1"][3] == {
+        "model": "resnet18", "dataset": "cifar10", "optimizer": "sgd", "init": "warm", "accuracy": 57.8, "spread": 0.4,
+    }  # fmt: skip
+    assert report["table2"][0] == {"weight_decay": 0.1, "random": 81.44, "warm": 81.16}
+    assert report["figure7_shrink_lambda_index_accuracy"]["mlp_tanh_bias"][3] == 0.1644
+    assert len(paper["table1"]) == 36
+    assert paper["figure7_at_34k"]["lambda_0.6"] == {"accuracy": 76.5, "seconds_per_round": 150}
+    assert dash["cifar10_sgd"]["dash"] == {"accuracy": 84.08, "steps_last_chunk": 6490}

@@ -1,0 +1,58 @@
+"""Stop rules, worked out by hand."""
+
+import numpy as np
+import pytest
+
+from wsjax.stopping import CAP, after_epochs, any_of, at_accuracy, at_plateau
+
+
+def first_stop(rule, accuracies):
+    """The first epoch after which the rule stops, and its reason."""
+    found = ((epoch, rule(accuracies[:epoch])) for epoch in range(len(accuracies) + 1))
+    return next(((epoch, reason) for epoch, reason in found if reason), None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "accuracies", "expected"),
+    [
+        (after_epochs(3), [0.1] * 5, (3, "epochs")),
+        (after_epochs(1), [0.1] * 5, (1, "epochs")),
+        (after_epochs(6), [0.1] * 5, None),
+        (at_accuracy(0.5), [0.2, 0.49, 0.5, 0.9], (3, "accuracy")),
+        (at_accuracy(1.0), [0.9, 1.0], (2, "accuracy")),
+        (at_accuracy(0.5), [0.2, 0.3], None),
+        (at_accuracy(0.5), [float("nan"), 0.4], None),
+        # Three equal values have a deviation of 0; two are too few.
+        (at_plateau(0.002, 3), [0.5, 0.5, 0.5, 0.5], (3, "plateau")),
+        # 0.500, 0.503, 0.506 deviate by 0.003 * sqrt(2 / 3) = 0.00245 in the population, 0.003 in the sample.
+        (at_plateau(0.0025, 3), [0.500, 0.503, 0.506], (3, "plateau")),
+        (at_plateau(0.0024, 3), [0.500, 0.503, 0.506], None),
+        # Only the last values count, and a fall is a change too.
+        (at_plateau(0.01, 2), [0.1, 0.5, 0.3, 0.31], (4, "plateau")),
+        (at_plateau(0.0, 3), [0.5] * 5, None),  # "below", not "at"
+        (at_plateau(), [0.10, 0.20, 0.30, 0.301, 0.302, 0.9], (5, "plateau")),
+        (at_plateau(), [float("nan")] * 5, None),
+    ],
+)
+def test_when_a_rule_stops(rule, accuracies, expected):
+    assert first_stop(rule, accuracies) == expected
+
+
+def test_the_first_rule_that_holds_gives_the_reason():
+    rule = any_of(at_accuracy(0.9), at_plateau(0.002, 3), after_epochs(3))
+    assert first_stop(rule, [0.1, 0.95]) == (2, "accuracy")
+    assert first_stop(rule, [0.1, 0.1, 0.1]) == (3, "plateau")  # both hold: the earlier rule is named
+    assert first_stop(rule, [0.1, 0.4, 0.7]) == (3, CAP)
+    assert first_stop(any_of(after_epochs(3), at_plateau(0.002, 3)), [0.1, 0.1, 0.1]) == (3, CAP)
+    assert any_of()([0.5]) is None
+
+
+def test_a_rule_keeps_no_memory():
+    rule, accuracies = any_of(at_plateau(0.002, 3), after_epochs(4)), [0.5, 0.5, 0.5]
+    assert rule(accuracies) == rule(accuracies) == "plateau"
+    assert accuracies == [0.5, 0.5, 0.5]
+    assert rule(np.array([0.1, 0.3, 0.5])) is None
+
+
+def test_the_reason_is_a_plain_word():
+    assert [at_plateau(1.0, 1)([0.5]), at_accuracy(0.1)([np.float32(0.5)])] == ["plateau", "accuracy"]

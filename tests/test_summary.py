@@ -1,0 +1,211 @@
+"""Intervals, the offline summary and its sentences, worked out by hand."""
+
+import json
+import math
+
+import pytest
+
+from wsjax.stats import Interval, mean_interval
+from wsjax.summary import paired, summarize, table, verdict
+
+T_1, T_2 = 12.706204736, 4.302652730  # Student's t for 95 %, two-sided, with 1 and 2 degrees of freedom
+
+
+def row(method, seed, epoch=1, stop="epochs", test=0.5, train=0.9, **more):
+    known = {"method": method, "seed": seed, "round": 1 if method == "first" else 2, "epoch": epoch, "samples": 10}
+    numbers = {"steps": 4 * epoch, "train_accuracy": train, "test_accuracy": test, "stop": stop}
+    return {**known, **numbers, "train_seconds": 0.25, "eval_seconds": 0.125, **more}
+
+
+def ends(**accuracies):
+    """One end a way and seed, from the test accuracies by seed."""
+    return [row(method, seed, test=value) for method, values in accuracies.items() for seed, value in values.items()]
+
+
+def summary(**accuracies):
+    return summarize(ends(**accuracies), {"SP": (0.4, 0.1)})
+
+
+def test_interval_by_hand():
+    # 1, 2, 6: mean 3, deviation sqrt((4 + 1 + 9) / 2) = sqrt(7), half of the interval t_2 sqrt(7 / 3).
+    mean, low, high = mean_interval([1.0, 2.0, 6.0])
+    half = T_2 * math.sqrt(7 / 3)
+    assert (mean, low, high) == (3.0, pytest.approx(3 - half, rel=1e-9), pytest.approx(3 + half, rel=1e-9))
+    assert mean_interval([2.0, 4.0]).high == pytest.approx(3 + T_1 * math.sqrt(2) / math.sqrt(2), rel=1e-9)
+    assert mean_interval([0.5] * 4) == Interval(0.5, 0.5, 0.5)
+
+
+def test_interval_of_one_value():
+    mean, low, high = mean_interval([0.25])
+    assert mean == 0.25
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    covered = [(got := mean_interval(random.normal(size=3))).low <= 0 <= got.high for _ in range(2000)]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+
+
+def test_paired_gap_by_hand():
+    # The gaps are 0.02 and 0.04: mean 0.03, deviation sqrt(2) 0.01, half of the interval t_1 0.01.
+    gap = paired(ends(RI={0: 0.52, 1: 0.94}, WS={1: 0.90, 0: 0.50}), "RI", "WS")
+    assert gap == {
+        "minuend": "RI",
+        "subtrahend": "WS",
+        "mean": pytest.approx(0.03),
+        "low": pytest.approx(0.03 - T_1 * 0.01),
+        "high": pytest.approx(0.03 + T_1 * 0.01),
+        "confidence": 0.95,
+        "seeds": 2,
+    }
+
+
+def test_seeds_that_one_way_misses_are_left_out():
+    own = ends(RI={0: 0.9, 1: 0.52, 2: 0.94}, WS={1: 0.50, 2: 0.90, 7: 0.1})
+    gap = paired(own, "RI", "WS")
+    assert gap["seeds"] == 2
+    assert gap["mean"] == pytest.approx(0.03)
+    assert paired(ends(RI={0: 0.9}, WS={1: 0.8}), "RI", "WS") is None
+    assert paired(ends(RI={0: 0.9}), "RI", "WS") is None
+    assert paired([], "RI", "WS") is None
+
+
+def test_another_field():
+    own = [row("SP", 0, epoch=3), row("WS", 0, epoch=8)]
+    assert paired(own, "SP", "WS", "steps")["mean"] == -20.0
+
+
+def test_one_seed_has_no_bounds_and_is_json():
+    result = summary(RI={3: 0.9}, WS={3: 0.8}, SP={3: 0.85})
+    gap = result["gap"]
+    assert (gap["low"], gap["high"], gap["seeds"]) == (None, None, 1)
+    assert gap["mean"] == pytest.approx(0.1)
+    assert result["gain"]["SP"]["low"] is None
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_summary_of_rows():
+    rows = [
+        row("first", 0, 1, None, test=0.1),
+        row("first", 0, 2, test=0.4, train=0.7),
+        row("RI", 0, 1, None, train_seconds=1.0, eval_seconds=0.5),
+        row("RI", 1, 1, "accuracy", test=0.7),
+        row("RI", 0, 2, None, train_seconds=2.0004, eval_seconds=0.5),
+        row("RI", 0, 3, "plateau", test=0.6, train=0.8, train_seconds=4.0, eval_seconds=0.5),
+        row("WS", 1, 1, None, test=0.99),  # cut off before its end
+        row("WS", 0, 1, test=0.5),
+        row("SP 0.4", 0, 1, test=0.55),
+        row("mine", 0, 1, test=0.45),
+    ]
+    result = summarize(rows, {"SP 0.4": (0.4, 0.1)})
+    assert [(end["method"], end["seed"]) for end in result["rows"]] == [
+        ("RI", 1), ("RI", 0), ("WS", 0), ("SP 0.4", 0), ("mine", 0),
+    ]  # fmt: skip
+    assert result["rows"][1] == {
+        "method": "RI",
+        "seed": 0,
+        "test_accuracy": 0.6,
+        "train_accuracy": 0.8,
+        "epochs": 3,
+        "steps": 12,
+        "train_seconds": 7.0,  # 1 + 2.0004 + 4, to a thousandth
+        "eval_seconds": 1.5,
+        "stop": "plateau",
+        "shrink": 0.0,
+        "perturb": 1.0,
+    }
+    factors = {end["method"]: (end["shrink"], end["perturb"]) for end in result["rows"]}
+    assert factors == {"RI": (0.0, 1.0), "WS": (1.0, 0.0), "SP 0.4": (0.4, 0.1), "mine": (None, None)}
+    (first,) = result["first_round"]
+    assert (first["epochs"], first["test_accuracy"], first["train_seconds"]) == (2, 0.4, 0.5)
+    assert result["gap"]["mean"] == pytest.approx(0.1)
+    assert result["gap"]["seeds"] == 1
+    assert {name: gain["mean"] for name, gain in result["gain"].items()} == {
+        "SP 0.4": pytest.approx(0.05),
+        "mine": pytest.approx(-0.05),
+    }
+
+
+def test_a_run_without_ends_has_no_gap():
+    result = summarize([row("RI", 0, 1, None)], {})
+    assert result == {"rows": [], "first_round": [], "gap": None, "gain": {}}
+    assert verdict(result) == []
+    assert table(result)[1] == []
+
+
+def test_a_gap_above_zero_and_what_shrink_perturb_takes_back():
+    # Gaps 0.09, 0.10, 0.11: half of the interval is t_2 0.01 / sqrt(3) = 0.0248. SP gains 0.05 each.
+    ws = {0: 0.5, 1: 0.5, 2: 0.5}
+    sentences = verdict(summary(RI={0: 0.59, 1: 0.60, 2: 0.61}, WS=ws, SP={0: 0.55, 1: 0.55, 2: 0.55}))
+    assert sentences == [
+        "Warm starting costs accuracy: RI - WS = +10.00 points (95 % interval +7.52 to +12.48, 3 seeds).",
+        "SP - WS = +5.00 points (95 % interval +5.00 to +5.00, 3 seeds): SP takes back 50% of the gap.",
+    ]
+
+
+def test_shrink_perturb_that_takes_nothing_back_or_more_than_the_gap():
+    ri, ws = {0: 0.59, 1: 0.60, 2: 0.61}, {0: 0.5, 1: 0.5, 2: 0.5}
+    worse = verdict(summary(RI=ri, WS=ws, SP={0: 0.45, 1: 0.45, 2: 0.45}))[1]
+    assert worse == "SP - WS = -5.00 points (95 % interval -5.00 to -5.00, 3 seeds): SP takes nothing of the gap back."
+    assert verdict(summary(RI=ri, WS=ws, SP={0: 0.65, 1: 0.65, 2: 0.65}))[1].endswith("SP takes back 150% of the gap.")
+
+
+def test_an_interval_that_includes_zero():
+    # Gaps 0.03 and -0.01: half of the interval is t_1 0.02 = 0.2541.
+    sentences = verdict(summary(RI={0: 0.53, 1: 0.49}, WS={0: 0.5, 1: 0.5}, SP={0: 0.6, 1: 0.6}))
+    assert sentences == [
+        "No warm-starting gap can be told here: RI - WS = +1.00 points (95 % interval -24.41 to +26.41, 2 seeds), "
+        "which includes 0.",
+        "SP - WS = +10.00 points (95 % interval +10.00 to +10.00, 2 seeds).",
+    ]
+
+
+def test_a_bound_at_zero_is_no_gap():
+    sentences = verdict(summary(RI={0: 0.5, 1: 0.5}, WS={0: 0.5, 1: 0.5}))
+    assert sentences == [
+        "No warm-starting gap can be told here: RI - WS = +0.00 points (95 % interval +0.00 to +0.00, 2 seeds), "
+        "which includes 0."
+    ]
+
+
+def test_a_gap_below_zero():
+    sentences = verdict(summary(RI={0: 0.5, 1: 0.5}, WS={0: 0.6, 1: 0.6}, SP={0: 0.7, 1: 0.7}))
+    assert sentences == [
+        "Warm starting gains accuracy here: RI - WS = -10.00 points (95 % interval -10.00 to -10.00, 2 seeds).",
+        "SP - WS = +10.00 points (95 % interval +10.00 to +10.00, 2 seeds).",
+    ]
+
+
+def test_one_seed_says_nothing_sure():
+    assert verdict(summary(RI={0: 0.6}, WS={0: 0.5}, SP={0: 0.55})) == [
+        "RI - WS = +10.00 points (1 seed); one seed gives no interval, so this says nothing sure about a gap.",
+        "SP - WS = +5.00 points (1 seed).",
+    ]
+
+
+def test_ways_that_did_not_run():
+    assert verdict(summary(WS={0: 0.5, 1: 0.5}, SP={0: 0.6, 1: 0.6})) == [
+        "SP - WS = +10.00 points (95 % interval +10.00 to +10.00, 2 seeds)."
+    ]
+    result = summary(RI={0: 0.5}, SP={0: 0.6})
+    assert (result["gap"], result["gain"]) == (None, {"SP": None})
+    assert verdict(result) == []
+
+
+def test_table_by_hand():
+    rows = [
+        row("first", 0, 2, test=0.4, train=0.75),
+        row("RI", 0, 3, test=0.5, train=0.8, train_seconds=3.0),
+        row("RI", 1, 4, test=0.6, train=0.8, train_seconds=3.5),
+    ]
+    columns, lines = table(summarize(rows, {}))
+    assert columns == ["way", "seeds", "test accuracy %", "train accuracy %", "epochs", "steps", "seconds"]
+    assert lines == [
+        ["first round", "1", "40.00", "75.00", "2", "8", "0.25"],
+        # The half width is t_1 sqrt(2) 0.05 / sqrt(2) = 0.6353.
+        ["RI", "2", "55.00 ± 63.53", "80.00 ± 0.00", "3.5", "14", "3.25"],
+    ]

@@ -1,0 +1,232 @@
+"""Training: steps, epochs and evaluations on tasks small enough to check by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wsjax import models
+from wsjax.train import (
+    Batch,
+    TrainState,
+    epoch_order,
+    image_task,
+    init_state,
+    make_epoch,
+    make_evaluate,
+    make_optimizer,
+    make_train_step,
+    reestimate,
+    stateless_task,
+)
+
+KEY = jax.random.key(0)
+
+
+def line_task():
+    """y = w x with a squared loss; a score of 1 where the output is within 0.5 of the target."""
+    return stateless_task(
+        init=lambda key: {"w": jnp.zeros(())},
+        apply=lambda params, x: params["w"] * x,
+        loss=lambda outputs, targets: (outputs - targets) ** 2,
+        score=lambda outputs, targets: (jnp.abs(outputs - targets) < 0.5).astype(jnp.float32),
+    )
+
+
+def images(count, size=8, channels=1, seed=0):
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (count, size, size, channels)).astype(np.uint8)
+    return jnp.asarray(pixels), jnp.asarray(random.integers(0, 3, count).astype(np.int32))
+
+
+def small_resnet_task(axis_name=None):
+    model = models.ResNet(3, stage_sizes=(1,), width=2, stem_pool=False, axis_name=axis_name)
+    return image_task(model, (8, 8, 1), (0.5,), (0.25,))
+
+
+def leaves_equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool(jnp.array_equal(x, y)), a, b)))
+
+
+def test_a_step_by_hand():
+    task, optimizer = line_task(), make_optimizer("sgd", 0.1)
+    step = jax.jit(make_train_step(task, optimizer), donate_argnums=0)
+    batch = Batch(jnp.array([1.0, 2.0, 100.0]), jnp.array([1.0, 2.0, 7.0]), jnp.array([1.0, 1.0, 0.0]))
+    state, metrics = step(init_state(task, optimizer, KEY), batch)
+    # The mean over the two samples that count of d/dw (w x - y)^2 at w = 0 is -(2 + 8) / 2.
+    np.testing.assert_allclose(state.params["w"], 0.5)
+    assert {name: float(value) for name, value in metrics.items()} == {"loss": 5.0, "correct": 0.0, "samples": 2.0}
+    assert int(state.step) == 1
+
+
+def test_weight_decay_is_coupled():
+    params = {"w": jnp.asarray(2.0)}
+    for name, expected in [("sgd", -0.1 * (3 + 0.5 * 2)), ("msgd", -0.1 * (3 + 0.5 * 2)), ("adam", -0.1)]:
+        optimizer = make_optimizer(name, 0.1, weight_decay=0.5)
+        updates, _ = optimizer.update({"w": jnp.asarray(3.0)}, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["w"], expected, rtol=1e-5)
+
+
+def test_an_unknown_optimizer_is_named():
+    with pytest.raises(ValueError, match=r"unknown optimizer 'lion'; available: sgd, msgd, adam"):
+        make_optimizer("lion", 0.1)
+
+
+@pytest.mark.parametrize("num_samples", [1, 5, 12])
+def test_an_order_is_a_permutation_that_the_padding_does_not_change(num_samples):
+    pool = jnp.arange(100, 112)
+    order = epoch_order(KEY, pool, jnp.asarray(num_samples))
+    assert sorted(order[:num_samples].tolist()) == pool[:num_samples].tolist()
+    alone = epoch_order(KEY, pool[:num_samples], jnp.asarray(num_samples))
+    assert alone.tolist() == order[:num_samples].tolist()
+
+
+def test_orders_differ_by_key_and_cover_all_orders():
+    orders = {tuple(epoch_order(key, jnp.arange(3), jnp.asarray(3)).tolist()) for key in jax.random.split(KEY, 60)}
+    assert len(orders) == 6
+
+
+def recording_task():
+    """Its parameters count how often each of 10 inputs was seen, by way of the gradient of a linear loss."""
+    return stateless_task(
+        init=lambda key: jnp.zeros(10),
+        apply=lambda params, x: params[x],
+        loss=lambda outputs, targets: -outputs,
+        score=lambda outputs, targets: jnp.ones_like(outputs),
+    )
+
+
+@pytest.mark.parametrize(("num_samples", "batch_size", "steps"), [(10, 3, 4), (7, 3, 3), (2, 5, 1), (6, 3, 2)])
+def test_an_epoch_sees_every_sample_once_at_its_true_weight(num_samples, batch_size, steps):
+    task, optimizer = recording_task(), optax.sgd(1.0)
+    epoch = jax.jit(make_epoch(task, optimizer, batch_size))
+    data = (jnp.arange(10), jnp.zeros(10))
+    pool = jnp.array([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
+    state, metrics = epoch(init_state(task, optimizer, KEY), data, pool, jnp.asarray(num_samples), KEY)
+    seen = np.asarray(state.params)
+    assert set(np.flatnonzero(seen)) == set(pool[:num_samples].tolist())
+    # Each batch's weights sum to 1: its samples weigh 1 / its true size.
+    last = num_samples - (steps - 1) * batch_size
+    weights = sorted([1 / last] * last + [1 / batch_size] * (num_samples - last))
+    np.testing.assert_allclose(sorted(seen[seen > 0]), weights, rtol=1e-6)
+    assert int(metrics["steps"]) == steps
+    assert float(metrics["accuracy"]) == 1.0
+
+
+def test_an_epoch_is_its_steps():
+    task, optimizer = image_task(models.mlp(3, (5,)), (8, 8, 1), (0.5,), (0.25,)), make_optimizer("adam", 0.01)
+    data, pool = images(20), jnp.arange(20)
+    state = init_state(task, optimizer, KEY)
+    whole, metrics = jax.jit(make_epoch(task, optimizer, 8))(state, data, pool, jnp.asarray(20), KEY)
+    step, loss = jax.jit(make_train_step(task, optimizer)), 0.0
+    order = epoch_order(KEY, pool, jnp.asarray(20))
+    for begin in (0, 8, 16):
+        rows = order[begin : begin + 8]
+        inputs, targets = (x[rows] for x in data)
+        state, sums = step(state, Batch(inputs, targets, jnp.ones(len(rows))))
+        loss += float(sums["loss"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole.params, state.params)
+    np.testing.assert_allclose(metrics["loss"], loss / 20, rtol=1e-5)
+
+
+def test_a_padded_epoch_gives_the_bits_of_an_unpadded_one():
+    task, optimizer = image_task(models.mlp(3, (5,)), (8, 8, 1), (0.5,), (0.25,)), make_optimizer("sgd", 0.1)
+    data, state = images(40), None
+    epoch = jax.jit(make_epoch(task, optimizer, 8))
+    results = []
+    for length in (13, 40):
+        state = init_state(task, optimizer, KEY)
+        for i in range(3):
+            state, _ = epoch(state, data, jnp.arange(length), jnp.asarray(13), jax.random.fold_in(KEY, i))
+        results.append(state)
+    assert leaves_equal(*results)
+
+
+def test_the_first_bad_step_is_named():
+    task, optimizer = line_task(), make_optimizer("sgd", 1e30)
+    epoch = jax.jit(make_epoch(task, optimizer, 1))
+    data = (jnp.ones(6), jnp.ones(6))
+    _, metrics = epoch(init_state(task, optimizer, KEY), data, jnp.arange(6), jnp.asarray(6), KEY)
+    # Step 1 has loss 1 and moves w to 2e30; the square of that is infinite.
+    assert int(metrics["bad_step"]) == 2
+    good = jax.jit(make_epoch(task, make_optimizer("sgd", 0.1), 1))
+    _, metrics = good(init_state(task, optimizer, KEY), data, jnp.arange(6), jnp.asarray(6), KEY)
+    assert int(metrics["bad_step"]) == 0
+
+
+@pytest.mark.parametrize("batch_size", [3, 7, 50])
+def test_evaluation_counts_every_sample_once(batch_size):
+    task, optimizer = line_task(), make_optimizer("sgd", 0.1)
+    state = init_state(task, optimizer, KEY)._replace(params={"w": jnp.asarray(1.0)})
+    test = (jnp.arange(7.0), jnp.array([0.0, 1.0, 2.0, 3.0, 4.0, 9.0, 9.0]))
+    evaluate = jax.jit(make_evaluate(task, batch_size))
+    metrics = evaluate(state, test, test, jnp.arange(7), jnp.asarray(7))
+    np.testing.assert_allclose(metrics["accuracy"], 5 / 7)
+    np.testing.assert_allclose(metrics["loss"], (16 + 9) / 7, rtol=1e-6)
+
+
+def test_images_are_normalised():
+    task = image_task(models.logistic_regression(2), (1, 1, 1), (0.2,), (0.5,))
+    params, stats = task.init(KEY)
+    params = jax.tree.map(jnp.ones_like, params)
+    logits, _ = task.apply(params, stats, jnp.full((1, 1, 1, 1), 51, jnp.uint8), jnp.ones(1), False)
+    np.testing.assert_allclose(logits, [[1.0, 1.0]], atol=1e-6)  # (51 / 255 - 0.2) / 0.5 = 0, plus the bias
+    logits, _ = task.apply(params, stats, jnp.full((1, 1, 1, 1), 255, jnp.uint8), jnp.ones(1), False)
+    np.testing.assert_allclose(logits, [[2.6, 2.6]], rtol=1e-6)
+
+
+def test_reestimated_statistics_are_the_mean_over_batches():
+    task, optimizer = small_resnet_task(), make_optimizer("sgd", 0.01)
+    data = images(12)
+    state = init_state(task, optimizer, KEY)
+    found = jax.jit(lambda state: reestimate(task, state, data, jnp.arange(12), 10, 4))(state)
+    expected = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    for begin, end in ((0, 4), (4, 8), (8, 10)):
+        nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
+        _, stats = task.apply(state.params, nothing, data[0][begin:end], jnp.ones(end - begin), True)
+        expected = jax.tree.map(lambda total, x, n=end - begin: total + n * x / 0.1 / 10, expected, stats)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_evaluation_modes_use_their_own_statistics():
+    task, optimizer = small_resnet_task(), make_optimizer("sgd", 0.01)
+    data = images(16)
+    state = init_state(task, optimizer, KEY)
+    far = jax.tree.map(lambda x: x + 3.0, state.batch_stats)
+    arguments = (data, data, jnp.arange(16), jnp.asarray(16))
+
+    def losses(evaluation):
+        evaluate = jax.jit(make_evaluate(task, 8, evaluation))
+        return [float(evaluate(state._replace(batch_stats=stats), *arguments)["loss"]) for stats in (far, state.batch_stats)]
+
+    running, reestimated, batch = (losses(mode) for mode in ("running", "reestimated", "batch"))
+    assert running[0] != pytest.approx(running[1])
+    assert reestimated[0] == pytest.approx(reestimated[1], rel=1e-5)
+    assert batch[0] == pytest.approx(batch[1], rel=1e-5)
+    logits, _ = task.apply(state.params, far, data[0][:8], jnp.ones(8), True)
+    more, _ = task.apply(state.params, far, data[0][8:], jnp.ones(8), True)
+    by_hand = optax.softmax_cross_entropy_with_integer_labels(jnp.concatenate([logits, more]), data[1]).mean()
+    assert batch[0] == pytest.approx(float(by_hand), rel=1e-4)
+
+
+@pytest.mark.parametrize("task", [line_task(), small_resnet_task()], ids=["line", "resnet"])
+def test_pmap_over_a_named_axis_gives_the_whole_batch(task):
+    optimizer = make_optimizer("msgd", 0.01)
+    if task.stats_momentum and jax.tree.leaves(task.init(KEY)[1]):
+        sharded = small_resnet_task(axis_name="data")
+        inputs, targets = images(8)
+    else:
+        sharded, inputs, targets = task, jnp.arange(8.0), jnp.arange(8.0) * 2
+    weights = jnp.array([1, 1, 1, 1, 1, 1, 1, 0.0])
+    state = init_state(task, optimizer, KEY)
+    alone, metrics = jax.jit(make_train_step(task, optimizer))(state, Batch(inputs, targets, weights))
+    devices = jax.devices()[:2]
+    parts = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), Batch(inputs, targets, weights))
+    copies = jax.tree.map(lambda x: jnp.stack([x, x]), state)
+    step = jax.pmap(make_train_step(sharded, optimizer, axis_name="data"), axis_name="data", devices=devices)
+    both, sums = step(copies, parts)
+    for i in range(2):
+        one: TrainState = jax.tree.map(lambda x, i=i: x[i], both)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one, alone)
+        np.testing.assert_allclose(sums["loss"][i], metrics["loss"], rtol=1e-5)

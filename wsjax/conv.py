@@ -1,0 +1,213 @@
+"""Convolution and max pooling that stay fast on a CPU and inside compiled loops.
+
+XLA's own convolution is what a GPU wants, and gets here. On a CPU three things make it slow, and are cured here:
+
+- Autodiff writes a convolution's gradients with permuted axes. A CPU has no fast kernel for these, and inside
+  `lax.scan` and its kin XLA doesn't put them right (https://github.com/jax-ml/jax/issues/12868). So both gradients are
+  written out as convolutions of NHWC images with HWIO kernels.
+- An image smaller than the kernel falls to a naive loop, up to 100 times slower than a matrix product for each tap.
+- The kernel's gradient and the max pool's are slow on large images; see `_kernel_gradient_shifted` and `max_pool`.
+
+The ways are chosen by shape when a function is traced, and all of them give the same values up to rounding.
+"""
+
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+# The weight gradient by shifted copies has the lead from this size and this many channels on (measured on a CPU).
+_SHIFTED_MIN_SIZE = 8
+_SHIFTED_MIN_CHANNELS = 16
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
+    """Convolves images with a kernel (a cross-correlation, as is usual).
+
+    Differentiable in reverse mode only.
+
+    Args:
+        x: images [B, H, W, C].
+        kernel: [KH, KW, C, D], of the images' dtype.
+        stride: step of the window along both sides.
+        padding: number of zeros added on each side of the images.
+
+    Returns:
+        [B, (H + 2 * padding - KH) // stride + 1, (W + 2 * padding - KW) // stride + 1, D].
+    """
+    native = partial(_conv_native, stride=stride, padding=padding)
+    if not _is_product(x, kernel):
+        return native(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=partial(_conv_taps, stride=stride, padding=padding), default=native)
+
+
+def _conv_forward(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Array, tuple[Array, Array]]:
+    return conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv_backward(stride: int, padding: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    # Two calls rather than one, so that an unused gradient (of the stem's images) is not computed.
+    args, window = (*saved, dy), dict(stride=stride, padding=padding)
+    images = _images_gradient_taps if _is_product(dy, saved[1]) else _images_gradient
+    kernel = _kernel_gradient_shifted if _is_shiftable(*args) else _kernel_gradient
+    return (
+        lax.platform_dependent(*args, cpu=partial(images, **window), default=partial(_gradient_native, 0, **window)),
+        lax.platform_dependent(*args, cpu=partial(kernel, **window), default=partial(_gradient_native, 1, **window)),
+    )
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _is_product(x: Array, kernel: Array) -> bool:
+    """Whether matrix products beat the native convolution of x [B, H, W, _] with kernel [KH, KW, _, _] on a CPU."""
+    height, width = kernel.shape[:2]
+    return height == width == 1 or x.shape[1] < height or x.shape[2] < width
+
+
+def _is_shiftable(x: Array, kernel: Array, dy: Array) -> bool:
+    """Whether `_kernel_gradient_shifted` applies, and wins."""
+    # Of equal sizes with an odd kernel is only a convolution of stride 1 that pads by half the kernel.
+    same = x.shape[:3] == dy.shape[:3] and kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1
+    return same and min(x.shape[1:3]) >= _SHIFTED_MIN_SIZE and min(kernel.shape[2:]) >= _SHIFTED_MIN_CHANNELS
+
+
+def _conv_native(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    pads = [(padding, padding)] * 2
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _gradient_native(argument: int, x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
+    """The gradient for `x` (argument 0) or `kernel` (1) as autodiff writes it, which is the form that GPUs know."""
+    return jax.vjp(partial(_conv_native, stride=stride, padding=padding), x, kernel)[1](dy)[argument]
+
+
+def _conv_taps(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """The convolution as a sum of matrix products, one for each tap of the kernel."""
+    height, width = kernel.shape[:2]
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    products = [
+        x[:, i : i + rows : stride, j : j + columns : stride] @ kernel[i, j]
+        for i in range(height)
+        for j in range(width)
+    ]
+    return reduce(jnp.add, products)
+
+
+def _images_gradient_taps(x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
+    return jax.vjp(lambda x: _conv_taps(x, kernel, stride, padding), x)[1](dy)[0]
+
+
+def _images_gradient(x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
+    """dL/dx [B, H, W, C]: the convolution of dy [B, P, Q, D] with the flipped kernel, dy spread out by the stride."""
+    pads = []
+    for size, taps, outputs in zip(x.shape[1:3], kernel.shape[:2], dy.shape[1:3], strict=True):
+        low = taps - 1 - padding
+        pads.append((low, size + taps - 2 - low - (outputs - 1) * stride))
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    return lax.conv_general_dilated(
+        dy, flipped, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _kernel_gradient(x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
+    """dL/dkernel [KH, KW, C, D]: the convolution of x, channels as its batch, with dy as a kernel of P x Q taps."""
+    pads = []
+    for size, taps, outputs in zip(x.shape[1:3], kernel.shape[:2], dy.shape[1:3], strict=True):
+        pads.append((padding, taps + (outputs - 1) * stride - size - padding))
+    images, taps = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
+    gradient = lax.conv_general_dilated(
+        images, taps, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return gradient.transpose(1, 2, 0, 3)
+
+
+def _kernel_gradient_shifted(x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
+    """dL/dkernel [K, K, C, D] as one matrix product, for stride 1 and padding K // 2.
+
+    Tap (i, j) pairs x with dy shifted by (i - K // 2, j - K // 2). Shifting x along the rows and dy along the columns
+    takes 2 K copies in place of K^2, and a product of [K C, B H W] by [B H W, K D] rather than a lopsided one.
+    """
+    del stride
+    size, _, channels, features = kernel.shape
+    offsets = range(-padding, padding + 1)
+    shifted_x = jnp.concatenate([_shift(x, offset, axis=2) for offset in offsets], -1)
+    shifted_dy = jnp.concatenate([_shift(dy, -offset, axis=1) for offset in offsets], -1)
+    gradient = shifted_x.reshape(-1, size * channels).T @ shifted_dy.reshape(-1, size * features)
+    return gradient.reshape(size, channels, size, features).transpose(2, 0, 1, 3)
+
+
+def _shift(x: Array, offset: int, axis: int) -> Array:
+    """x[n + offset] at every n along the axis, and zero beyond the edge."""
+    if offset == 0:
+        return x
+    size, steps = x.shape[axis], abs(offset)
+    # A concatenation: XLA's CPU code for it is faster than for a pad.
+    zeros = jnp.zeros_like(lax.slice_in_dim(x, 0, steps, axis=axis))
+    if offset > 0:
+        return jnp.concatenate([lax.slice_in_dim(x, steps, size, axis=axis), zeros], axis)
+    return jnp.concatenate([zeros, lax.slice_in_dim(x, 0, size - steps, axis=axis)], axis)
+
+
+@jax.custom_vjp
+def max_pool(x: Array) -> Array:
+    """Takes the maximum of every 3x3 window at stride 2, padded by one.
+
+    Where a window holds its maximum more than once, the first in row-major order gets the gradient, as in PyTorch. The
+    gradient gathers at every pixel from the windows around it; XLA's scatter is several times slower on a CPU.
+    Differentiable in reverse mode only.
+
+    Args:
+        x: images [B, H, W, C].
+
+    Returns:
+        [B, ceil(H / 2), ceil(W / 2), C].
+    """
+    return reduce(jnp.maximum, _pool_taps(x))
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, Array]:
+    return max_pool(x), x
+
+
+def _max_pool_backward(x: Array, dy: Array) -> tuple[Array]:
+    winner = lax.optimization_barrier(_pool_winner(x))  # else XLA computes it anew for every use
+
+    def sent(tap: int) -> Array:
+        return jnp.where(winner == tap, dy, 0)
+
+    def below(values: Array) -> Array:
+        return _shift(values, 1, axis=1)
+
+    def right(values: Array) -> Array:
+        return _shift(values, 1, axis=2)
+
+    # Window (a, b) has pixel (2a, 2b) in its middle, at tap 4 of 3x3. A pixel of odd row or column lies in several.
+    even_rows = jnp.stack([sent(4), sent(5) + right(sent(3))], 3)
+    odd_rows = jnp.stack([sent(7) + below(sent(1)), sent(8) + right(sent(6)) + below(sent(2) + right(sent(0)))], 3)
+    batch, rows, columns, channels = dy.shape
+    dx = jnp.stack([even_rows, odd_rows], 2).reshape(batch, 2 * rows, 2 * columns, channels)
+    return (dx[:, : x.shape[1], : x.shape[2]],)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _pool_taps(x: Array) -> list[Array]:
+    """The nine pixels of every window, each [B, ceil(H / 2), ceil(W / 2), C], in row-major order."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    rows, columns = x.shape[1] - 2, x.shape[2] - 2
+    return [x[:, i : i + rows : 2, j : j + columns : 2] for i in range(3) for j in range(3)]
+
+
+def _pool_winner(x: Array) -> Array:
+    """The tap, 0 to 8, that first holds each window's maximum: int8 [B, ceil(H / 2), ceil(W / 2), C]."""
+    best, *others = _pool_taps(x)
+    winner = jnp.zeros(best.shape, jnp.int8)
+    for tap, pixel in enumerate(others, start=1):
+        winner = jnp.where(pixel > best, jnp.int8(tap), winner)
+        best = jnp.maximum(best, pixel)
+    return winner

@@ -1,0 +1,233 @@
+"""The study's networks in Flax linen: ResNet-18, a small MLP and logistic regression, with PyTorch's initialisers.
+
+Every network is called as `model.apply(variables, images, train=..., weights=...)` with normalised float images
+[B, H, W, C] and returns float32 logits [B, num_classes]. `weights` [B] marks real rows by 1 and padding by 0. Only
+ResNets hold "batch_stats"; pass `mutable=["batch_stats"]` to have them updated when `train` is true.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from wsjax.conv import conv, max_pool
+
+BN_MOMENTUM = 0.1
+"""The new batch's share in BatchNorm's running statistics (PyTorch's convention)."""
+BN_EPSILON = 1e-5
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": nn.relu}
+
+
+def resnet18(num_classes: int, width: int = 64, stem_pool: bool = True, axis_name: str | None = None) -> "ResNet":
+    """ResNet-18 for small images (He et al. 2016, https://arxiv.org/abs/1512.03385).
+
+    Args:
+        num_classes: size of the logits.
+        width: channels of the first stage; the four stages have width * (1, 2, 4, 8). 64 gives 11.17 M parameters.
+        stem_pool: whether a 3x3 stride-2 max pool follows the stem.
+        axis_name: the mapped axis that BatchNorm's statistics are taken over, for use inside `jax.pmap`.
+
+    Raises:
+        ValueError: if num_classes or width is below 1.
+    """
+    return ResNet(num_classes, width=width, stem_pool=stem_pool, axis_name=axis_name)
+
+
+def mlp(
+    num_classes: int, hidden: tuple[int, ...] = (100, 100, 100), activation: str = "tanh", bias: bool = True
+) -> "MLP":
+    """A multilayer perceptron on flattened images.
+
+    Args:
+        num_classes: size of the logits.
+        hidden: sizes of the hidden layers.
+        activation: "tanh" or "relu".
+        bias: whether the layers have biases.
+
+    Raises:
+        ValueError: if a size is below 1 or the activation is unknown.
+    """
+    return MLP(num_classes, hidden=tuple(hidden), activation=activation, bias=bias)
+
+
+def logistic_regression(num_classes: int, bias: bool = True) -> "MLP":
+    """Multinomial logistic regression on flattened images: the MLP with no hidden layer.
+
+    Args:
+        num_classes: size of the logits.
+        bias: whether there is a bias.
+
+    Raises:
+        ValueError: if num_classes is below 1.
+    """
+    return MLP(num_classes, hidden=(), bias=bias)
+
+
+class ResNet(nn.Module):
+    """A residual network of basic blocks behind a 3x3 stem; see `resnet18` for the fields."""
+
+    num_classes: int
+    stage_sizes: tuple[int, ...] = (2, 2, 2, 2)
+    width: int = 64
+    stem_pool: bool = True
+    axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_positive("num_classes", self.num_classes)
+        _check_positive("width", self.width)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool, weights: Array | None = None) -> Array:
+        """Maps images [B, H, W, C] to logits [B, num_classes]; rows of weight 0 don't enter batch statistics."""
+        x = Conv(self.width, name="stem_conv")(images)
+        x = nn.relu(BatchNorm(self.axis_name, name="stem_norm")(x, train, weights))
+        if self.stem_pool:
+            x = max_pool(x)
+        for stage, blocks in enumerate(self.stage_sizes):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                name = f"stage{stage + 1}_block{block + 1}"
+                x = BasicBlock(self.width * 2**stage, stride, self.axis_name, name=name)(x, train, weights)
+        return Linear(self.num_classes, name="head")(x.mean((1, 2))).astype(jnp.float32)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is projected where the shape changes (He et al. 2016)."""
+
+    features: int
+    stride: int = 1
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+        y = Conv(self.features, stride=self.stride, name="conv1")(x)
+        y = nn.relu(BatchNorm(self.axis_name, name="norm1")(y, train, weights))
+        y = Conv(self.features, name="conv2")(y)
+        y = BatchNorm(self.axis_name, name="norm2")(y, train, weights)
+        if y.shape != x.shape:
+            x = Conv(self.features, size=1, stride=self.stride, name="shortcut_conv")(x)
+            x = BatchNorm(self.axis_name, name="shortcut_norm")(x, train, weights)
+        return nn.relu(x + y)
+
+
+class MLP(nn.Module):
+    """Linear layers with an activation between them, on flattened images; see `mlp` for the fields."""
+
+    num_classes: int
+    hidden: tuple[int, ...] = (100, 100, 100)
+    activation: str = "tanh"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _check_positive("num_classes", self.num_classes)
+        for size in self.hidden:
+            _check_positive("hidden", size)
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(f"Unknown activation {self.activation!r}; available: {', '.join(_ACTIVATIONS)}.")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool, weights: Array | None = None) -> Array:
+        """Maps images [B, H, W, C] to logits [B, num_classes]; rows are independent, so the rest is ignored."""
+        del train, weights
+        x = images.reshape(images.shape[0], -1)
+        for layer, size in enumerate(self.hidden):
+            x = _ACTIVATIONS[self.activation](Linear(size, self.bias, name=f"hidden{layer + 1}")(x))
+        return Linear(self.num_classes, self.bias, name="head")(x).astype(jnp.float32)
+
+
+class Conv(nn.Module):
+    """A square convolution without bias, padded by size // 2, with PyTorch's He-normal fan-out initialiser."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_out", "normal"), shape)
+        return conv(x, kernel.astype(x.dtype), self.stride, self.size // 2)
+
+
+class Linear(nn.Module):
+    """An affine map with PyTorch's initialiser: kernel and bias uniform within +-1 / sqrt(inputs)."""
+
+    features: int
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, C] to [B, features]."""
+        init = _uniform(1 / math.sqrt(x.shape[-1]))
+        y = x @ self.param("kernel", init, (x.shape[-1], self.features)).astype(x.dtype)
+        return y + self.param("bias", init, (self.features,)).astype(x.dtype) if self.bias else y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as PyTorch does it (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
+
+    A batch is normalised by its biased variance; the running variance takes the unbiased one. Rows of weight 0 are
+    normalised like the others but do not enter the statistics.
+    """
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
+        """Normalises [B, H, W, C] over B, H and W, or by the running statistics where `train` is false."""
+        features = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        var = self.variable("batch_stats", "var", jnp.ones, (features,))
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        if not train:
+            return _normalise(x, mean.value, var.value, scale, bias)
+        batch_mean, batch_var, count = _moments(x, weights, self.axis_name)
+        if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+            # A batch of padding alone says nothing.
+            momentum = jnp.where(count > 0, BN_MOMENTUM, 0.0)
+            unbiased_var = batch_var * count / jnp.maximum(count - 1, 1)
+            mean.value += momentum * (batch_mean - mean.value)
+            var.value += momentum * (unbiased_var - var.value)
+        return _normalise(x, batch_mean, batch_var, scale, bias)
+
+
+def _normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
+    return ((x - mean) * (scale * lax.rsqrt(var + BN_EPSILON)) + bias).astype(x.dtype)
+
+
+def _moments(x: Array, weights: Array | None, axis_name: str | None) -> tuple[Array, Array, Array]:
+    """The mean [C] and biased variance [C] over the rows of weight 1, and how many values enter each of them."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    weights = jnp.ones(x.shape[0], x.dtype) if weights is None else weights.astype(x.dtype)
+
+    def total(values: Array) -> Array:
+        return values if axis_name is None else lax.psum(values, axis_name)
+
+    count = total(weights.sum() * (x.shape[1] * x.shape[2]))
+    share = weights[:, None, None, None] / jnp.maximum(count, 1)
+    mean = total((x * share).sum((0, 1, 2)))
+    # From the deviations, not E[x^2] - E[x]^2, which cancels where the mean is large.
+    var = total((jnp.square(x - mean) * share).sum((0, 1, 2)))
+    return mean, var, count
+
+
+def _uniform(bound: float) -> Callable[..., Array]:
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it must be at least 1.")
