@@ -57,7 +57,7 @@ def paired(ends: Sequence[Row], method: str, other: str, field: str = "test_accu
 
 def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the summary's table, a row a way."""
-    columns = ["way", "seeds", "test accuracy %", "train accuracy %", "epochs", "steps", "seconds"]
+    columns = ["way", "seeds", "test %", "train %", "epochs", "steps", "seconds"]
     ends = [*summary["first_round"], *summary["rows"]]
     lines = []
     for name in dict.fromkeys(end["method"] for end in ends):
