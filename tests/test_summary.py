@@ -203,7 +203,7 @@ def test_table_by_hand():
         row("RI", 1, 4, test=0.6, train=0.8, train_seconds=3.5),
     ]
     columns, lines = table(summarize(rows, {}))
-    assert columns == ["way", "seeds", "test accuracy %", "train accuracy %", "epochs", "steps", "seconds"]
+    assert columns == ["way", "seeds", "test %", "train %", "epochs", "steps", "seconds"]
     assert lines == [
         ["first round", "1", "40.00", "75.00", "2", "8", "0.25"],
         # The half width is t_1 sqrt(2) 0.05 / sqrt(2) = 0.6353.

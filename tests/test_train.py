@@ -198,7 +198,9 @@ def test_evaluation_modes_use_their_own_statistics():
 
     def losses(evaluation):
         evaluate = jax.jit(make_evaluate(task, 8, evaluation))
-        return [float(evaluate(state._replace(batch_stats=stats), *arguments)["loss"]) for stats in (far, state.batch_stats)]
+        return [
+            float(evaluate(state._replace(batch_stats=stats), *arguments)["loss"]) for stats in (far, state.batch_stats)
+        ]
 
     running, reestimated, batch = (losses(mode) for mode in ("running", "reestimated", "batch"))
     assert running[0] != pytest.approx(running[1])

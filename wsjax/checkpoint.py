@@ -54,7 +54,7 @@ def restore(
         try:
             state = folder.load(step, abstract)
             written: Any = folder.metadata(step).custom_metadata
-            if written["digest"] == digest(state):
+            if (written or {}).get("digest") == digest(state):
                 return step, state
             reason = "its arrays are not those that were saved"
         except Exception as error:  # whatever is wrong with the files, the one before may be whole

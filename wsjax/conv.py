@@ -11,14 +11,15 @@ XLA's own convolution is what a GPU wants, and gets here. On a CPU three things 
 The ways are chosen by shape when a function is traced, and all of them give the same values up to rounding.
 """
 
+from collections.abc import Callable
 from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# The weight gradient by shifted copies has the lead from this size and this many channels on (measured on a CPU).
-_SHIFTED_MIN_SIZE = 8
+# The kernel's gradient from shifted copies has the lead from this size and this many channels on (measured on a CPU).
+_SHIFTED_MIN_SIZE = 16
 _SHIFTED_MIN_CHANNELS = 16
 
 
@@ -38,7 +39,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
         [B, (H + 2 * padding - KH) // stride + 1, (W + 2 * padding - KW) // stride + 1, D].
     """
     native = partial(_conv_native, stride=stride, padding=padding)
-    if not _is_product(x, kernel):
+    if not _is_smaller(x, kernel):
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=partial(_conv_taps, stride=stride, padding=padding), default=native)
 
@@ -48,30 +49,33 @@ def _conv_forward(x: Array, kernel: Array, stride: int, padding: int) -> tuple[A
 
 
 def _conv_backward(stride: int, padding: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    window = dict(stride=stride, padding=padding)
+    images = _images_gradient_taps if _is_smaller(dy, saved[1]) else _images_gradient
+    kernel = _kernel_gradient_shifted if _is_shiftable(*saved, **window) else _kernel_gradient
+
     # Two calls rather than one, so that an unused gradient (of the stem's images) is not computed.
-    args, window = (*saved, dy), dict(stride=stride, padding=padding)
-    images = _images_gradient_taps if _is_product(dy, saved[1]) else _images_gradient
-    kernel = _kernel_gradient_shifted if _is_shiftable(*args) else _kernel_gradient
-    return (
-        lax.platform_dependent(*args, cpu=partial(images, **window), default=partial(_gradient_native, 0, **window)),
-        lax.platform_dependent(*args, cpu=partial(kernel, **window), default=partial(_gradient_native, 1, **window)),
-    )
+    def by_platform(cpu: Callable[..., Array], argument: int) -> Array:
+        default = partial(_gradient_native, argument, **window)
+        return lax.platform_dependent(*saved, dy, cpu=partial(cpu, **window), default=default)
+
+    return by_platform(images, 0), by_platform(kernel, 1)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _is_product(x: Array, kernel: Array) -> bool:
-    """Whether matrix products beat the native convolution of x [B, H, W, _] with kernel [KH, KW, _, _] on a CPU."""
-    height, width = kernel.shape[:2]
-    return height == width == 1 or x.shape[1] < height or x.shape[2] < width
+def _is_smaller(x: Array, kernel: Array) -> bool:
+    """Whether the images [B, H, W, _] are smaller than the kernel [KH, KW, _, _]."""
+    return x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]
 
 
-def _is_shiftable(x: Array, kernel: Array, dy: Array) -> bool:
+def _is_shiftable(x: Array, kernel: Array, stride: int, padding: int) -> bool:
     """Whether `_kernel_gradient_shifted` applies, and wins."""
-    # Of equal sizes with an odd kernel is only a convolution of stride 1 that pads by half the kernel.
-    same = x.shape[:3] == dy.shape[:3] and kernel.shape[0] == kernel.shape[1] and kernel.shape[0] % 2 == 1
-    return same and min(x.shape[1:3]) >= _SHIFTED_MIN_SIZE and min(kernel.shape[2:]) >= _SHIFTED_MIN_CHANNELS
+    height, width, *channels = kernel.shape
+    if height == width == 1:
+        return padding == 0
+    same_size = height == width == 2 * padding + 1 and stride == 1
+    return same_size and min(x.shape[1:3]) >= _SHIFTED_MIN_SIZE and min(channels) >= _SHIFTED_MIN_CHANNELS
 
 
 def _conv_native(x: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -126,12 +130,12 @@ def _kernel_gradient(x: Array, kernel: Array, dy: Array, stride: int, padding: i
 
 
 def _kernel_gradient_shifted(x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
-    """dL/dkernel [K, K, C, D] as one matrix product, for stride 1 and padding K // 2.
+    """dL/dkernel [K, K, C, D] as one matrix product, for padding K // 2 and a stride of 1 (or any if K is 1).
 
     Tap (i, j) pairs x with dy shifted by (i - K // 2, j - K // 2). Shifting x along the rows and dy along the columns
     takes 2 K copies in place of K^2, and a product of [K C, B H W] by [B H W, K D] rather than a lopsided one.
     """
-    del stride
+    x = x[:, ::stride, ::stride]
     size, _, channels, features = kernel.shape
     offsets = range(-padding, padding + 1)
     shifted_x = jnp.concatenate([_shift(x, offset, axis=2) for offset in offsets], -1)

@@ -1,0 +1,1 @@
+"""Side by side against PyTorch, in one run."""

@@ -1,0 +1,255 @@
+"""The offline script end to end, tiny: what it writes, a kill and a resume, and every bad input as one line."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsjax import cli
+from wsjax.records import read_rows, read_run
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "offline.py"
+TINY = ("--epochs", "3", "--first_epochs", "2", "--seeds", "0", "1", "--hidden", "8", "--checkpoint_every", "2")
+SECONDS = ("train_seconds", "eval_seconds")
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path, capfd):
+    """Runs the script in this process: (exit code, stdout, stderr)."""
+    spec = importlib.util.spec_from_file_location("offline", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["offline"] = module
+    spec.loader.exec_module(module)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))  # taken as the user's: left alone
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    monkeypatch.delenv("WSJAX_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("warnings.showwarning", lambda *_, **__: None)  # put back after the script has set its own
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["offline.py", *map(str, arguments)])
+        code = 0
+        try:
+            cli.run_script(module.main, module.defaults, module.__doc__)
+        except SystemExit as end:
+            code = end.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def timeless(rows):
+    return [{name: value for name, value in row.items() if name not in SECONDS} for row in rows]
+
+
+def save(path, count=20, **changes):
+    random = np.random.default_rng(0)
+    arrays = {
+        "train_images": random.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8),
+        "train_labels": np.arange(count) % 3,
+        "test_images": random.integers(0, 256, (9, 4, 4, 3)).astype(np.uint8),
+        "test_labels": np.arange(9) % 3,
+    }
+    arrays = {name: value for name, value in (arrays | changes).items() if value is not None}
+    np.savez(path, **arrays)
+    return path
+
+
+def test_a_run_leaves_what_a_reader_needs(offline, tmp_path):
+    code, out, _ = offline(*TINY)
+    assert code == 0
+    for text in ("RI", "WS", "SP", "95 % interval", "Picture:"):
+        assert text in out
+    folder = tmp_path / "runs" / "offline" / "digits-mlp-adam"
+    config, rows, summary = read_run(folder)
+    assert config["config"]["epochs"] == 3
+    assert config["config"]["num_train"] == 600
+    assert config["versions"]["jax"]
+    assert config["devices"]
+    assert len(rows) == 2 * (2 + 3 * 3)
+    assert [(row["method"], row["seed"]) for row in summary["rows"]] == [
+        (method, seed) for method in ("RI", "WS", "SP") for seed in (0, 1)
+    ]
+    last = {(row["method"], row["seed"]): row for row in rows}
+    for end in summary["rows"]:
+        row = last[end["method"], end["seed"]]
+        assert (end["epochs"], end["steps"], end["test_accuracy"]) == (3, row["steps"], row["test_accuracy"])
+        assert end["steps"] == 3 * 10  # 600 images in batches of 64
+    differences = [last["RI", seed]["test_accuracy"] - last["WS", seed]["test_accuracy"] for seed in (0, 1)]
+    assert summary["gap"]["mean"] == pytest.approx(np.mean(differences))
+    assert summary["gap"]["low"] < summary["gap"]["mean"] < summary["gap"]["high"]
+    assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "figure.pdf").read_bytes()[:4] == b"%PDF"
+
+    before = (folder / "records.jsonl").read_bytes()
+    assert offline(*TINY)[0] == 0, "the same command again finds the run finished"
+    assert (folder / "records.jsonl").read_bytes() == before
+
+    code, _, error = offline(*TINY, "--learning_rate", "0.5", "--epochs", "4")
+    assert code == 2
+    assert re.search(r"holds a run of other settings \(.*learning_rate 0.001 there, 0.5 here.*--run=NAME", error)
+    assert (folder / "records.jsonl").read_bytes() == before
+    assert offline(*TINY, "--learning_rate", "0.5", "--run", "other")[0] == 0
+
+
+def test_a_users_own_images_a_resnet_and_several_shrinks(offline, tmp_path):
+    own = save(tmp_path / "own.npz")
+    arguments = ("--dataset", own, "--width", 2, "--epochs", 1, "--shrink", 0.1, 0.3, "--perturb", 0.01, 0.1)
+    code, out, error = offline(*arguments, "--batch_size", 8, "--learning_rate", 0.01, "--evaluation", "reestimated")
+    assert code == 0, error
+    summary = read_run(tmp_path / "runs" / "offline" / "own-resnet18-sgd").summary
+    names = [row["method"] for row in summary["rows"]]
+    assert names == ["RI", "WS", "SP 0.1/0.01", "SP 0.1/0.1", "SP 0.3/0.01", "SP 0.3/0.1"]
+    assert (summary["rows"][2]["shrink"], summary["rows"][2]["perturb"]) == (0.1, 0.01)
+    assert "one seed gives no interval" in " ".join(out.split())
+
+
+def start(workdir, *arguments):
+    environment = os.environ | {"XDG_CACHE_HOME": str(workdir / "cache")}
+    command = [sys.executable, str(SCRIPT), *TINY, "--checkpoint_every", "3", "--workdir", str(workdir), *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def checkpoint_arrays(workdir):
+    """Every leg's newest checkpoint's digest: a hash of the bits of parameters, statistics and optimiser state."""
+    found = {}
+    for leg in sorted((workdir / "offline" / "killed" / "checkpoints").iterdir()):
+        newest = max((path for path in leg.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+        found[leg.name, newest.name] = json.loads((newest / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    return found
+
+
+def test_a_killed_run_ends_in_the_same_bits(tmp_path):
+    """A real kill -9, twice, against a run that was left alone."""
+    arguments = ("--epochs", "40", "--run", "killed")
+    records = tmp_path / "a" / "offline" / "killed" / "records.jsonl"
+    for lines in (5, 60):
+        process = start(tmp_path / "a", *arguments)
+        deadline = time.monotonic() + 120
+        while not records.exists() or len(records.read_bytes().splitlines()) < lines:
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    for workdir in (tmp_path / "a", tmp_path / "b"):
+        process = start(workdir, *arguments)
+        out = process.communicate()[0]
+        assert process.returncode == 0, out
+    whole = tmp_path / "b" / "offline" / "killed" / "records.jsonl"
+    assert timeless(read_rows(records)) == timeless(read_rows(whole))
+    assert checkpoint_arrays(tmp_path / "a") == checkpoint_arrays(tmp_path / "b")
+
+
+def test_help_loads_no_jax():
+    code = (
+        f"import runpy, sys; sys.argv = ['offline.py', '--dataset=cifar10', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        f"except SystemExit: pass\n"
+        f"sys.exit(any(name in sys.modules for name in ('jax', 'flax', 'matplotlib', 'sklearn')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for text in ("--learning_rate", "default: 0.001", "Step size", "resnet18"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "cifar"), r"unknown data set 'cifar'; possible: .*cifar10.*did you mean 'cifar10'"),
+        (("--model", "resnet"), r"unknown model 'resnet'; available: resnet18, mlp, logistic; did you mean 'resnet18'"),
+        (("--methods", "RI", "SPP"), r"unknown method 'SPP'; available: RI, WS, SP"),
+        (("--optimizer", "adamw"), r"unknown optimizer 'adamw'; available: sgd, msgd, adam; did you mean 'adam'"),
+        (("--stop", "never"), r"unknown stop 'never'; available: epochs, accuracy, plateau"),
+        (("--epochs", 0), r"--epochs must be positive, not 0"),
+        (("--first_epochs", -3), r"--first_epochs must be positive, not -3"),
+        (("--batch_size", -1), r"--batch_size must be positive, not -1"),
+        (("--width", 0), r"--width must be positive, not 0"),
+        (("--learning_rate", "-0.1"), r"--learning_rate must be positive, not -0.1"),
+        (("--learning_rate", "nan"), r"--learning_rate must be positive, not nan"),
+        (("--weight_decay", "-1"), r"--weight_decay must be 0 or more, not -1"),
+        (("--threshold", 1.5), r"--threshold must lie in \(0, 1\], not 1.5"),
+        (("--shrink", "inf"), r"--shrink must be finite, not inf"),
+        (("--seeds", 1, 1), r"--seeds must not repeat a value: 1 1"),
+        (("--fraction", 0.0001), r"a fraction of 0.0001 leaves none of 600 images"),
+        (("--fraction", 2), r"the fraction of the data must lie in \(0, 1\], got 2.0"),
+        (("--num_train", 601), r"cannot take 601 train images; possible: 2 to 600"),
+        (("--run", "../up"), r"--run must be a plain name, not '../up'"),
+        (("--dataset", "missing.npz"), r"missing.npz"),
+        (("--dataset", "cifar10", "--data_dir", "file.npz"), r"the data folder file.npz is a file"),
+        (("--dataset", "no_labels.npz"), r"no_labels.npz.*train_labels"),
+        (("--dataset", "float.npz"), r"float.npz.*float64"),
+        (("--dataset", "rank.npz"), r"rank.npz.*\(20, 48\)"),
+        (("--dataset", "range.npz"), r"range.npz"),
+        (("--dataset", "lengths.npz"), r"lengths.npz.*19.*20"),
+        (("--dataset", "empty.npz"), r"empty.npz.*0"),
+        (("--dataset", "one.npz"), r"one.npz.*1"),
+        (("--dataset", "cut.npz"), r"cut.npz"),
+        (("--workdir", "file.npz"), r"cannot write to file.npz/offline/.*choose another --workdir"),
+        (("--learning_rate", 1e30), r"loss is not finite: first, seed 0, round 1, epoch 1, step \d+, at learning rate"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(offline, tmp_path, arguments, message):
+    save(tmp_path / "file.npz")
+    save(tmp_path / "no_labels.npz", train_labels=None)
+    save(tmp_path / "float.npz", train_images=np.zeros((20, 4, 4, 3)))
+    save(tmp_path / "rank.npz", train_images=np.zeros((20, 48), np.uint8))
+    save(tmp_path / "range.npz", test_labels=np.array([-1] * 9))
+    save(tmp_path / "lengths.npz", train_labels=np.zeros(19, int))
+    save(tmp_path / "empty.npz", 0)
+    save(tmp_path / "one.npz", 1)
+    whole = save(tmp_path / "file.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    assert zipfile.is_zipfile(tmp_path / "file.npz")
+
+    code, out, error = offline(*TINY, *arguments)
+    assert code == 2
+    assert len(error.strip().splitlines()) == 1, error
+    assert re.search(message, error), error
+    assert "Traceback" not in out + error
+
+
+def test_an_unknown_flag_suggests_the_nearest(offline):
+    code, _, error = offline("--epoch", 3)
+    assert code == 2
+    assert "--epochs" in error
+
+
+def test_a_full_disk_keeps_what_is_written(offline, tmp_path, monkeypatch):
+    real, calls = os.fsync, []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 4:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    code, _, error = offline(*TINY)
+    assert code == 2
+    assert "No space left on device" in error
+    kept = read_run(tmp_path / "runs" / "offline" / "digits-mlp-adam").rows
+    monkeypatch.setattr(os, "fsync", real)
+    assert 0 < len(kept) < 22
+    assert offline(*TINY)[0] == 0
+    assert len(read_run(tmp_path / "runs" / "offline" / "digits-mlp-adam").rows) == 22
+
+
+def test_no_network_ends_at_once(offline, tmp_path):
+    begin = time.monotonic()
+    code, _, error = offline("--dataset", "cifar10", "--data_dir", tmp_path / "none")
+    assert code == 2
+    assert len(error.strip().splitlines()) == 1
+    assert "cifar10.npz" in error
+    assert time.monotonic() - begin < 10
