@@ -58,9 +58,9 @@ def main(config: Config) -> None:
     total = len(dataset.train_labels)
     half = data.fraction_size(total, config.fraction)
     plan = [(half, config.first_epochs or config.epochs), (total, config.epochs)]
-    folder, rows, ends = experiment.run("offline", config, dataset, plan, summary.summarize)
+    folder, rows, ends = experiment.run("offline", config, dataset, plan, summary.summarize_offline)
 
-    cli.print_table("All of the data, after the first round", *summary.table(ends))
+    cli.print_table("All of the data, after the first round", *summary.offline_table(ends))
     for sentence in summary.verdict(ends):
         cli.say(sentence)
     picture, _ = plots.save(plots.offline_curves(rows), folder / "figure")

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from wsjax.stats import Interval, mean_interval
-from wsjax.summary import paired, summarize, table, verdict
+from wsjax.summary import offline_table, online_table, paired, summarize_offline, summarize_online, verdict
 
 T_1, T_2 = 12.706204736, 4.302652730  # Student's t for 95 %, two-sided, with 1 and 2 degrees of freedom
 
@@ -14,7 +14,7 @@ T_1, T_2 = 12.706204736, 4.302652730  # Student's t for 95 %, two-sided, with 1 
 def row(method, seed, epoch=1, stop="epochs", test=0.5, train=0.9, **more):
     known = {"method": method, "seed": seed, "round": 1 if method == "first" else 2, "epoch": epoch, "samples": 10}
     numbers = {"steps": 4 * epoch, "train_accuracy": train, "test_accuracy": test, "stop": stop}
-    return {**known, **numbers, "train_seconds": 0.25, "eval_seconds": 0.125, **more}
+    return {**known, **numbers, "samples_seen": 10 * epoch, "train_seconds": 0.25, "eval_seconds": 0.125, **more}
 
 
 def ends(**accuracies):
@@ -23,7 +23,7 @@ def ends(**accuracies):
 
 
 def summary(**accuracies):
-    return summarize(ends(**accuracies), {"SP": (0.4, 0.1)})
+    return summarize_offline(ends(**accuracies), {"SP": (0.4, 0.1)})
 
 
 def test_interval_by_hand():
@@ -101,17 +101,20 @@ def test_summary_of_rows():
         row("SP 0.4", 0, 1, test=0.55),
         row("mine", 0, 1, test=0.45),
     ]
-    result = summarize(rows, {"SP 0.4": (0.4, 0.1)})
+    result = summarize_offline(rows, {"SP 0.4": (0.4, 0.1)})
     assert [(end["method"], end["seed"]) for end in result["rows"]] == [
         ("RI", 1), ("RI", 0), ("WS", 0), ("SP 0.4", 0), ("mine", 0),
     ]  # fmt: skip
     assert result["rows"][1] == {
         "method": "RI",
         "seed": 0,
+        "round": 2,
+        "samples": 10,
         "test_accuracy": 0.6,
         "train_accuracy": 0.8,
         "epochs": 3,
         "steps": 12,
+        "samples_seen": 30,
         "train_seconds": 7.0,  # 1 + 2.0004 + 4, to a thousandth
         "eval_seconds": 1.5,
         "stop": "plateau",
@@ -131,10 +134,10 @@ def test_summary_of_rows():
 
 
 def test_a_run_without_ends_has_no_gap():
-    result = summarize([row("RI", 0, 1, None)], {})
+    result = summarize_offline([row("RI", 0, 1, None)], {})
     assert result == {"rows": [], "first_round": [], "gap": None, "gain": {}}
     assert verdict(result) == []
-    assert table(result)[1] == []
+    assert offline_table(result)[1] == []
 
 
 def test_a_gap_above_zero_and_what_shrink_perturb_takes_back():
@@ -202,10 +205,40 @@ def test_table_by_hand():
         row("RI", 0, 3, test=0.5, train=0.8, train_seconds=3.0),
         row("RI", 1, 4, test=0.6, train=0.8, train_seconds=3.5),
     ]
-    columns, lines = table(summarize(rows, {}))
+    columns, lines = offline_table(summarize_offline(rows, {}))
     assert columns == ["way", "seeds", "test %", "train %", "epochs", "steps", "seconds"]
     assert lines == [
         ["first round", "1", "40.00", "75.00", "2", "8", "0.25"],
         # The half width is t_1 sqrt(2) 0.05 / sqrt(2) = 0.6353.
         ["RI", "2", "55.00 ± 63.53", "80.00 ± 0.00", "3.5", "14", "3.25"],
     ]
+
+
+def test_online_summary_by_hand():
+    first = [row("first", seed, 2, test=0.4) for seed in (0, 1)]
+    accuracies = {"RI": [(0.5, 0.6, 0.8), (0.5, 0.7, 0.7)], "WS": [(0.5, 0.5, 0.6), (0.4, 0.5, 0.6)]}
+    epochs = {"RI": 4, "WS": 1}
+    later = [
+        row(way, seed, epochs[way], test=test, round=number, stop="accuracy" if number < 4 else "epochs")
+        for way in accuracies
+        for seed in (0, 1)
+        for number, test in zip((2, 3, 4), accuracies[way][seed], strict=True)
+    ]
+    result = summarize_online([*first, *later], {})
+    assert [(r["method"], r["seed"], r["round"]) for r in result["rounds"][:5]] == [
+        ("RI", 0, 1), ("RI", 1, 1), ("RI", 0, 2), ("RI", 0, 3), ("RI", 0, 4),
+    ]  # fmt: skip
+    total = result["rows"][0]
+    # The first round's 2 epochs of 4 steps are every way's, and 3 rounds of 4 epochs follow.
+    assert (total["epochs"], total["steps"], total["test_accuracy"], total["capped_rounds"]) == (14, 56, 0.8, 2)
+    assert total["mean_test_accuracy"] == pytest.approx(1.9 / 3)
+    assert result["gap"]["mean"] == pytest.approx(0.15)
+    assert result["mean_gap"]["mean"] == pytest.approx((0.3 / 3 + 0.4 / 3) / 2)
+    # Gaps 0, 0.1, 0.2 rise by 0.1 a round; 0.1, 0.2, 0.1 by nothing.
+    assert result["gap_slope"]["mean"] == pytest.approx(0.05)
+    assert result["steps_of_RI"]["WS"]["mean"] == pytest.approx(20 / 56)
+    sentences = " ".join(verdict(result))
+    assert "The gap cannot be told to grow with the rounds" in sentences
+    assert "WS took 36% (95 % interval 36% to 36%) of RI's steps." in sentences
+    assert online_table(result)[1][1] == ["WS", "2", "60.00 ± 0.00", "51.67", "20", "36%", "1", "1"]
+    json.dumps(result, allow_nan=False)

@@ -6,7 +6,7 @@ XLA's own convolution is what a GPU wants, and gets here. On a CPU three things 
   `lax.scan` and its kin XLA doesn't put them right (https://github.com/jax-ml/jax/issues/12868). So both gradients are
   written out as convolutions of NHWC images with HWIO kernels.
 - An image smaller than the kernel falls to a naive loop, up to 100 times slower than a matrix product for each tap.
-- The kernel's gradient and the max pool's are slow on large images; see `_kernel_gradient_shifted` and `max_pool`.
+- The gradients of large images' kernels and of the max pool are slow; see `_kernel_gradient_shifted` and `max_pool`.
 
 The ways are chosen by shape when a function is traced, and all of them give the same values up to rounding.
 """
@@ -53,7 +53,6 @@ def _conv_backward(stride: int, padding: int, saved: tuple[Array, Array], dy: Ar
     images = _images_gradient_taps if _is_smaller(dy, saved[1]) else _images_gradient
     kernel = _kernel_gradient_shifted if _is_shiftable(*saved, **window) else _kernel_gradient
 
-    # Two calls rather than one, so that an unused gradient (of the stem's images) is not computed.
     def by_platform(cpu: Callable[..., Array], argument: int) -> Array:
         default = partial(_gradient_native, argument, **window)
         return lax.platform_dependent(*saved, dy, cpu=partial(cpu, **window), default=default)

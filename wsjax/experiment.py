@@ -36,6 +36,7 @@ CHOICES = {
     "batch_stats": ("keep", "reset"),
     "opt_state": ("rebuild", "keep"),
     "evaluation": ("running", "reestimated", "batch"),
+    "evaluate": ("epoch", "round"),
 }
 POSITIVE = (
     "width", "learning_rate", "batch_size", "epochs", "plateau_window", "plateau_tolerance", "checkpoint_every",
@@ -99,6 +100,8 @@ class Common:
     """The optimiser's state at a round's start: rebuild or keep."""
     evaluation: str = "running"
     """BatchNorm's statistics in evaluation: running, reestimated (a pass over the round's train images) or batch."""
+    evaluate: str = "epoch"
+    """Test after every epoch, or only at the end of each round: epoch or round."""
     stack: bool | None = None
     """Train all seeds together as one program. Default: yes, but for the ResNet."""
     checkpoint_every: int = 20
@@ -249,6 +252,7 @@ def build_settings(config: Common) -> Settings:
         batch_stats=config.batch_stats,  # type: ignore[arg-type]
         opt_state=config.opt_state,  # type: ignore[arg-type]
         evaluation=config.evaluation,  # type: ignore[arg-type]
+        evaluate=config.evaluate,  # type: ignore[arg-type]
         checkpoint_every=config.checkpoint_every,
     )
 
@@ -289,10 +293,11 @@ def _observe(advance: Callable[..., None], caps: Sequence[int], rows: list[Row])
     """Shows an epoch's rows; the epochs that a stopped round did not need count as skipped."""
     done = sum(row["samples"] for row in rows)
     skipped = sum(row["samples"] * (caps[row["round"] - 1] - row["epoch"]) for row in rows if row["stop"])
-    accuracy = sum(row["test_accuracy"] for row in rows) / len(rows)
     last = rows[-1]
-    text = f"{last['method']}, round {last['round']}, epoch {last['epoch']}: test accuracy {accuracy:.1%}"
-    advance(done, text, skipped)
+    field = "train_accuracy" if last["test_accuracy"] is None else "test_accuracy"
+    values = [row[field] for row in rows if row[field] is not None]
+    what = f"{field.replace('_', ' ')} {sum(values) / len(values):.1%}"
+    advance(done, f"{last['method']}, round {last['round']}, epoch {last['epoch']}: {what}", skipped)
 
 
 def _machine() -> str:

@@ -25,6 +25,8 @@ from wsjax.records import Row, RunError, RunRecords
 from wsjax.stats import Interval, mean_interval
 from wsjax.summary import FIRST, paired
 
+ONLINE_PANELS = (("test_accuracy", "Test accuracy (%)", 100), ("train_seconds", "Seconds a round", 1))
+
 Published = Mapping[tuple[str, str], ArrayLike]
 """Published curves: (field, method) to points (epoch, percent), the epochs counted from 1 within the method's round."""
 
@@ -144,6 +146,36 @@ def offline_curves(
         if start:
             _mark_round(axis, 0, start, first)
             _mark_round(axis, start, end, second)
+    _legend(figure, with_published=any(method in methods for _, method in published))
+    return figure
+
+
+def online_curves(rounds: Sequence[Row], *, published: Published | None = None) -> Figure:
+    """Draws test accuracy, and training seconds a round, by the number of samples.
+
+    Args:
+        rounds: a row a round, of any methods and seeds; each method is averaged over the seeds that reached a round.
+        published: drawn dashed behind the measured curves: (field, method) to points (samples, percent or seconds).
+    """
+    published = published or {}
+    methods = sorted({row["method"] for row in rounds}, key=_method_order)
+    colors = method_colors(methods)
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    for axis, (field, label, scale) in zip(figure.subplots(1, 2), ONLINE_PANELS, strict=True):
+        for method in methods:
+            own = [row for row in rounds if row["method"] == method]
+            samples = sorted({row["samples"] for row in own})
+            seeds = sorted({row["seed"] for row in own})
+            curves = np.full((len(seeds), len(samples)), np.nan)
+            for row in own:
+                curves[seeds.index(row["seed"]), samples.index(row["samples"])] = scale * row[field]
+            mean_band(axis, samples, curves, label=method, color=colors[method])
+            if (field, method) in published:
+                x, y = np.asarray(published[field, method]).T
+                there = x <= max(samples)
+                color = _mix(colors[method], "white", 0.45)
+                axis.plot(x[there], y[there], color=color, linewidth=0.9, linestyle=DASHES, zorder=1.5)
+        _dress(axis, label, max(row["samples"] for row in rounds), x_label="Train images")
     _legend(figure, with_published=any(method in methods for _, method in published))
     return figure
 
@@ -387,8 +419,8 @@ def _mix(color: str, other: str, share: float) -> tuple[float, ...]:
     return tuple((1 - share) * np.array(to_rgb(color)) + share * np.array(to_rgb(other)))
 
 
-def _dress(axis: Axes, label: str, end: int) -> None:
-    axis.set_xlabel("Epoch", fontsize=FONT)
+def _dress(axis: Axes, label: str, end: int, x_label: str = "Epoch") -> None:
+    axis.set_xlabel(x_label, fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.set_xlim(0, end * 1.01)
     axis.tick_params(labelsize=SMALL, length=2.5)

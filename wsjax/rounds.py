@@ -47,6 +47,7 @@ class Settings(NamedTuple):
       batch_stats: at a round's start, "keep" BatchNorm's running statistics or "reset" them.
       opt_state: at a round's start, "rebuild" the optimiser's state or "keep" it.
       evaluation: see `wsjax.train.make_evaluate`.
+      evaluate: test after every "epoch", or only when a seed's "round" ends (its other rows have None).
       checkpoint_every: epochs between checkpoints; a round's end always has one.
     """
 
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
     batch_stats: Literal["keep", "reset"] = "keep"
     opt_state: Literal["rebuild", "keep"] = "rebuild"
     evaluation: Evaluation = "running"
+    evaluate: Literal["epoch", "round"] = "epoch"
     checkpoint_every: int = 10
 
 
@@ -249,47 +251,61 @@ def _run_round(
 
     while active.any():
         epoch += 1
-        fit = (state, jnp.asarray(active), study.train, pools, num_samples, _fold(round_keys, epoch))
-        measure = (study.test, study.train, pools, num_samples)
-        train_epoch, evaluate = study.epoch.prepare(*fit), study.evaluate.prepare(state, *measure)
+        arguments = (state, jnp.asarray(active), study.train, pools, num_samples, _fold(round_keys, epoch))
+        train_epoch = study.epoch.prepare(*arguments)
         begin = time.perf_counter()
-        state, fitted = jax.block_until_ready(train_epoch(*fit))
-        middle = time.perf_counter()
-        tested = jax.block_until_ready(evaluate(state, *measure))
-        seconds = (middle - begin, time.perf_counter() - middle)
+        state, fitted = jax.block_until_ready(train_epoch(*arguments))
+        train_seconds = time.perf_counter() - begin
 
-        fitted, tested = jax.tree.map(np.asarray, (fitted, tested))
-        rows = []
-        for i in np.flatnonzero(active):
+        ran = np.flatnonzero(active)
+        fitted = jax.tree.map(np.asarray, fitted)
+        for i in ran:
             seed = leg.seeds[i]
             _check_finite(fitted["bad_step"][i], leg.method, seed, number, epoch)
             history[seed].append(float(fitted["accuracy"][i]))
-            reason = stop(history[seed])
-            active[i] = reason is None
-            rows.append(
-                {
-                    "method": leg.method,
-                    "seed": seed,
-                    "round": number,
-                    "epoch": epoch,
-                    "samples": size,
-                    "steps": epoch * int(fitted["steps"][i]),
-                    "samples_seen": epoch * size,
-                    "train_accuracy": history[seed][-1],
-                    "train_loss": float(fitted["loss"][i]),
-                    "test_accuracy": float(tested["accuracy"][i]),
-                    "test_loss": float(tested["loss"][i]),
-                    "stop": reason,
-                }
-            )
-        for row in rows:  # what a stack takes is shared by those that train in it
-            row["train_seconds"], row["eval_seconds"] = (round(total / len(rows), 6) for total in seconds)
+        reasons = [stop(history[seed]) for seed in leg.seeds]
+        active &= [reason is None for reason in reasons]
+
+        tested, eval_seconds = None, 0.0
+        if study.settings.evaluate == "epoch" or not active[ran].all():
+            arguments = (state, study.test, study.train, pools, num_samples)
+            evaluate = study.evaluate.prepare(*arguments)
+            begin = time.perf_counter()
+            tested = jax.tree.map(np.asarray, evaluate(*arguments))
+            eval_seconds = time.perf_counter() - begin
+
+        rows = [
+            {
+                "method": leg.method,
+                "seed": leg.seeds[i],
+                "round": number,
+                "epoch": epoch,
+                "samples": size,
+                "steps": epoch * int(fitted["steps"][i]),
+                "samples_seen": epoch * size,
+                "train_accuracy": history[leg.seeds[i]][-1],
+                "train_loss": float(fitted["loss"][i]),
+                **_tested(tested, i, study.settings.evaluate == "epoch" or reasons[i] is not None),
+                "stop": reasons[i],
+                # What a stack takes is shared by those that train in it.
+                "train_seconds": round(train_seconds / len(ran), 6),
+                "eval_seconds": round(eval_seconds / len(ran), 6),
+            }
+            for i in ran
+        ]
         records.append(rows)
         if folder is not None and (epoch % study.settings.checkpoint_every == 0 or not active.any()):
             checkpoint.save(folder, number * _STEPS_A_ROUND + epoch, state)
         if observe is not None:
             observe(rows)
     return state
+
+
+def _tested(metrics: Any, i: Any, wanted: bool) -> dict[str, float | None]:
+    """One replica's test metrics; None where its evaluation is not due."""
+    if not wanted:
+        return {"test_accuracy": None, "test_loss": None}
+    return {"test_accuracy": float(metrics["accuracy"][i]), "test_loss": float(metrics["loss"][i])}
 
 
 def _boundary(study: Study, old: TrainState, fresh: TrainState, reinit: Reinit | None) -> TrainState:

@@ -5,16 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from wsjax.records import Row
 from wsjax.stats import CONFIDENCE, Interval, mean_interval
+from wsjax.stopping import CAP
 
 FIRST = "first"
 """The method that rows of the common first round name."""
 
+ENDS = ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
+
 Factors = Mapping[str, tuple[float, float]]
+Table = tuple[list[str], list[list[str]]]
 
 
-def summarize(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]:
+def round_ends(rows: Sequence[Row]) -> list[Row]:
+    """How each way and seed ended each of its rounds: the round's last row, with the seconds of all its epochs."""
+    seconds: dict[tuple[str, int, int], list[float]] = {}
+    ends = []
+    for row in rows:
+        total = seconds.setdefault((row["method"], row["seed"], row["round"]), [0.0, 0.0])
+        total[0] += row["train_seconds"]
+        total[1] += row["eval_seconds"]
+        if row["stop"]:
+            end = {
+                name: row[name] for name in ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
+            }
+            end |= {"epochs": row["epoch"], "steps": row["steps"], "samples_seen": row["samples_seen"]}
+            end |= {"train_seconds": round(total[0], 3), "eval_seconds": round(total[1], 3), "stop": row["stop"]}
+            ends.append(end)
+    return ends
+
+
+def summarize_offline(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]:
     """The summary of an offline run.
 
     Args:
@@ -25,15 +49,47 @@ def summarize(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]:
       "rows": each way's and seed's end; "first_round": each seed's; "gap": RI - WS in test accuracy, paired over
       seeds, or None where one of them did not run; "gain": each other way minus WS, likewise.
     """
-    factors = {"RI": (0.0, 1.0), "WS": (1.0, 0.0), **sp_factors}
-    ends = [_end(rows, last, *factors.get(last["method"], (None, None))) for last in rows if last["stop"]]
+    ends = _with_factors(round_ends(rows), sp_factors)
     final = [end for end in ends if end["method"] != FIRST]
-    others = [name for name in dict.fromkeys(end["method"] for end in final) if name not in ("RI", "WS")]
     return {
         "rows": final,
         "first_round": [end for end in ends if end["method"] == FIRST],
         "gap": paired(final, "RI", "WS"),
-        "gain": {name: paired(final, name, "WS") for name in others},
+        "gain": {name: paired(final, name, "WS") for name in _others(final)},
+    }
+
+
+def summarize_online(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]:
+    """The summary of an online run.
+
+    Args:
+      rows: a row an epoch.
+      sp_factors: (shrink, perturb) by the name of each shrink-perturb way.
+
+    Returns:
+      "rounds": a row a round for each way and seed; the first round, which all ways share, stands in each of them.
+      "rows": each way and seed over all rounds: the last round's accuracies, "mean_test_accuracy" over the rounds
+      after the first, and total epochs, steps and seconds. "gap", "gain": as offline, at the end; "mean_gap": of the
+      means over rounds; "gap_slope": the change of RI - WS a round, by least squares; "steps_of_RI", "seconds_of_RI":
+      each way's total as a share of RI's. All are paired over seeds, with intervals; None where a way did not run.
+    """
+    ends = round_ends(rows)
+    ways = [name for name in dict.fromkeys(end["method"] for end in ends) if name != FIRST]
+    rounds = [end | {"method": way} for way in ways for end in ends if end["method"] in (FIRST, way)]
+    by_seed: dict[tuple[str, int], list[Row]] = {}
+    for end in rounds:
+        by_seed.setdefault((end["method"], end["seed"]), []).append(end)
+    totals = _with_factors([_total(own) for own in by_seed.values()], sp_factors)
+    others = [way for way in ways if way != "RI"]
+    return {
+        "rows": totals,
+        "rounds": rounds,
+        "gap": paired(totals, "RI", "WS"),
+        "gain": {name: paired(totals, name, "WS") for name in _others(totals)},
+        "mean_gap": paired(totals, "RI", "WS", "mean_test_accuracy"),
+        "gap_slope": _slope(by_seed),
+        "steps_of_RI": {way: _share(totals, way, "steps") for way in others},
+        "seconds_of_RI": {way: _share(totals, way, "train_seconds") for way in others},
     }
 
 
@@ -43,35 +99,43 @@ def paired(ends: Sequence[Row], method: str, other: str, field: str = "test_accu
     seeds = sorted(values[0].keys() & values[1].keys())
     if not seeds:
         return None
-    mean, low, high = mean_interval([values[0][seed] - values[1][seed] for seed in seeds])
-    bounds = {"low": low, "high": high} if len(seeds) > 1 else {"low": None, "high": None}
-    return {
-        "minuend": method,
-        "subtrahend": other,
-        "mean": mean,
-        **bounds,
-        "confidence": CONFIDENCE,
-        "seeds": len(seeds),
-    }
+    differences = [values[0][seed] - values[1][seed] for seed in seeds]
+    return {"minuend": method, "subtrahend": other, **_interval(differences)}
 
 
-def table(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the summary's table, a row a way."""
+def offline_table(summary: Mapping[str, Any]) -> Table:
+    """Columns and rows of an offline summary's table, a row a way."""
     columns = ["way", "seeds", "test %", "train %", "epochs", "steps", "seconds"]
-    ends = [*summary["first_round"], *summary["rows"]]
+    return columns, [
+        [
+            "first round" if name == FIRST else name,
+            str(len(own)),
+            _percent(mean_interval([end["test_accuracy"] for end in own])),
+            _percent(mean_interval([end["train_accuracy"] for end in own])),
+            f"{_mean(own, 'epochs'):.4g}",
+            f"{_mean(own, 'steps'):,.0f}",
+            f"{_mean(own, 'train_seconds'):.3g}",
+        ]
+        for name, own in _by_way([*summary["first_round"], *summary["rows"]])
+    ]
+
+
+def online_table(summary: Mapping[str, Any]) -> Table:
+    """Columns and rows of an online summary's table, a row a way."""
+    columns = ["way", "seeds", "last test %", "mean", "steps", "of RI", "seconds", "capped"]
     lines = []
-    for name in dict.fromkeys(end["method"] for end in ends):
-        own = [end for end in ends if end["method"] == name]
-        mean = {field: sum(end[field] for end in own) / len(own) for field in ("epochs", "steps", "train_seconds")}
+    for name, own in _by_way(summary["rows"]):
+        share = summary["steps_of_RI"].get(name)
         lines.append(
             [
-                "first round" if name == FIRST else name,
+                name,
                 str(len(own)),
                 _percent(mean_interval([end["test_accuracy"] for end in own])),
-                _percent(mean_interval([end["train_accuracy"] for end in own])),
-                f"{mean['epochs']:.4g}",
-                f"{mean['steps']:,.0f}",
-                f"{mean['train_seconds']:.3g}",
+                f"{100 * _mean(own, 'mean_test_accuracy'):.2f}",
+                f"{_mean(own, 'steps'):,.0f}",
+                "" if share is None else f"{share['mean']:.0%}",
+                f"{_mean(own, 'train_seconds'):.3g}",
+                f"{_mean(own, 'capped_rounds'):.3g}",
             ]
         )
     return columns, lines
@@ -85,26 +149,62 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     for name, gain in summary["gain"].items():
         if gain is not None:
             sentences.append(_gain_sentence(name, gain, gap))
+    if summary.get("mean_gap"):
+        sentences.append(f"Over the rounds after the first, RI - WS = {_points(summary['mean_gap'])} on average.")
+    if summary.get("gap_slope"):
+        sentences.append(_slope_sentence(summary["gap_slope"]))
+    for name, share in summary.get("steps_of_RI", {}).items():
+        if share is not None:
+            sentences.append(f"{name} took {_range(share)} of RI's steps.")
     return sentences
 
 
-def _end(rows: Sequence[Row], last: Row, shrink: float | None, perturb: float | None) -> Row:
-    """How one way and seed ended a round, with the seconds of all the round's epochs."""
-    which = ("method", "seed", "round")
-    own = [row for row in rows if all(row[name] == last[name] for name in which)]
-    seconds = {name: round(sum(row[name] for row in own), 3) for name in ("train_seconds", "eval_seconds")}
-    return {
-        "method": last["method"],
-        "seed": last["seed"],
-        "test_accuracy": last["test_accuracy"],
-        "train_accuracy": last["train_accuracy"],
-        "epochs": last["epoch"],
-        "steps": last["steps"],
-        **seconds,
-        "stop": last["stop"],
-        "shrink": shrink,
-        "perturb": perturb,
+def _with_factors(ends: Sequence[Row], sp_factors: Factors) -> list[Row]:
+    """The rows with each way's shrink and perturb."""
+    factors = {"RI": (0.0, 1.0), "WS": (1.0, 0.0), **sp_factors}
+    pairs = [factors.get(end["method"], (None, None)) for end in ends]
+    return [end | {"shrink": shrink, "perturb": perturb} for end, (shrink, perturb) in zip(ends, pairs, strict=True)]
+
+
+def _others(ends: Sequence[Row]) -> list[str]:
+    return [name for name in dict.fromkeys(end["method"] for end in ends) if name not in ("RI", "WS")]
+
+
+def _total(rounds: Sequence[Row]) -> Row:
+    """One way and seed over all its rounds."""
+    later = [end["test_accuracy"] for end in rounds[1:]] or [rounds[0]["test_accuracy"]]
+    sums = {name: sum(end[name] for end in rounds) for name in ("epochs", "steps", "samples_seen")}
+    seconds = {name: round(sum(end[name] for end in rounds), 3) for name in ("train_seconds", "eval_seconds")}
+    last = {
+        name: rounds[-1][name] for name in ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
     }
+    capped = sum(end["stop"] == CAP for end in rounds)
+    return last | {"mean_test_accuracy": sum(later) / len(later), **sums, **seconds, "capped_rounds": capped}
+
+
+def _slope(by_seed: Mapping[tuple[str, int], Sequence[Row]]) -> dict[str, Any] | None:
+    """The change of RI - WS in test accuracy from round to round, after the first."""
+    slopes = []
+    for seed in sorted({seed for _, seed in by_seed}):
+        random, warm = by_seed.get(("RI", seed), ()), by_seed.get(("WS", seed), ())
+        gaps = [a["test_accuracy"] - b["test_accuracy"] for a, b in zip(random, warm, strict=False)][1:]
+        if len(gaps) > 1:
+            slopes.append(float(np.polyfit(range(len(gaps)), gaps, 1)[0]))
+    return _interval(slopes) if slopes else None
+
+
+def _share(totals: Sequence[Row], way: str, field: str) -> dict[str, Any] | None:
+    """A way's total as a share of RI's, seed by seed."""
+    values = [{end["seed"]: end[field] for end in totals if end["method"] == name} for name in (way, "RI")]
+    shares = [values[0][seed] / values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]
+    return _interval(shares) if shares else None
+
+
+def _interval(values: Sequence[float]) -> dict[str, Any]:
+    """A mean over seeds with its interval, as JSON has it."""
+    mean, low, high = mean_interval(values)
+    bounds = {"low": low, "high": high} if len(values) > 1 else {"low": None, "high": None}
+    return {"mean": mean, **bounds, "confidence": CONFIDENCE, "seeds": len(values)}
 
 
 def _gap_sentence(gap: Mapping[str, Any]) -> str:
@@ -126,6 +226,30 @@ def _gain_sentence(name: str, gain: Mapping[str, Any], gap: Mapping[str, Any] | 
     if share < 0:
         return f"{sentence}: {name} takes nothing of the gap back."
     return f"{sentence}: {name} takes back {share:.0%} of the gap."
+
+
+def _slope_sentence(slope: Mapping[str, Any]) -> str:
+    change = f"RI - WS changes by {_points(slope)} a round"
+    if slope["low"] is None:
+        return f"{change}."
+    if slope["low"] > 0:
+        return f"The gap grows with the rounds: {change}."
+    return f"The gap {'shrinks' if slope['high'] < 0 else 'cannot be told to grow'} with the rounds: {change}."
+
+
+def _range(share: Mapping[str, Any]) -> str:
+    if share["low"] is None:
+        return f"{share['mean']:.0%}"
+    return f"{share['mean']:.0%} (95 % interval {share['low']:.0%} to {share['high']:.0%})"
+
+
+def _by_way(ends: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    names = dict.fromkeys(end["method"] for end in ends)
+    return [(name, [end for end in ends if end["method"] == name]) for name in names]
+
+
+def _mean(ends: Sequence[Row], field: str) -> float:
+    return sum(end[field] for end in ends) / len(ends)
 
 
 def _points(difference: Mapping[str, Any]) -> str:

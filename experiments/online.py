@@ -1,0 +1,81 @@
+"""Online warm starts: data keeps arriving, and every round trains on all that has come until it fits.
+
+    python experiments/online.py                                           the embedded digits
+    python experiments/online.py --dataset=cifar10 --increment=1000        Figure 2a
+    python experiments/online.py --dataset=cifar10 --increment=2500 --shrink 0 0.2 0.4 0.6 0.8 1    Figure 6
+
+Each round starts from scratch (RI), from the parameters of the round before (WS), or from their shrink-perturb (SP), on
+the same images in the same order, and ends at a train accuracy. The first round is the same for all. The run's folder
+gets a row an epoch and a summary with a row a round, the paired gap RI - WS and the steps that each way took. The same
+command continues a run that was stopped, however it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from wsjax import cli, experiment, summary
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(experiment.Common):
+    """Settings of the online experiment."""
+
+    increment: int = 1000
+    """Train images that arrive each round; the last round has what is left."""
+    pool: float = 2 / 3
+    """How much of the train split arrives in all: a fraction up to 1, or a number of images above that."""
+    max_rounds: int | None = None
+    """Stop after so many rounds. Default: when the pool is used up."""
+
+
+DIGITS = Config(
+    hidden=(300,),
+    activation="relu",
+    optimizer="adam",
+    learning_rate=0.001,
+    batch_size=64,
+    stop=("accuracy",),
+    epochs=200,
+    shrink=(0.3,),
+    perturb=(0.6,),
+    increment=60,
+    pool=1.0,
+    seeds=tuple(range(20)),
+)
+FIGURE_2 = Config(
+    model="resnet18", optimizer="adam", stop=("accuracy",), epochs=200, shrink=(0.4,), perturb=(0.01,), evaluate="round"
+)
+
+
+def defaults(dataset: str | None) -> Config:
+    """The settings for a data set where nothing else is said: Figure 2's, but for the embedded digits."""
+    return DIGITS if dataset in (None, "digits") else dataclasses.replace(FIGURE_2, dataset=dataset)
+
+
+def main(config: Config) -> None:
+    """Runs the experiment, or what is left of it, prints what came out, and draws it."""
+    experiment.check_config(config)
+    cli.check(config.pool > 0, f"--pool must be positive, not {config.pool}")
+    cli.check(config.increment > 0, f"--increment must be positive, not {config.increment}")
+    limit = config.max_rounds
+    cli.check(limit is None or limit > 0, f"--max_rounds must be positive, not {limit}")
+    from wsjax import data, plots
+
+    dataset = experiment.load_data(config)
+    total = len(dataset.train_labels)
+    pool = data.fraction_size(total, config.pool) if config.pool <= 1 else int(config.pool)
+    cli.check(pool <= total, f"--pool asks for {pool} images; the train split has {total}")
+    sizes = data.increment_sizes(pool, config.increment)[:limit]
+    plan = [(size, config.epochs) for size in sizes]
+    folder, _, ends = experiment.run("online", config, dataset, plan, summary.summarize_online)
+
+    cli.print_table(f"{len(sizes)} rounds, up to {sizes[-1]:,} images", *summary.online_table(ends))
+    for sentence in summary.verdict(ends):
+        cli.say(sentence)
+    picture, _ = plots.save(plots.online_curves(ends["rounds"]), folder / "figure")
+    cli.say(f"Picture: {picture}\nRecords: {folder}")
+
+
+if __name__ == "__main__":
+    cli.run_script(main, defaults, __doc__)
