@@ -2,8 +2,8 @@
 
     python -m benchmarks.conv_in_scan --width=16 --batch-size=128
 
-On a CPU our convolution takes the same time inside a loop as outside; XLA's own takes many times longer inside it. The
-table's times are milliseconds a step, medians of interleaved repeats in one process. Takes a few minutes on 2 CPU
+On a CPU our convolution takes the same time inside a loop as outside; XLA's own takes several times longer inside it.
+The table's times are milliseconds a step, medians of interleaved repeats in one process. Takes a few minutes on 2 CPU
 cores, most of them for the XLA rows; `--no-contrast` leaves those out.
 """
 

@@ -240,5 +240,5 @@ def test_online_summary_by_hand():
     sentences = " ".join(verdict(result))
     assert "The gap cannot be told to grow with the rounds" in sentences
     assert "WS took 36% (95 % interval 36% to 36%) of RI's steps." in sentences
-    assert online_table(result)[1][1] == ["WS", "2", "60.00 ± 0.00", "51.67", "20", "36%", "1", "1"]
+    assert online_table(result)[1][1] == ["WS", "2", "60.00 ± 0.00", "51.67", "20", "36%", "1", "2"]
     json.dumps(result, allow_nan=False)

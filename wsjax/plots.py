@@ -57,6 +57,7 @@ _WORDS = {
     "weight_decay": "weight decay {}",
     "batch_size": "batch {}",
     "epochs": "{} epochs a round",
+    "first_epochs": "{} in the first",
     "stop": "stop by {}",
     "threshold": "train accuracy {}",
     "perturb": "perturb {}",
@@ -231,7 +232,8 @@ class OfflineRun(NamedTuple):
     @property
     def epochs(self) -> int | None:
         """A round's length, where it is fixed."""
-        return self.settings["epochs"] if self.settings["stop"] == ["epochs"] else None
+        fixed = self.settings["stop"] == ["epochs"] and not self.settings.get("first_epochs")
+        return self.settings["epochs"] if fixed else None
 
 
 def merge_offline(runs: Sequence[RunRecords], wanted: Callable[[Row], bool] = lambda row: True) -> OfflineRun:
