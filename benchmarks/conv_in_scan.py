@@ -7,8 +7,6 @@ The table's times are milliseconds a step, medians of interleaved repeats in one
 cores, most of them for the XLA rows; `--no-contrast` leaves those out.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from jax import Array, lax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.timing import median_seconds
 from wsjax import models
 
 Params = Any
@@ -104,18 +103,6 @@ def xla_convolution() -> Iterator[None]:
 
     with mock.patch.object(models, "conv", conv), mock.patch.object(models, "max_pool", max_pool):
         yield
-
-
-def median_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median wall-clock seconds of every run; the runs take turns, so that a busy moment hits them all."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            if repeat > 0:  # the first warms up
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 if __name__ == "__main__":

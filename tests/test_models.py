@@ -35,7 +35,7 @@ def initial(model, shape=(1, 16, 16, 3)):
     def draw(path, leaf):
         values = rng.normal(size=leaf.shape).astype(np.float32)
         if path[-1].key == "kernel":
-            return values * math.sqrt(2 / math.prod(leaf.shape[:-1]))
+            return values * math.sqrt(2 / (math.prod(leaf.shape[:-1]) if leaf.ndim == 4 else leaf.shape[1]))
         return 1 + 0.1 * np.abs(values) if path[-1].key in ("scale", "var") else 0.1 * values
 
     return jax.tree.map_with_path(draw, shapes)
@@ -115,9 +115,7 @@ def flat(tree):
 
 
 def to_torch(path, leaf):
-    if not path.endswith("kernel"):
-        return leaf.copy()
-    return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T.copy()
+    return leaf.transpose(3, 2, 0, 1) if path.endswith("kernel") and leaf.ndim == 4 else leaf.copy()
 
 
 def assert_near(ours, theirs, relative):
@@ -261,7 +259,7 @@ def test_linear_kernel_and_bias_are_uniform():
         assert jnp.abs(leaf).max() <= 0.1
         assert jnp.abs(leaf).max() > 0.098
         assert leaf.std() == pytest.approx(0.1 / math.sqrt(3), rel=0.05 if leaf.ndim == 1 else 0.02)
-    assert not jnp.array_equal(params["kernel"][0], params["bias"])
+    assert not jnp.array_equal(params["kernel"][:, 0], params["bias"])
 
 
 def test_batch_norm_starts_as_the_identity():
