@@ -228,3 +228,26 @@ def test_caption_names_what_the_run_used():
     assert "stop by accuracy/plateau, train accuracy 0.99, perturb 0.01; seed 0" in text
     assert "A seed that stopped earlier holds its last value." in text
     assert "width" not in text
+
+
+def test_online_curves_by_hand():
+    rounds = [
+        {
+            "method": way,
+            "seed": seed,
+            "samples": 10 * n,
+            "test_accuracy": 0.1 * n + seed / 10,
+            "train_seconds": float(n),
+        }
+        for way in ("RI", "WS")
+        for seed in (0, 1)
+        for n in (1, 2, 3)
+    ]
+    published = {("test_accuracy", "RI"): [[10, 11.0], [20, 22.0], [50, 99.0]]}
+    figure = plots.online_curves(rounds, published=published)
+    accuracy, seconds = figure.axes
+    lines = {line.get_label(): line for line in accuracy.lines}
+    np.testing.assert_allclose(lines["RI"].get_xydata(), [[10, 15], [20, 25], [30, 35]])
+    np.testing.assert_allclose(seconds.lines[0].get_ydata(), [1, 2, 3])
+    dashed = [line for line in accuracy.lines if line.get_label() not in ("RI", "WS")]
+    np.testing.assert_allclose(dashed[0].get_xydata(), [[10, 11], [20, 22]])  # cut where the measured rounds end

@@ -1,0 +1,51 @@
+"""The online script end to end, tiny."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsjax.records import read_run
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
+TINY = ("--epochs", "4", "--threshold", "0.5", "--seeds", "0", "1", "--hidden", "8", "--num_train", "60")
+
+
+def run(workdir, *arguments):
+    command = [sys.executable, str(SCRIPT), *TINY, "--workdir", str(workdir), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_rounds_grow_by_the_increment_and_the_summary_adds_up(tmp_path):
+    done = run(tmp_path, "--increment", "25", "--evaluate", "round")
+    assert done.returncode == 0, done.stderr
+    assert "of RI's steps" in " ".join(done.stdout.split())
+    config, rows, summary = read_run(tmp_path / "online" / "digits-mlp-adam")
+    assert config["experiment"] == "online"
+    assert summary is not None
+    assert [row["samples"] for row in summary["rounds"] if (row["method"], row["seed"]) == ("WS", 1)] == [25, 50, 60]
+    assert all((row["test_accuracy"] is None) == (row["stop"] is None) for row in rows)
+    for total in summary["rows"]:
+        own = [row for row in rows if row["method"] in ("first", total["method"]) and row["seed"] == total["seed"]]
+        assert total["epochs"] == len(own)
+        assert total["steps"] == sum(row["steps"] for row in own if row["stop"])
+    json.dumps(summary, allow_nan=False)
+    assert (tmp_path / "online" / "digits-mlp-adam" / "figure.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--pool", "61"), "--pool asks for 61 images; the train split has 60"),
+        (("--pool", "0"), "--pool must be positive, not 0"),
+        (("--increment", "0"), "--increment must be positive, not 0"),
+        (("--max_rounds", "-1"), "--max_rounds must be positive, not -1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert re.fullmatch(f"error: {message}.*\n", done.stderr)
