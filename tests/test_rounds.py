@@ -138,13 +138,14 @@ def test_stacked_seeds_are_seeds_in_turn():
         )
 
 
-def test_ten_rounds_compile_one_epoch_and_one_evaluation(monkeypatch):
+def test_ten_rounds_compile_every_program_once(monkeypatch):
     studies = []
     monkeypatch.setattr("wsjax.rounds.make_study", lambda *a: studies.append(make_study(*a)) or studies[-1])
     rounds = [Round(3 * n, after_epochs(1)) for n in range(1, 11)]
     run(rounds, WAYS, seeds=(0, 1))
     assert len(studies[0].epoch.executables) == 1
     assert len(studies[0].evaluate.executables) == 1
+    assert len(studies[0].draw.executables) == 1
 
 
 def test_a_padded_round_gives_the_bits_of_an_unpadded_one():

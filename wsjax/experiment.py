@@ -6,6 +6,7 @@ that a command line's help is quick.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -188,7 +189,11 @@ def run(
     ways = build_ways(config)
     first, *later = (size * cap for size, cap in plan)
     work = len(config.seeds) * (first + len(ways) * sum(later))
-    with open_run(folder, settings, about) as records, progress(work, ", if no round ends early") as advance:
+    caps = [cap for _, cap in plan]
+    with contextlib.ExitStack() as stack:
+        records = stack.enter_context(open_run(folder, settings, about))
+        left = work - sum(_work(records.rows, caps))
+        advance = stack.enter_context(progress(max(left, 1), ", if no round ends early"))
         try:
             result = rounds.run_rounds(
                 build_task(config, dataset),
@@ -202,7 +207,7 @@ def run(
                 stack=is_stacked(config),
                 records=records,
                 checkpoints=folder / "checkpoints",
-                observe=partial(_observe, advance, [cap for _, cap in plan]),
+                observe=partial(_observe, advance, caps),
             )
         except rounds.NonFiniteLoss as error:
             raise rounds.NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
@@ -290,14 +295,20 @@ def use_compilation_cache() -> None:
 
 
 def _observe(advance: Callable[..., None], caps: Sequence[int], rows: list[Row]) -> None:
-    """Shows an epoch's rows; the epochs that a stopped round did not need count as skipped."""
-    done = sum(row["samples"] for row in rows)
-    skipped = sum(row["samples"] * (caps[row["round"] - 1] - row["epoch"]) for row in rows if row["stop"])
+    """Shows an epoch's rows."""
     last = rows[-1]
     field = "train_accuracy" if last["test_accuracy"] is None else "test_accuracy"
     values = [row[field] for row in rows if row[field] is not None]
     what = f"{field.replace('_', ' ')} {sum(values) / len(values):.1%}"
+    done, skipped = _work(rows, caps)
     advance(done, f"{last['method']}, round {last['round']}, epoch {last['epoch']}: {what}", skipped)
+
+
+def _work(rows: Sequence[Row], caps: Sequence[int]) -> tuple[int, int]:
+    """The samples that epochs have seen, and those that stopped rounds did not need."""
+    done = sum(row["samples"] for row in rows)
+    skipped = sum(row["samples"] * (caps[row["round"] - 1] - row["epoch"]) for row in rows if row["stop"])
+    return done, skipped
 
 
 def _machine() -> str:

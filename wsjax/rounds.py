@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +80,7 @@ class Study(NamedTuple):
     test: Data
     rounds: Sequence[Round]
     settings: Settings
+    draw: Program
     epoch: Program
     evaluate: Program
 
@@ -178,7 +180,8 @@ def make_study(
         kept = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
         return jax.tree.map(kept, new, state), metrics
 
-    programs = Program(active_epoch, donate_argnums=(0,)), Program(evaluate)
+    draw = Program(partial(init_state, task, optimizer))
+    programs = draw, Program(active_epoch, donate_argnums=(0,)), Program(evaluate)
     return Study(task, optimizer, train, test, rounds, settings, *programs)
 
 
@@ -340,8 +343,7 @@ def _pools(study: Study, keys: Mapping[str, jax.Array]) -> jax.Array:
 
 def _fresh(study: Study, keys: Mapping[str, jax.Array], number: int) -> TrainState:
     """Newly drawn networks for a round, one a seed, stacked."""
-    draw = jax.jit(lambda key: init_state(study.task, study.optimizer, key))
-    states = [draw(key) for key in _fold(keys["network"], number)]
+    states = [study.draw.prepare(key)(key) for key in _fold(keys["network"], number)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
