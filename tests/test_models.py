@@ -20,10 +20,11 @@ NETWORKS = {
     "logistic": logistic_regression(10),
 }
 OPTIMISERS = {
-    "sgd": (lambda torch, p: torch.optim.SGD(p, 0.1, weight_decay=0.01), optax.sgd(0.1)),
-    "msgd": (lambda torch, p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01), optax.sgd(0.05, momentum=0.9)),
+    # Small steps: at a rate of 0.1 a step multiplies rounding errors by up to 600.
+    "sgd": (lambda torch, p: torch.optim.SGD(p, 0.01, weight_decay=0.1), optax.sgd(0.01)),
+    "msgd": (lambda torch, p: torch.optim.SGD(p, 0.01, momentum=0.9, weight_decay=0.1), optax.sgd(0.01, momentum=0.9)),
     # A larger eps than usual: Adam turns rounding errors of near-zero gradients into whole steps.
-    "adam": (lambda torch, p: torch.optim.Adam(p, 1e-3, weight_decay=0.01, eps=1e-4), optax.adam(1e-3, eps=1e-4)),
+    "adam": (lambda torch, p: torch.optim.Adam(p, 1e-3, weight_decay=0.1, eps=1e-4), optax.adam(1e-3, eps=1e-4)),
 }
 
 
@@ -146,7 +147,7 @@ def test_three_steps_equal_pytorch(name, optimiser):
     torch = pytest.importorskip("torch")
     model = NETWORKS[name]
     make_torch_optimiser, tx = OPTIMISERS[optimiser]
-    tx = optax.chain(optax.add_decayed_weights(0.01), tx)
+    tx = optax.chain(optax.add_decayed_weights(0.1), tx)
     variables = initial(model)
     net = TorchNet(torch, model, variables)
     theirs, opt_state = make_torch_optimiser(torch, net.params), tx.init(variables["params"])
@@ -164,7 +165,7 @@ def test_three_steps_equal_pytorch(name, optimiser):
         _, batch_stats, grads = gradients(model, variables, images, labels, np.ones(6))
         params, opt_state = update(grads, opt_state, variables["params"])
         variables = {"params": params, "batch_stats": batch_stats}
-    assert_near(variables, net.tensors, 1e-3)
+    assert_near(variables, net.tensors, 3e-4)
 
 
 # --- BatchNorm and padding ---
