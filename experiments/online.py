@@ -29,20 +29,7 @@ class Config(experiment.Common):
     """Stop after so many rounds. Default: when the pool is used up."""
 
 
-DIGITS = Config(
-    hidden=(300,),
-    activation="relu",
-    optimizer="adam",
-    learning_rate=0.001,
-    batch_size=64,
-    stop=("accuracy",),
-    epochs=200,
-    shrink=(0.3,),
-    perturb=(0.6,),
-    increment=60,
-    pool=1.0,
-    seeds=tuple(range(20)),
-)
+DIGITS = Config(**experiment.DIGITS, stop=("accuracy",), epochs=200, increment=60, pool=1.0, seeds=tuple(range(20)))
 FIGURE_2 = Config(
     model="resnet18", optimizer="adam", stop=("accuracy",), epochs=200, shrink=(0.4,), perturb=(0.01,), evaluate="round"
 )

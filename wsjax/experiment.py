@@ -43,6 +43,16 @@ POSITIVE = (
     "width", "learning_rate", "batch_size", "epochs", "plateau_window", "plateau_tolerance", "checkpoint_every",
 )  # fmt: skip
 LISTS = ("methods", "stop", "shrink", "perturb", "seeds")
+DIGITS: dict[str, Any] = {
+    "hidden": (300,),
+    "activation": "relu",
+    "optimizer": "adam",
+    "learning_rate": 0.001,
+    "batch_size": 64,
+    "shrink": (0.3,),
+    "perturb": (0.6,),
+}
+"""How every experiment trains on the embedded digits."""
 PLACES = ("workdir", "run", "data_dir")
 """Fields that say where things lie: another value of them is no other run."""
 
