@@ -186,6 +186,7 @@ def test_help_loads_no_jax():
         (("--fraction", 2), r"the fraction of the data must lie in \(0, 1\], got 2.0"),
         (("--num_train", 601), r"cannot take 601 train images; possible: 2 to 600"),
         (("--run", "../up"), r"--run must be a plain name, not '../up'"),
+        (("--run", ".."), r"--run must be a plain name, not '..'"),
         (("--dataset", "missing.npz"), r"missing.npz"),
         (("--dataset", "cifar10", "--data_dir", "file.npz"), r"the data folder file.npz is a file"),
         (("--dataset", "no_labels.npz"), r"no_labels.npz.*train_labels"),

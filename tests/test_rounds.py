@@ -158,13 +158,17 @@ def test_a_padded_round_gives_the_bits_of_an_unpadded_one():
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_rows(tmp_path):
     records = Records(tmp_path / "records.jsonl")
     with pytest.raises(NonFiniteLoss, match=r"first, seed 0, round 1, epoch \d+, step \d+"):
-        run(TWO_ROUNDS, WAYS, optimizer=make_optimizer("sgd", 1e38), task=mlp_task(()), records=records)
+        run([Round(30, after_epochs(2))], {}, optimizer=make_optimizer("sgd", 1e38), task=mlp_task(()), records=records)
 
     def poison(params, fresh):
         return jax.tree.map(lambda x: x * jnp.inf, params)
 
     with pytest.raises(NonFiniteLoss, match="WS, seed 0, round 2, epoch 1"):
         run(TWO_ROUNDS, {"WS": poison}, records=records)
+    last_step = [Round(8, after_epochs(1))]
+    with pytest.raises(NonFiniteLoss, match="the test loss is not finite: first, seed 0, round 1, epoch 1"):
+        run(last_step, {}, optimizer=make_optimizer("sgd", 1e38), task=mlp_task(()))
+
     kept = Records(tmp_path / "records.jsonl").rows
     assert [(row["method"], row["epoch"]) for row in kept] == [("first", 1), ("first", 2)]
 
@@ -200,16 +204,30 @@ def test_a_run_that_ended_anywhere_continues_to_the_same_bits(tmp_path, at):
     assert all(same(resumed.states[key], whole.states[key]) for key in whole.states)
 
 
-def test_a_checkpoint_ahead_of_the_rows_is_not_used(tmp_path):
-    """Rows that were lost must be trained again, not skipped."""
+@pytest.mark.parametrize("lost", [("WS", 0, 3), ("WS", 1, 3), ("WS", 1, 1), ("first", 0, 1)])
+def test_rows_that_were_lost_are_trained_again(tmp_path, lost):
+    """A checkpoint that is ahead of any seed's rows is not used."""
 
     def start():
-        return run(TWO_ROUNDS, WAYS, records=Records(tmp_path / "r.jsonl"), checkpoints=tmp_path / "c")
+        records = Records(tmp_path / "r.jsonl")
+        return run(TWO_ROUNDS, {"WS": warm_start}, seeds=(0, 1), records=records, checkpoints=tmp_path / "c")
 
     whole = start()
-    Records(tmp_path / "r.jsonl").keep(lambda row: row["method"] != "WS" or row["epoch"] < 2)
+    Records(tmp_path / "r.jsonl").keep(lambda row: (row["method"], row["seed"], row["epoch"]) != lost)
     again = start()
     assert sorted(map(str, timeless(again.rows))) == sorted(map(str, timeless(whole.rows)))
+    assert all(same(again.states[key], whole.states[key]) for key in whole.states)
+
+
+def test_ways_and_seeds_of_any_name_keep_their_own_checkpoints(tmp_path):
+    ways = {"a b": WAYS["SP"], "a_b": random_init, "a/b": warm_start}
+    seeds = tuple(range(10**9, 10**9 + 30))
+
+    def start():
+        return run(TWO_ROUNDS, ways, seeds, records=Records(tmp_path / "r"), checkpoints=str(tmp_path / "c"))
+
+    first, again = start(), start()
+    assert all(same(first.states[key], again.states[key]) for key in first.states)
 
 
 def test_what_cannot_be_run_is_refused():
@@ -219,6 +237,17 @@ def test_what_cannot_be_run_is_refused():
         run(TWO_ROUNDS, {"first": warm_start})
     with pytest.raises(ValueError, match="seeds must be given, each once"):
         run(TWO_ROUNDS, WAYS, seeds=(1, 1))
+    with pytest.raises(ValueError, match="rounds is empty"):
+        run([], WAYS)
+    with pytest.raises(ValueError, match="unknown opt_state 'kept'; available: rebuild, keep"):
+        run(TWO_ROUNDS, WAYS, settings=Settings(opt_state="kept"))
+    with pytest.raises(ValueError, match="checkpoint_every must be positive, not 0"):
+        run(TWO_ROUNDS, WAYS, settings=Settings(checkpoint_every=0))
+    (inputs, labels), optimizer = data(), make_optimizer("sgd", 0.1)
+    with pytest.raises(ValueError, match=r"train inputs and targets need one length above 0, not \[29, 30\]"):
+        run_rounds(mlp_task(), optimizer, (inputs, labels[:29]), data(10), TWO_ROUNDS, WAYS)
+    with pytest.raises(ValueError, match=r"test inputs and targets need one length above 0, not \[0\]"):
+        run_rounds(mlp_task(), optimizer, data(), (inputs[:0], labels[:0]), TWO_ROUNDS, WAYS)
 
 
 class Regressor(nn.Module):

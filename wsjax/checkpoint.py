@@ -6,9 +6,11 @@ damaged in any way is found when it is read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,8 @@ def restore(
     steps = [int(path.name) for path in Path(folder.directory).iterdir() if path.name.isdecimal()]
     for step in sorted(filter(wanted, steps), reverse=True):
         try:
-            state = folder.load(step, abstract)
+            with _quiet():
+                state = folder.load(step, abstract)
             written: Any = folder.metadata(step).custom_metadata
             if (written or {}).get("digest") == digest(state):
                 return step, state
@@ -72,6 +75,18 @@ def digest(state: Any) -> str:
         total.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax's log of a damaged checkpoint back: the warning says it in one line."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

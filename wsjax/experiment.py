@@ -145,7 +145,7 @@ def check_config(config: Common) -> None:
     decay = config.weight_decay
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
-    check(run_name(config) == Path(run_name(config)).name, f"--run must be a plain name, not '{config.run}'")
+    check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")
 
 
 def run_name(config: Common) -> str:

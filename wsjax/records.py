@@ -38,7 +38,8 @@ class RunRecords(NamedTuple):
 class Records:
     """The rows of a run, in memory and, where a path is given, in that file too."""
 
-    def __init__(self, path: Path | None = None):
+    def __init__(self, path: Path | str | None = None):
+        path = None if path is None else Path(path)
         self.path = path
         self.rows: list[Row] = read_rows(path) if path is not None and path.exists() else []
         if path is not None and path.exists():
@@ -107,7 +108,7 @@ def read_rows(path: Path) -> list[Row]:
         try:
             rows.append(_object(line))
         except ValueError as error:
-            raise RunError(f"{path}, line {number}, is damaged: {error}; mend or remove the line") from error
+            raise RunError(f"{path}, line {number}, is damaged: {error}; remove it and all lines after it") from error
     return rows
 
 

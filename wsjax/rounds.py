@@ -7,11 +7,14 @@ checkpoints and its rows are all that a resume needs, because every random key i
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+from urllib.parse import quote
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +99,10 @@ class Leg(NamedTuple):
     @property
     def name(self) -> str:
         """The leg's folder of checkpoints."""
-        return f"{self.method.replace('/', '_').replace(' ', '_')}-seeds-{'-'.join(map(str, self.seeds))}"
+        seeds = "-".join(map(str, self.seeds))
+        if len(seeds) > 60:  # a file's name has its limit
+            seeds = f"{len(self.seeds)}-{hashlib.sha256(seeds.encode()).hexdigest()[:12]}"
+        return f"{quote(self.method, safe='')}-seeds-{seeds}"
 
     def has(self, row: Row) -> bool:
         """Whether a row belongs to this leg."""
@@ -115,7 +121,7 @@ def run_rounds(
     settings: Settings | None = None,
     stack: bool = True,
     records: Records | None = None,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
     observe: Observer | None = None,
 ) -> Result:
     """Trains through all rounds, for every way and seed.
@@ -136,8 +142,9 @@ def run_rounds(
       settings: see `Settings`.
       stack: whether seeds train together as one vmapped program, or one after the other: right for convolutions,
         whose kernels do not vmap well.
-      records: takes the rows. Where it holds rows already, the run continues.
-      checkpoints: folder for checkpoints; None keeps none.
+      records: takes the rows. Where it holds rows already, the run continues as far as `checkpoints` reach.
+      checkpoints: folder for checkpoints; None keeps none. Records and checkpoints belong to one run: give others for
+        other settings, which are not compared here (`wsjax.records.open_run` does that).
       observe: called with every epoch's rows, for display.
 
     Returns:
@@ -145,13 +152,14 @@ def run_rounds(
 
     Raises:
       NonFiniteLoss: a loss was not finite. Rows and checkpoints written so far stay.
-      ValueError: a round has no sample or more than there are, or a way has the name "first".
+      ValueError: a round has no sample or more than there are, inputs and targets differ in length, a way has the
+        name "first", or a setting is not one of those possible.
     """
-    records = records or Records()
-    _check(train, rounds, ways, seeds)
-    study = make_study(task, optimizer, train, test, rounds, settings or Settings())
+    records, settings, seeds = records or Records(), settings or Settings(), tuple(int(seed) for seed in seeds)
+    _check(train, test, rounds, ways, seeds, settings)
+    study = make_study(task, optimizer, train, test, rounds, settings)
     states: dict[tuple[str, int], TrainState] = {}
-    for group in [tuple(seeds)] if stack else [(seed,) for seed in seeds]:
+    for group in [seeds] if stack else [(seed,) for seed in seeds]:
         first = _run_leg(study, Leg(FIRST, group, 1, 2), None, None, records, checkpoints, observe)
         legs = {way: Leg(way, group, 2, len(rounds) + 1) for way in ways}
         for way, leg in legs.items():
@@ -208,14 +216,30 @@ def _run_leg(
     start: TrainState | None,
     reinit: Reinit | None,
     records: Records,
-    checkpoints: Path | None,
+    checkpoints: Path | str | None,
     observe: Observer | None,
 ) -> TrainState:
     """Runs a leg, or what is left of it, and returns its stacked state."""
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if checkpoints is not None:
+            folder = stack.enter_context(contextlib.closing(checkpoint.open_folder(Path(checkpoints) / leg.name)))
+        return _run_leg_in(folder, study, leg, start, reinit, records, observe)
+
+
+def _run_leg_in(
+    folder: Any,
+    study: Study,
+    leg: Leg,
+    start: TrainState | None,
+    reinit: Reinit | None,
+    records: Records,
+    observe: Observer | None,
+) -> TrainState:
+    """Runs a leg with its folder of checkpoints, which may be None."""
     keys = _keys(leg.seeds)
     pools = _pools(study, keys)
     state = _fresh(study, keys, leg.begin) if start is None else start
-    folder = None if checkpoints is None else checkpoint.open_folder(checkpoints / leg.name)
     number, epoch = leg.begin, 0
     found = None
     if folder is not None:
@@ -264,7 +288,8 @@ def _run_round(
         fitted = jax.tree.map(np.asarray, fitted)
         for i in ran:
             seed = leg.seeds[i]
-            _check_finite(fitted["bad_step"][i], leg.method, seed, number, epoch)
+            if step := int(fitted["bad_step"][i]):
+                raise NonFiniteLoss(f"the loss is not finite: {_place(leg, i, number, epoch)}, step {step}")
             history[seed].append(float(fitted["accuracy"][i]))
         reasons = [stop(history[seed]) for seed in leg.seeds]
         active &= [reason is None for reason in reasons]
@@ -276,6 +301,9 @@ def _run_round(
             begin = time.perf_counter()
             tested = jax.tree.map(np.asarray, evaluate(*arguments))
             eval_seconds = time.perf_counter() - begin
+            for i in ran:
+                if not np.isfinite(tested["loss"][i]):
+                    raise NonFiniteLoss(f"the test loss is not finite: {_place(leg, i, number, epoch)}")
 
         rows = [
             {
@@ -348,22 +376,52 @@ def _fresh(study: Study, keys: Mapping[str, jax.Array], number: int) -> TrainSta
 
 
 def _covered(records: Records, leg: Leg, number: int, epoch: int) -> bool:
-    """Whether the rows reach as far as a checkpoint does."""
-    return any(leg.has(row) and (row["round"], row["epoch"]) == (number, epoch) for row in records.rows)
+    """Whether the rows tell, without a hole, how every seed came as far as a checkpoint."""
+    own: dict[tuple[int, int], list[Row]] = {}
+    for row in records.rows:
+        if leg.has(row) and (row["round"], row["epoch"]) <= (number, epoch):
+            own.setdefault((row["seed"], row["round"]), []).append(row)
+    for seed in leg.seeds:
+        for round_number in range(leg.begin, number + 1):
+            rows = own.get((seed, round_number), [])
+            if not rows or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+                return False
+            if not rows[-1]["stop"] and (round_number, len(rows)) != (number, epoch):
+                return False
+    return True
 
 
-def _check_finite(bad_step: Any, method: str, seed: int, number: int, epoch: int) -> None:
-    if bad_step:
-        where = f"{method}, seed {seed}, round {number}, epoch {epoch}, step {int(bad_step)}"
-        raise NonFiniteLoss(f"the loss is not finite: {where}")
+def _place(leg: Leg, i: Any, number: int, epoch: int) -> str:
+    return f"{leg.method}, seed {leg.seeds[i]}, round {number}, epoch {epoch}"
 
 
-def _check(train: Data, rounds: Sequence[Round], ways: Mapping[str, Reinit], seeds: Sequence[int]) -> None:
-    count = jax.tree.leaves(train)[0].shape[0]
+def _check(
+    train: Data,
+    test: Data,
+    rounds: Sequence[Round],
+    ways: Mapping[str, Reinit],
+    seeds: Sequence[int],
+    settings: Settings,
+) -> None:
+    counts = []
+    for name, data in (("train", train), ("test", test)):
+        lengths = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"{name} inputs and targets need one length above 0, not {sorted(lengths)}")
+        counts.append(lengths.pop())
+    if not rounds:
+        raise ValueError("there is no round to run: rounds is empty")
     for number, (size, _) in enumerate(rounds, 1):
-        if not 1 <= size <= count:
-            raise ValueError(f"round {number} asks for {size} samples; there are {count}, and it needs at least 1")
+        if not 1 <= size <= counts[0]:
+            raise ValueError(f"round {number} asks for {size} samples; there are {counts[0]}, and it needs at least 1")
     if FIRST in ways:
         raise ValueError(f"a way cannot be named '{FIRST}': that is the first round, which all ways share")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be given, each once, not {tuple(seeds)}")
+    for name, options in get_type_hints(Settings).items():
+        value = getattr(settings, name)
+        if options is int:
+            if value < 1:
+                raise ValueError(f"{name} must be positive, not {value}")
+        elif value not in get_args(options):
+            raise ValueError(f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
