@@ -108,7 +108,7 @@ def read_rows(path: Path) -> list[Row]:
         try:
             rows.append(_object(line))
         except ValueError as error:
-            raise RunError(f"{path}, line {number}, is damaged: {error}; remove it and all lines after it") from error
+            raise RunError(f"{path}, line {number}, is damaged: {error}; mend or remove the line") from error
     return rows
 
 
