@@ -7,7 +7,6 @@ Takes seconds. At the report's settings expect RI near 60.3 % and WS near 58.7 %
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from wsjax import plots
-from wsjax.records import RunError, read_run, write_whole
+from wsjax import cli, plots
+from wsjax.records import read_run
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("first", "RI", "WS")
@@ -51,9 +50,7 @@ def main(config: Config) -> str:
         caption += " No published curve: the report's Figure 1 is ResNet-18 on CIFAR-10."
 
     figure = plots.offline_curves(run.rows, epochs=run.epochs, published=curves)
-    plots.add_caption(figure, caption)
-    plots.save(figure, config.out)
-    write_whole(config.out.with_name(config.out.name + ".txt"), caption + "\n")
+    plots.save_captioned(figure, caption, config.out)
     return caption
 
 
@@ -71,8 +68,5 @@ def published_curves(curves: dict[str, Any]) -> plots.Published:
 
 
 if __name__ == "__main__":
-    try:
+    with cli.user_errors():
         print(main(tyro.cli(Config, description=__doc__)))
-    except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -7,7 +7,6 @@ Takes seconds. At the report's settings expect SP near 80.9, 64.7 and 59.7 % at 
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from wsjax import plots
-from wsjax.records import RunError, read_run, write_whole
+from wsjax import cli, plots
+from wsjax.records import read_run
 
 HERE = Path(__file__).resolve().parent
 CURVES = {"RI": "RI", "WS": "WS", "SP 0.1": "lam0.1", "SP 0.3": "lam0.3", "SP 0.6": "lam0.6"}
@@ -55,9 +54,7 @@ def main(config: Config) -> str:
         caption += " No published curve: the report's Figure 5 is ResNet-18 on CIFAR-10."
 
     figure = plots.offline_curves(run.rows, ["test_accuracy"], epochs=run.epochs, published=curves)
-    plots.add_caption(figure, caption)
-    plots.save(figure, config.out)
-    write_whole(config.out.with_name(config.out.name + ".txt"), caption + "\n")
+    plots.save_captioned(figure, caption, config.out)
     return caption
 
 
@@ -68,8 +65,5 @@ def published_curves(curves: dict[str, Any]) -> plots.Published:
 
 
 if __name__ == "__main__":
-    try:
+    with cli.user_errors():
         print(main(tyro.cli(Config, description=__doc__)))
-    except (RunError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -48,17 +48,28 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
         default = defaults(None)
     marks = (tyro.conf.FlagConversionOff,)
     config = tyro.cli(type(default), default=default, description=text, config=marks, use_underscores=True)
-    console = Console(stderr=True, soft_wrap=True, emoji=False)
+    console = _error_console()
     warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)
-    try:
+    with user_errors():
         main(config)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the program with one line and exit code 2 (130 for Ctrl-C) where an error is the user's to mend."""
+    try:
+        yield
     except BaseException as error:
         if not _is_for_user(error):
             raise
         stopped = isinstance(error, KeyboardInterrupt)
         message = "interrupted; the same command continues the run" if stopped else _one_line(error)
-        console.print(f"error: {message}", style="red", markup=False, highlight=False)
+        _error_console().print(f"error: {message}", style="red", markup=False, highlight=False)
         sys.exit(130 if stopped else 2)
+
+
+def _error_console() -> Console:
+    return Console(stderr=True, soft_wrap=True, emoji=False)
 
 
 def _is_for_user(error: BaseException) -> bool:
@@ -87,12 +98,12 @@ def check(condition: bool, message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(total: float, unit_name: str = "") -> Iterator[Callable[..., None]]:
+def progress(total: float, proviso: str = "") -> Iterator[Callable[..., None]]:
     """Shows how far a run is: a bar in a terminal, else a line now and then.
 
     Args:
       total: the work of the whole run, at most, in any unit.
-      unit_name: what the estimate says about the total, such as "if every round takes all its epochs".
+      proviso: what the estimate of the time to go adds, such as ", if no round ends early".
 
     Yields:
       `advance(done, text, skipped=0)`: work done since the last call, what to show, and work that fell away because a
@@ -119,7 +130,7 @@ def progress(total: float, unit_name: str = "") -> Iterator[Callable[..., None]]
             done += work
             remaining = (now - begin) / done * max(total - over, 0)
             if calls == 1 + ESTIMATE_AFTER and remaining > ESTIMATE_FROM:
-                console.print(f"estimate: {duration(remaining)} to go{unit_name}", highlight=False)
+                console.print(f"estimate: {duration(remaining)} to go{proviso}", highlight=False)
             if not console.is_terminal and now - last_line > LINE_EVERY:
                 last_line = now
                 console.print(f"{over / total:4.0%}  {text}  ({duration(remaining)} to go)", highlight=False)

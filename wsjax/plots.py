@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
 
-from wsjax.records import Row, RunError, RunRecords
+from wsjax.records import Row, RunError, RunRecords, write_whole
 from wsjax.stats import Interval, mean_interval
 from wsjax.summary import FIRST, paired
 
@@ -140,9 +140,7 @@ def offline_curves(
             mean_band(axis, x, curves, label=_LABELS.get(method, method), color=colors[method])
             if (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
-                there = offset + x <= stop
-                color = _mix(colors[method], "white", 0.45)
-                axis.plot(offset + x[there], y[there], color=color, linewidth=0.9, linestyle=DASHES, zorder=1.5)
+                _dashed(axis, offset + x, y, stop, colors[method])
         _dress(axis, _LABELS[field], end)
         if start:
             _mark_round(axis, 0, start, first)
@@ -173,9 +171,7 @@ def online_curves(rounds: Sequence[Row], *, published: Published | None = None) 
             mean_band(axis, samples, curves, label=method, color=colors[method])
             if (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
-                there = x <= max(samples)
-                color = _mix(colors[method], "white", 0.45)
-                axis.plot(x[there], y[there], color=color, linewidth=0.9, linestyle=DASHES, zorder=1.5)
+                _dashed(axis, x, y, max(samples), colors[method])
         _dress(axis, label, max(row["samples"] for row in rounds), x_label="Train images")
     _legend(figure, with_published=any(method in methods for _, method in published))
     return figure
@@ -219,6 +215,13 @@ def save(figure: Figure, stem: Path | str) -> tuple[Path, Path]:
         for part in parts:
             part.unlink(missing_ok=True)
     return paths[0], paths[1]
+
+
+def save_captioned(figure: Figure, caption: str, stem: Path) -> None:
+    """Writes stem.png and stem.pdf with the caption under the picture, and the caption alone as stem.txt."""
+    add_caption(figure, caption)
+    save(figure, stem)
+    write_whole(stem.with_name(f"{stem.name}.txt"), caption + "\n")
 
 
 class OfflineRun(NamedTuple):
@@ -419,6 +422,13 @@ def _wrap(text: str, width: float) -> list[str]:
 def _mix(color: str, other: str, share: float) -> tuple[float, ...]:
     """The colour between two, at a share of the way to the other."""
     return tuple((1 - share) * np.array(to_rgb(color)) + share * np.array(to_rgb(other)))
+
+
+def _dashed(axis: Axes, x: NDArray[Any], y: NDArray[Any], stop: float, color: str) -> None:
+    """A published curve behind the measured one of that colour, cut where the measured one ends."""
+    there = x <= stop
+    light = _mix(color, "white", 0.45)
+    axis.plot(x[there], y[there], color=light, linewidth=0.9, linestyle=DASHES, zorder=1.5)
 
 
 def _dress(axis: Axes, label: str, end: int, x_label: str = "Epoch") -> None:

@@ -220,10 +220,9 @@ def _run_leg(
     observe: Observer | None,
 ) -> TrainState:
     """Runs a leg, or what is left of it, and returns its stacked state."""
-    with contextlib.ExitStack() as stack:
-        folder = None
-        if checkpoints is not None:
-            folder = stack.enter_context(contextlib.closing(checkpoint.open_folder(Path(checkpoints) / leg.name)))
+    if checkpoints is None:
+        return _run_leg_in(None, study, leg, start, reinit, records, observe)
+    with contextlib.closing(checkpoint.open_folder(Path(checkpoints) / leg.name)) as folder:
         return _run_leg_in(folder, study, leg, start, reinit, records, observe)
 
 

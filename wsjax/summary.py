@@ -14,6 +14,7 @@ from wsjax.stopping import CAP
 FIRST = "first"
 """The method that rows of the common first round name."""
 
+# What is kept of a round's last row as it stands there.
 ENDS = ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
 
 Factors = Mapping[str, tuple[float, float]]
@@ -29,9 +30,7 @@ def round_ends(rows: Sequence[Row]) -> list[Row]:
         total[0] += row["train_seconds"]
         total[1] += row["eval_seconds"]
         if row["stop"]:
-            end = {
-                name: row[name] for name in ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
-            }
+            end = {name: row[name] for name in ENDS}
             end |= {"epochs": row["epoch"], "steps": row["steps"], "samples_seen": row["samples_seen"]}
             end |= {"train_seconds": round(total[0], 3), "eval_seconds": round(total[1], 3), "stop": row["stop"]}
             ends.append(end)
@@ -95,12 +94,8 @@ def summarize_online(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]
 
 def paired(ends: Sequence[Row], method: str, other: str, field: str = "test_accuracy") -> dict[str, Any] | None:
     """The difference of two ways in a field, paired by seed: its mean and interval; None where no seed has both."""
-    values = [{end["seed"]: end[field] for end in ends if end["method"] == name} for name in (method, other)]
-    seeds = sorted(values[0].keys() & values[1].keys())
-    if not seeds:
-        return None
-    differences = [values[0][seed] - values[1][seed] for seed in seeds]
-    return {"minuend": method, "subtrahend": other, **_interval(differences)}
+    differences = [a - b for a, b in _pairs(ends, method, other, field)]
+    return {"minuend": method, "subtrahend": other, **_interval(differences)} if differences else None
 
 
 def offline_table(summary: Mapping[str, Any]) -> Table:
@@ -175,9 +170,7 @@ def _total(rounds: Sequence[Row]) -> Row:
     later = [end["test_accuracy"] for end in rounds[1:]] or [rounds[0]["test_accuracy"]]
     sums = {name: sum(end[name] for end in rounds) for name in ("epochs", "steps", "samples_seen")}
     seconds = {name: round(sum(end[name] for end in rounds), 3) for name in ("train_seconds", "eval_seconds")}
-    last = {
-        name: rounds[-1][name] for name in ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
-    }
+    last = {name: rounds[-1][name] for name in ENDS}
     capped = sum(end["stop"] == CAP for end in rounds)
     return last | {"mean_test_accuracy": sum(later) / len(later), **sums, **seconds, "capped_rounds": capped}
 
@@ -195,9 +188,14 @@ def _slope(by_seed: Mapping[tuple[str, int], Sequence[Row]]) -> dict[str, Any] |
 
 def _share(totals: Sequence[Row], way: str, field: str) -> dict[str, Any] | None:
     """A way's total as a share of RI's, seed by seed."""
-    values = [{end["seed"]: end[field] for end in totals if end["method"] == name} for name in (way, "RI")]
-    shares = [values[0][seed] / values[1][seed] for seed in sorted(values[0].keys() & values[1].keys())]
+    shares = [a / b for a, b in _pairs(totals, way, "RI", field)]
     return _interval(shares) if shares else None
+
+
+def _pairs(ends: Sequence[Row], method: str, other: str, field: str) -> list[tuple[float, float]]:
+    """A field of two ways, for every seed that both have."""
+    values = [{end["seed"]: end[field] for end in ends if end["method"] == name} for name in (method, other)]
+    return [(values[0][seed], values[1][seed]) for seed in sorted(values[0].keys() & values[1].keys())]
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any]:
