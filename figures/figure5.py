@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from wsjax import cli, plots
+from wsjax import captions, cli, plots
 from wsjax.records import read_run
 
 HERE = Path(__file__).resolve().parent
@@ -34,7 +34,7 @@ class Config:
 
 def main(config: Config) -> str:
     """Draws the figure and returns its caption."""
-    run = plots.merge_offline([read_run(folder) for folder in config.runs], lambda row: row["round"] == 2)
+    run = captions.merge_runs([read_run(folder) for folder in config.runs], "offline", lambda row: row["round"] == 2)
     settings = json.loads((HERE / "published" / "settings.json").read_text())
     settings = settings["offline"] | settings["offline_sp"]
     report = json.loads((HERE / "published" / "report.json").read_text())
@@ -44,13 +44,13 @@ def main(config: Config) -> str:
     if all(run.settings[name] == settings[name] for name in ("dataset", "model")):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"])
         final = {method: report["figure5_final"][name] for method, name in FINALS.items()}
-        caption += plots.offline_caption(run, settings, final)
+        caption += captions.offline_caption(run, settings, final)
         caption += (
             " Dashed: the report's curves (one seed), as far as this run goes; perturb 0.01 as run, 0.0001 in its text."
         )
     else:
         curves = None
-        caption += plots.offline_caption(run)
+        caption += captions.offline_caption(run)
         caption += " No published curve: the report's Figure 5 is ResNet-18 on CIFAR-10."
 
     figure = plots.offline_curves(run.rows, ["test_accuracy"], epochs=run.epochs, published=curves)

@@ -63,6 +63,51 @@ def write_run(folder, methods=tuple(FINAL), finished=True, **settings):
     return folder
 
 
+ONLINE = CONFIG | {
+    "optimizer": "adam",
+    "opt_state": "rebuild",
+    "stop": ["accuracy"],
+    "threshold": 0.99,
+    "shrink": [0.0, 0.4],
+    "num_train": 50000,
+    "increment": 1000,
+    "pool": 2 / 3,
+}
+PER_ROUND = {"first": 0.01, "RI": 0.02, "WS": 0.01, "SP 0": 0.02, "SP 0.4": 0.02}  # points of accuracy
+
+
+def write_online_run(folder, sizes=(1000, 2000, 3000), finished=True, **settings):
+    """A run of one epoch a round whose accuracies rise by PER_ROUND, a point higher for every further seed."""
+    config = ONLINE | settings
+    about = {"experiment": "online", "versions": {"jax": "0.10.1"}, "devices": ["cpu"], "git_commit": "abcdef0123456"}
+    rows = [
+        {
+            "method": method,
+            "seed": seed,
+            "round": number,
+            "epoch": 1,
+            "samples": size,
+            "steps": 10 * number if method == "RI" else 2 * number,
+            "samples_seen": size,
+            "train_accuracy": 0.99,
+            "test_accuracy": 0.3 + PER_ROUND[method] * number + seed / 100,
+            "stop": "epochs" if (method, number) == ("RI", 3) else "accuracy",
+            "train_seconds": float(number),
+            "eval_seconds": 0.1,
+        }
+        for seed in config["seeds"]
+        for method in PER_ROUND
+        for number, size in enumerate(sizes, 1)
+        if (method == "first") == (number == 1)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(about | {"config": config}))
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        (folder / "summary.json").write_text("{}")
+    return folder
+
+
 def draw(number, *runs, out):
     script = runpy.run_path(str(FIGURES / f"figure{number}.py"))
     return script["main"](script["Config"](runs, out))
@@ -76,10 +121,11 @@ def command(number, *arguments):
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("number", [1, 5])
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
 def test_script_writes_picture_and_caption(tmp_path, number):
     out = tmp_path / "new" / "figure"
-    result = command(number, write_run(tmp_path / "run"), "--out", out)
+    write = write_run if number in (1, 5) else write_online_run
+    result = command(number, write(tmp_path / "run"), "--out", out)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "new" / "figure.pdf").read_bytes().startswith(b"%PDF")
@@ -87,7 +133,7 @@ def test_script_writes_picture_and_caption(tmp_path, number):
     assert result.stdout.startswith(f"Figure {number}: ")
 
 
-@pytest.mark.parametrize("number", [1, 5])
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
 def test_script_refuses_in_one_line(tmp_path, number):
     result = command(number, tmp_path / "none", "--out", tmp_path / "figure")
     assert result.returncode == 2
@@ -111,6 +157,46 @@ def test_caption_compares_with_the_published_run(tmp_path):
 def test_figure5_compares_every_shrink(tmp_path):
     text = draw(5, write_run(tmp_path / "run", seeds=[0]), out=tmp_path / "figure")
     assert "SP 0.1 80.0 (published 80.9); SP 0.3 65.0 (published 64.7); gap RI - WS 2.5 (published 1.6)." in text
+
+
+def test_figure2_compares_at_the_images_that_the_run_reached(tmp_path):
+    text = draw(2, write_online_run(tmp_path / "run"), out=tmp_path / "figure")
+    assert "Not as published: width 8 instead of 64; evaluation with running statistics instead of batch." in text
+    # the report's third round: RI 48.92, WS 48.78
+    assert "at 3,000 images: RI 36.5 [30.1, 42.9] (published 48.9); WS 33.5 [27.1, 39.9] (published 48.8)" in text
+    assert "gap RI - WS 3.0 [3.0, 3.0] (published 0.1)" in text
+    # RI takes 2 + 20 + 30 steps (the first round is common), WS 2 + 4 + 6
+    assert "Steps over all rounds, in percent of RI's: WS 23.1 [23.1, 23.1]." in text
+    assert "2 of 12 rounds ended at the cap of 4 epochs." in text
+    assert "SP" not in text
+
+
+def test_figure2_has_a_curve_for_each_panel_and_none_for_other_runs(tmp_path):
+    svhn = {"dataset": "svhn", "num_train": 73257, "threshold": 0.999}
+    text = draw(2, write_online_run(tmp_path / "c", **svhn), out=tmp_path / "figure")
+    assert "published 78.6" in text  # panel c, RI at 3,000
+    assert "(published" not in draw(2, write_online_run(tmp_path / "a", threshold=0.9), out=tmp_path / "figure")
+    assert "(published" not in draw(2, write_online_run(tmp_path / "b", model="mlp"), out=tmp_path / "figure")
+
+
+def test_figure6_compares_with_the_paper_at_the_pools_end(tmp_path):
+    sizes = (1000, 2000, 33333)
+    text = draw(6, write_online_run(tmp_path / "run", sizes=sizes, seeds=[0]), out=tmp_path / "figure")
+    assert (
+        "RI 36.0 (published 78.3); WS 33.0 (published 73.2); SP 0 36.0 (published 76.5); SP 0.4 36.0 (published 78.0)"
+        in text
+    )
+    assert "1,000 images more a round instead of 2,500" in text
+
+
+def test_an_online_run_under_way_is_drawn_as_far_as_all_ways_are(tmp_path):
+    folder = write_online_run(tmp_path / "run", finished=False, seeds=[0])
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records.jsonl").write_text("".join(lines[:4]))  # first, RI 2, RI 3, WS 2
+    text = draw(2, folder, out=tmp_path / "figure")
+    assert "UNFINISHED RUN" in text
+    assert "at 2,000 images: RI 34.0 (published 43.5); WS 32.0 (published 45.6)" in text
+    assert "Steps over all rounds" not in text
 
 
 def test_settings_as_published_are_said_to_be(tmp_path):

@@ -1,4 +1,4 @@
-"""The plot shapes that experiments and figures share, and the captions that say what ran.
+"""The plot shapes that experiments and figures share.
 
 A figure is a plain `matplotlib.figure.Figure`: pyplot and its global state are never used, so a figure can be drawn in
 any process, with or without a display. Records hold accuracies as fractions; figures and captions show percent.
@@ -7,9 +7,9 @@ any process, with or without a display. Records hold accuracies as fractions; fi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,14 +21,15 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
 
-from wsjax.records import Row, RunError, RunRecords, write_whole
+from wsjax.records import Row, write_whole
 from wsjax.stats import Interval, mean_interval
-from wsjax.summary import FIRST, paired
+from wsjax.summary import FIRST
 
 ONLINE_PANELS = (("test_accuracy", "Test accuracy (%)", 100), ("train_seconds", "Seconds a round", 1))
 
 Published = Mapping[tuple[str, str], ArrayLike]
-"""Published curves: (field, method) to points (epoch, percent), the epochs counted from 1 within the method's round."""
+"""Published curves: (field, method) to points [P, 2]. Offline (epoch, percent), the epochs counted from 1 within the
+method's round; online (samples, percent or seconds)."""
 
 WIDTH, HEIGHT = 6.5, 2.6  # inches: a paper's text width, so that the font sizes below are those on the page
 FONT, SMALL = 8, 7  # points
@@ -38,53 +39,7 @@ DASHES = (0, (3, 1.5))
 _COLORS = {FIRST: "#444444", "RI": "#0072B2", "WS": "#D55E00"}
 _SP_DARK, _SP_LIGHT = "#003325", "#9CF5D3"
 
-_LABELS = {FIRST: "first round", "test_accuracy": "Test accuracy (%)", "train_accuracy": "Train accuracy (%)"}
-
-# What a caption says of a setting, in this order.
-_WORDS = {
-    "model": "{}",
-    "width": "width {}",
-    "stem_pool": "stem pool {}",
-    "hidden": "hidden layers {}",
-    "activation": "{}",
-    "dataset": "{}",
-    "num_train": "{} training images",
-    "num_test": "{} test images",
-    "fraction": "first round on {} of the training images",
-    "optimizer": "{}",
-    "opt_state": "its state at the second round: {}",
-    "learning_rate": "learning rate {}",
-    "weight_decay": "weight decay {}",
-    "batch_size": "batch {}",
-    "epochs": "{} epochs a round",
-    "first_epochs": "{} in the first",
-    "stop": "stop by {}",
-    "threshold": "train accuracy {}",
-    "perturb": "perturb {}",
-    "batch_stats": "batch statistics: {}",
-    "evaluation": "evaluation with {} statistics",
-}
-_OF_MODEL = {
-    "width": "resnet18",
-    "stem_pool": "resnet18",
-    "batch_stats": "resnet18",
-    "evaluation": "resnet18",
-    "hidden": "mlp",
-    "activation": "mlp",
-}
-_NAMES = {
-    "resnet18": "ResNet-18",
-    "mlp": "MLP",
-    "logistic": "logistic regression",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "svhn": "SVHN",
-    "sgd": "SGD",
-    "msgd": "SGD with momentum 0.9",
-    "adam": "Adam",
-}
-
-_FREE = ("seeds", "methods", "shrink")  # what may differ between the runs of one figure
+LABELS = {FIRST: "first round", "test_accuracy": "Test accuracy (%)", "train_accuracy": "Train accuracy (%)"}
 
 
 def mean_band(axis: Axes, x: ArrayLike, curves: ArrayLike, *, label: str, color: Any) -> None:
@@ -128,7 +83,7 @@ def offline_curves(
     first, second = ([row for row in rows if row["round"] == number] for number in (1, 2))
     start = (epochs or max(row["epoch"] for row in first)) if first else 0
     end = start + (epochs or max((row["epoch"] for row in second), default=0))
-    methods = sorted({row["method"] for row in rows}, key=_method_order)
+    methods = sorted({row["method"] for row in rows}, key=method_order)
     colors = method_colors(methods)
 
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
@@ -137,11 +92,11 @@ def offline_curves(
             offset, stop = (0, start) if method == FIRST else (start, end)
             curves = _seed_curves(rows, method, field)
             x = offset + 1 + np.arange(curves.shape[1])
-            mean_band(axis, x, curves, label=_LABELS.get(method, method), color=colors[method])
+            mean_band(axis, x, curves, label=LABELS.get(method, method), color=colors[method])
             if (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, offset + x, y, stop, colors[method])
-        _dress(axis, _LABELS[field], end)
+        _dress(axis, LABELS[field], end)
         if start:
             _mark_round(axis, 0, start, first)
             _mark_round(axis, start, end, second)
@@ -157,7 +112,7 @@ def online_curves(rounds: Sequence[Row], *, published: Published | None = None) 
         published: drawn dashed behind the measured curves: (field, method) to points (samples, percent or seconds).
     """
     published = published or {}
-    methods = sorted({row["method"] for row in rounds}, key=_method_order)
+    methods = sorted({row["method"] for row in rounds}, key=method_order)
     colors = method_colors(methods)
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     for axis, (field, label, scale) in zip(figure.subplots(1, 2), ONLINE_PANELS, strict=True):
@@ -177,9 +132,19 @@ def online_curves(rounds: Sequence[Row], *, published: Published | None = None) 
     return figure
 
 
+def accuracies_at(published: Published, samples: int) -> dict[str, float]:
+    """The published test accuracy of each method at exactly that number of samples, where its curve has one."""
+    accuracies = {}
+    for (field, method), points in published.items():
+        there = [y for x, y in np.asarray(points) if x == samples]
+        if field == "test_accuracy" and there:
+            accuracies[method] = float(there[0])
+    return accuracies
+
+
 def method_colors(methods: Sequence[str]) -> dict[str, Any]:
     """The colour of each method, the same in every figure: SP is shaded by its shrink ("SP 0.3")."""
-    shades = {method: _method_order(method)[1] for method in methods if method not in _COLORS}
+    shades = {method: method_order(method)[1] for method in methods if method not in _COLORS}
     if len(set(shades.values())) < len(shades):  # perturb varies too ("SP 0.3/0.01"): shaded by order
         shades = dict(zip(shades, np.linspace(0, 1, len(shades)), strict=True))
     return _COLORS | {method: _mix(_SP_DARK, _SP_LIGHT, shade) for method, shade in shades.items()}
@@ -224,122 +189,13 @@ def save_captioned(figure: Figure, caption: str, stem: Path) -> None:
     write_whole(stem.with_name(f"{stem.name}.txt"), caption + "\n")
 
 
-class OfflineRun(NamedTuple):
-    """One offline run, or several merged: what to draw and what to say of it."""
-
-    settings: dict[str, Any]
-    rows: list[Row]
-    finished: bool
-    about: str
-
-    @property
-    def epochs(self) -> int | None:
-        """A round's length, where it is fixed."""
-        fixed = self.settings["stop"] == ["epochs"] and not self.settings.get("first_epochs")
-        return self.settings["epochs"] if fixed else None
-
-
-def merge_offline(runs: Sequence[RunRecords], wanted: Callable[[Row], bool] = lambda row: True) -> OfflineRun:
-    """Merges offline runs that differ in seeds, methods and shrinks only.
-
-    A method's curve of one seed comes from the run that has most of it. "SP" becomes "SP 0.3", as in runs of several
-    shrinks.
-
-    Args:
-        runs: as `read_run` gives them.
-        wanted: which rows to keep.
-
-    Raises:
-        RunError: there is no run, one is of another experiment, their other settings differ, or no row is wanted.
-    """
-    if not runs:
-        raise RunError("nothing to draw: give the folder of one run or of several")
-    for run in runs:
-        if run.config.get("experiment") != "offline":
-            raise RunError(f"not a run of the offline experiment but of {run.config.get('experiment')!r}")
-    settings = [run.config["config"] for run in runs]
-    for other in settings[1:]:
-        names = [name for name in settings[0] | other if settings[0].get(name) != other.get(name)]
-        differ = [f"{name} {settings[0].get(name)} and {other.get(name)}" for name in names if name not in _FREE]
-        if differ:
-            raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
-
-    curves: dict[tuple[str, int], list[Row]] = {}
-    for run, own in zip(runs, settings, strict=True):
-        found: dict[tuple[str, int], list[Row]] = {}
-        for row in filter(wanted, run.rows):
-            method = f"SP {own['shrink'][0]:g}" if row["method"] == "SP" else row["method"]
-            found.setdefault((method, row["seed"]), []).append(row | {"method": method})
-        for key, rows in found.items():
-            curves[key] = max(curves.get(key, []), rows, key=len)
-    rows = [row for found in curves.values() for row in found]
-    if not rows:
-        raise RunError("there are no epochs to draw yet: wait for the first one of the figure's methods")
-    merged = settings[0] | {name: sorted({value for own in settings for value in own[name]}) for name in _FREE}
-    about = "; ".join(dict.fromkeys(_about(run.config) for run in runs))
-    return OfflineRun(merged, rows, all(run.summary is not None for run in runs), about)
-
-
-def offline_caption(
-    run: OfflineRun, settings: Mapping[str, Any] | None = None, final: Mapping[str, float] | None = None
-) -> str:
-    """Says what ran, how it ended, and how that differs from what was published.
-
-    Args:
-        run: its rows are those drawn.
-        settings: the published settings, in the words of the run's; None where there is nothing to compare with.
-        final: method to published final test accuracy, in percent.
-    """
-    seeds = sorted({row["seed"] for row in run.rows})
-    own = _used_settings(run)
-    ran = ", ".join(_phrase(name, value) for name, value in own.items())
-    sentences = [f"{ran}; {_seeds(seeds)}; {run.about}."]
-    if settings is not None:
-        names = [name for name in own if name in settings and own[name] != settings[name]]
-        differ = "; ".join(f"{_phrase(name, own[name])} instead of {_value(settings[name])}" for name in names)
-        sentences.append(f"Not as published: {differ}." if differ else "Settings as published.")
-    if not run.finished:
-        sentences.append(_progress(run.rows))
-    elif run.epochs is None:
-        sentences.append("A seed that stopped earlier holds its last value.")
-    return " ".join([*sentences, *_results(run, len(seeds), final or {})])
-
-
-def _progress(rows: Sequence[Row]) -> str:
-    """Where an unfinished run is."""
-    ended = {(row["method"], row["seed"]) for row in rows if row["stop"]}
-    under_way = [row for row in rows if (row["method"], row["seed"]) not in ended]
-    if not under_way:
-        return "UNFINISHED RUN, between two curves."
-    last = under_way[-1]
-    method = _LABELS.get(last["method"], last["method"])
-    return f"UNFINISHED RUN, so far at seed {last['seed']}, {method}, epoch {last['epoch']}."
-
-
-def _results(run: OfflineRun, seeds: int, final: Mapping[str, float]) -> list[str]:
-    """The sentences of the final numbers, of the curves that ended, and of the bands."""
-    ends = [row for row in run.rows if row["round"] == 2 and row["stop"]]
-    numbers = []
-    for method in sorted({row["method"] for row in ends}, key=_method_order):
-        interval = mean_interval([row["test_accuracy"] for row in ends if row["method"] == method])
-        numbers.append(f"{method} {_number(*interval, final.get(method))}")
-    if gap := paired(ends, "RI", "WS"):
-        published = final["RI"] - final["WS"] if final else None
-        numbers.append(f"gap RI - WS {_number(gap['mean'], gap['low'], gap['high'], published)}")
-    sentences = [f"Final test accuracy in percent: {'; '.join(numbers)}."] if numbers else []
-    if seeds > 1:
-        bounds = "bands ranges, brackets" if seeds == 2 else "bands and brackets"
-        sentences.append(f"Lines are means over seeds, {bounds} 95 % t-intervals of the mean.")
-    return sentences
-
-
 def _bounds(values: NDArray[np.float64]) -> Interval:
     if len(values) > 2:
         return mean_interval(values.tolist())
     return Interval(float(values.mean()), float(values.min()), float(values.max()))  # two values' t is 13 times as wide
 
 
-def _method_order(method: str) -> tuple[int, float, str]:
+def method_order(method: str) -> tuple[int, float, str]:
     """Sorts methods for a legend: the first round, RI, WS, then SP by its shrink, which "SP" alone does not name."""
     if method in _COLORS:
         return list(_COLORS).index(method), 0.0, method
@@ -355,56 +211,6 @@ def _seed_curves(rows: Sequence[Row], method: str, field: str) -> NDArray[np.flo
     for row in rows:
         curves[seeds.index(row["seed"]), slice(row["epoch"] - 1, None if row["stop"] else row["epoch"])] = row[field]
     return 100 * curves
-
-
-def _used_settings(run: OfflineRun) -> dict[str, Any]:
-    """The settings that a caption names: those that the run's model and methods use."""
-    unused = {name for name, model in _OF_MODEL.items() if model != run.settings["model"]}
-    if not any(row["method"].startswith("SP") for row in run.rows):
-        unused.add("perturb")
-    if run.epochs is not None:
-        unused.add("stop")
-    if "accuracy" not in run.settings["stop"]:
-        unused.add("threshold")
-    if run.settings["optimizer"] == "sgd":  # has no state
-        unused.add("opt_state")
-    return {name: run.settings[name] for name in _WORDS if name not in unused and run.settings.get(name) is not None}
-
-
-def _about(config: Mapping[str, Any]) -> str:
-    """Where a run ran: devices, jax's version and the commit, as far as they are known."""
-    jax = (config.get("versions") or {}).get("jax")
-    commit = config.get("git_commit")
-    parts = [*dict.fromkeys(config.get("devices", [])), jax and f"jax {jax}", commit and f"commit {commit[:9]}"]
-    return ", ".join(part for part in parts if part)
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
-        return f"seeds {seeds[0]} to {seeds[-1]}"
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-
-
-def _number(mean: float, low: float | None, high: float | None, published: float | None) -> str:
-    """A mean over seeds in percent, its bounds where there are several, and the published number where there is one."""
-    bounds = "" if low is None or high is None or np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{100 * mean:.1f}{bounds}" + ("" if published is None else f" (published {published:.1f})")
-
-
-def _phrase(name: str, value: Any) -> str:
-    return _WORDS[name].format(_value(value))
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list):
-        return "/".join(map(_value, value))
-    return _NAMES.get(value, Path(value).stem)  # a data set may be a file
 
 
 def _wrap(text: str, width: float) -> list[str]:
@@ -428,7 +234,8 @@ def _dashed(axis: Axes, x: NDArray[Any], y: NDArray[Any], stop: float, color: st
     """A published curve behind the measured one of that colour, cut where the measured one ends."""
     there = x <= stop
     light = _mix(color, "white", 0.45)
-    axis.plot(x[there], y[there], color=light, linewidth=0.9, linestyle=DASHES, zorder=1.5)
+    marker = "D" if len(x) == 1 else None  # a line of one point cannot be seen
+    axis.plot(x[there], y[there], color=light, linewidth=0.9, linestyle=DASHES, marker=marker, markersize=3, zorder=1.5)
 
 
 def _dress(axis: Axes, label: str, end: int, x_label: str = "Epoch") -> None:
