@@ -29,7 +29,17 @@ class Config(experiment.Common):
     """Stop after so many rounds. Default: when the pool is used up."""
 
 
-DIGITS = Config(**experiment.DIGITS, stop=("accuracy",), epochs=200, increment=60, pool=1.0, seeds=tuple(range(20)))
+ON_DIGITS = experiment.DIGITS | {"shrink": (0.9,), "perturb": (0.1,)}  # a little at each of many rounds
+DIGITS = Config(
+    **ON_DIGITS,
+    stop=("accuracy",),
+    threshold=0.9,
+    epochs=200,
+    increment=30,
+    pool=1.0,
+    evaluate="round",
+    seeds=tuple(range(20)),
+)
 FIGURE_2 = Config(
     model="resnet18", optimizer="adam", stop=("accuracy",), epochs=200, shrink=(0.4,), perturb=(0.01,), evaluate="round"
 )

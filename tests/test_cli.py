@@ -250,10 +250,10 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys)
             advance(1, f"epoch {epoch}")
         advance(1, "epoch 5", skipped=45)
     assert capsys.readouterr().out.splitlines() == [
-        "  2%  epoch 2  (16 min to go)",  # 98 units of 10 seconds
+        "  2%  epoch 2  (at most 16 min to go)",  # 98 units of 10 seconds
         "estimate: 16 min to go, at most",  # after two epochs that were no compilation
-        "  4%  epoch 4  (16 min to go)",
-        " 50%  epoch 5  (10 min to go)",  # 50 units are left, at 4 in 50 seconds
+        "  4%  epoch 4  (at most 16 min to go)",
+        " 50%  epoch 5  (at most 10 min to go)",  # 50 units are left, at 4 in 50 seconds
     ]
 
 

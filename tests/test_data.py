@@ -98,8 +98,8 @@ BAD_ARRAYS = {
     "images of no size": ({"train_images": np.zeros((12, 0, 4, 3), np.uint8)}, ["(12, 0, 4, 3)"]),
     "float labels": ({"train_labels": np.zeros(12)}, ["train_labels is float64", "must be integers"]),
     "text labels": ({"test_labels": np.array(["cat"] * 6)}, ["test_labels is <U3"]),
-    "labels of rank 2": ({"train_labels": np.zeros((12, 1), int)}, ["(12, 1)", "12 train images need [12]"]),
-    "too few labels": ({"test_labels": np.zeros(5, int)}, ["(5,)", "6 test images need [6]"]),
+    "labels of rank 2": ({"train_labels": np.zeros((12, 1), int)}, ["(12, 1)", "12 train_images need [12]"]),
+    "too few labels": ({"test_labels": np.zeros(5, int)}, ["(5,)", "6 test_images need [6]"]),
     "negative labels": ({"train_labels": np.arange(12) % 3 - 1}, ["label -1", "from 0 on"]),
     "labels from 1": (
         {"train_labels": np.arange(12) % 3 + 1, "test_labels": np.ones(6, int)},
@@ -116,11 +116,11 @@ BAD_ARRAYS = {
     "two sizes": ({"test_images": np.zeros((6, 5, 5, 3), np.uint8)}, ["(5, 4, 3)", "(5, 5, 3)", "one size"]),
     "no images": (
         {"train_images": np.zeros((0, 5, 4, 3), np.uint8), "train_labels": np.zeros(0, int)},
-        ["train split has 0 images", "at least 2"],
+        ["train_images has 0", "at least 2"],
     ),
     "one image": (
         {"test_images": np.zeros((1, 5, 4, 3), np.uint8), "test_labels": np.zeros(1, int)},
-        ["test split has 1 images", "at least 2"],
+        ["test_images has 1", "at least 2"],
     ),
     "objects": ({"train_labels": np.array([0, 1, None] * 4)}, ["'train_labels'", "no objects"]),
     "names as objects": ({"class_names": np.array(["a", "b", "c"], object)}, ["'class_names'", "as strings"]),

@@ -230,7 +230,7 @@ def test_rows_without_a_config_are_no_run(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(RunError, match=r"cannot write to .*/file.*; choose another --workdir"):
+        with pytest.raises(RunError, match=r"cannot write to .*/file.*; choose another folder"):
             open_run(folder, SETTINGS, ABOUT).__enter__()
 
 
@@ -240,7 +240,7 @@ def test_a_second_process_is_refused_and_a_killed_one_keeps_nothing(tmp_path):
         for _ in range(2):  # a refusal does not disturb the lock
             with pytest.raises(RunError) as refusal, open_run(tmp_path, SETTINGS, ABOUT):
                 pass
-            assert str(refusal.value) == f"{tmp_path} is in use by {holder}; wait for it, or choose another --run"
+            assert str(refusal.value) == f"{tmp_path} is in use by {holder}; wait for it, or choose another folder"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert (tmp_path / "lock").exists()

@@ -110,6 +110,7 @@ def progress(total: float, proviso: str = "") -> Iterator[Callable[..., None]]:
       stop rule held.
     """
     console = Console()
+    bound = "at most " if proviso else ""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
         console=console, disable=not console.is_terminal,
@@ -133,7 +134,7 @@ def progress(total: float, proviso: str = "") -> Iterator[Callable[..., None]]:
                 console.print(f"estimate: {duration(remaining)} to go{proviso}", highlight=False)
             if not console.is_terminal and now - last_line > LINE_EVERY:
                 last_line = now
-                console.print(f"{over / total:4.0%}  {text}  ({duration(remaining)} to go)", highlight=False)
+                console.print(f"{over / total:4.0%}  {text}  ({bound}{duration(remaining)} to go)", highlight=False)
 
         yield advance
 

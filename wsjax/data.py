@@ -16,7 +16,7 @@ import threading
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +81,20 @@ class Dataset:
         return len(self.class_names)
 
 
+class Images(NamedTuple):
+    """Labelled images without a split.
+
+    Attributes:
+        images: uint8 [N, height, width, channels].
+        labels: int32 [N], from 0.
+        class_names: one name a class, or None where only numbers are known.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...] | None
+
+
 class _Source(NamedTuple):
     """Where tensorflow-datasets finds a named set."""
 
@@ -129,6 +143,21 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise DataError(f"unknown data set {str(name)!r}; possible: {', '.join(NAMES)}, or the path of a .npz file{hint}")
+
+
+def read_images(path: str | os.PathLike[str]) -> Images:
+    """Reads a .npz file of labelled images: images (uint8 [N, height, width, channels]), labels, perhaps class_names.
+
+    Raises:
+        DataError: if the file cannot be read or is malformed.
+    """
+    arrays = _read_npz(Path(path), ("images", "labels"), "images (uint8 [N, height, width, channels]) and labels")
+    images, labels = arrays["images"], arrays["labels"]
+    _check_images("images", "labels", images, labels, path, at_least=1)
+    names = _strings(arrays["class_names"], path) if "class_names" in arrays else None
+    if names is not None and labels.max() >= len(names):
+        raise DataError(f"{path}: labels has {labels.max()}, but class_names allow only 0 to {len(names) - 1}")
+    return Images(images, labels.astype(np.int32), names)
 
 
 def digits(noise: float = DIGITS_NOISE) -> Dataset:
@@ -242,7 +271,8 @@ def _load_named(name: str, folder: Path) -> Dataset:
 def _dataset(name: str, arrays: Mapping[str, np.ndarray], origin: str | Path, source: _Source | None = None) -> Dataset:
     """Checks arrays that came from outside; every way in ends here."""
     for split in ("train", "test"):
-        _check_split(split, arrays[f"{split}_images"], arrays[f"{split}_labels"], origin)
+        names = f"{split}_images", f"{split}_labels"
+        _check_images(*names, *(arrays[name] for name in names), origin, at_least=_MIN_IMAGES)
     shapes = [arrays[f"{split}_images"].shape[1:] for split in ("train", "test")]
     if shapes[0] != shapes[1]:
         raise DataError(f"{origin}: train images are {shapes[0]} and test images {shapes[1]}; make them one size")
@@ -256,7 +286,7 @@ def _dataset(name: str, arrays: Mapping[str, np.ndarray], origin: str | Path, so
                 f"{origin}: {split}_labels has the label {highest}, but {len(class_names)} classes allow only "
                 f"0 to {len(class_names) - 1}; correct the labels or class_names"
             )
-    mean, std = (REPORT_MEAN, REPORT_STD) if source else _channel_statistics(arrays["train_images"])
+    mean, std = (REPORT_MEAN, REPORT_STD) if source else channel_statistics(arrays["train_images"])
     return Dataset(
         name=name,
         train_images=arrays["train_images"],
@@ -269,35 +299,33 @@ def _dataset(name: str, arrays: Mapping[str, np.ndarray], origin: str | Path, so
     )
 
 
-def _check_split(split: str, images: np.ndarray, labels: np.ndarray, origin: str | Path) -> None:
+def _check_images(
+    name: str, labels_name: str, images: np.ndarray, labels: np.ndarray, origin: Any, at_least: int
+) -> None:
     if images.dtype != np.uint8:
-        raise DataError(f"{origin}: {split}_images is {images.dtype}; it must be uint8, with pixels from 0 to 255")
+        raise DataError(f"{origin}: {name} is {images.dtype}; it must be uint8, with pixels from 0 to 255")
     if images.ndim != 4 or 0 in images.shape[1:]:
         axis = "; give grey images a channel axis: images[..., None]" if images.ndim == 3 else ""
-        raise DataError(
-            f"{origin}: {split}_images has the shape {images.shape}; it must be [N, height, width, channels]{axis}"
-        )
+        raise DataError(f"{origin}: {name} has the shape {images.shape}; it must be [N, height, width, channels]{axis}")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{origin}: {split}_labels is {labels.dtype}; it must be integers, the class from 0 on")
+        raise DataError(f"{origin}: {labels_name} is {labels.dtype}; it must be integers, the class from 0 on")
     if labels.shape != images.shape[:1]:
         raise DataError(
-            f"{origin}: {split}_labels has the shape {labels.shape}; {len(images)} {split} images need [{len(images)}]"
+            f"{origin}: {labels_name} has the shape {labels.shape}; the {len(images)} {name} need [{len(images)}]"
         )
-    if len(images) < _MIN_IMAGES:
-        raise DataError(f"{origin}: the {split} split has {len(images)} images; it must have at least {_MIN_IMAGES}")
+    if len(images) < at_least:
+        raise DataError(f"{origin}: {name} has {len(images)}; it must have at least {at_least}")
     if labels.min() < 0:
-        raise DataError(f"{origin}: {split}_labels has the label {labels.min()}; number the classes from 0 on")
+        raise DataError(f"{origin}: {labels_name} has the label {labels.min()}; number the classes from 0 on")
 
 
 def _class_names(arrays: Mapping[str, np.ndarray], origin: str | Path, source: _Source | None) -> tuple[str, ...]:
     """The names given, else the numbers. Without names a gap in the labels is an error: it's most likely a mistake."""
     if "class_names" in arrays:
-        names = arrays["class_names"]
-        if names.ndim != 1 or names.dtype.kind not in "US":
-            raise DataError(f"{origin}: class_names is {names.dtype} {names.shape}; it must be a list of strings")
+        names = _strings(arrays["class_names"], origin)
         if source and len(names) != source.num_classes:
             raise DataError(f"{origin}: {len(names)} class_names, but this set has {source.num_classes} classes")
-        return tuple(names.astype(str).tolist())
+        return names
     if source:
         return tuple(str(label) for label in range(source.num_classes))
     labels = np.union1d(arrays["train_labels"], arrays["test_labels"])
@@ -309,7 +337,13 @@ def _class_names(arrays: Mapping[str, np.ndarray], origin: str | Path, source: _
     return tuple(str(label) for label in labels)
 
 
-def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _strings(names: np.ndarray, origin: Any) -> tuple[str, ...]:
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise DataError(f"{origin}: class_names is {names.dtype} {names.shape}; it must be a list of strings")
+    return tuple(names.astype(str).tolist())
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation a channel, in [0, 1] units, exact: from each channel's histogram of 256 values."""
     values = np.arange(256) / 255
     counts = np.zeros((images.shape[-1], 256))
@@ -322,7 +356,7 @@ def _channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[fl
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, required: Sequence[str] = _REQUIRED, wanted: str = _WANTED) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, never unpickled."""
     member = ""
     try:
@@ -331,12 +365,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(f"{path} is not a .npz archive, or only a part of one; write it anew with np.savez")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                missing = [name for name in _REQUIRED if name not in archive.files]
+                missing = [name for name in required if name not in archive.files]
                 if missing:
                     found = ", ".join(archive.files) or "nothing"
-                    raise DataError(f"{path} lacks {', '.join(missing)}; found: {found}; wanted: {_WANTED}")
+                    raise DataError(f"{path} lacks {', '.join(missing)}; found: {found}; wanted: {wanted}")
                 arrays = {}
-                for member in (name for name in (*_REQUIRED, "class_names") if name in archive.files):
+                for member in (name for name in (*required, "class_names") if name in archive.files):
                     arrays[member] = archive[member]
                 return arrays
     except DataError:

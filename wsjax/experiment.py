@@ -42,7 +42,6 @@ CHOICES = {
 POSITIVE = (
     "width", "learning_rate", "batch_size", "epochs", "plateau_window", "plateau_tolerance", "checkpoint_every",
 )  # fmt: skip
-LISTS = ("methods", "stop", "shrink", "perturb", "seeds")
 DIGITS: dict[str, Any] = {
     "hidden": (300,),
     "activation": "relu",
@@ -58,8 +57,8 @@ PLACES = ("workdir", "run", "data_dir")
 
 
 @dataclasses.dataclass(frozen=True)
-class Common:
-    """Settings that every experiment has."""
+class Source:
+    """Which data."""
 
     dataset: str = "digits"
     """Data set: digits (embedded, no download), cifar10, cifar100, svhn, or the path of your own .npz."""
@@ -69,6 +68,12 @@ class Common:
     """Use so many train images, drawn at random, the same for every seed. Default: all."""
     num_test: int | None = None
     """Use so many test images. Default: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How one model trains in one round."""
+
     model: str = "mlp"
     """resnet18, mlp or logistic."""
     width: int = 64
@@ -97,6 +102,14 @@ class Common:
     """The plateau rule stops when the last epochs' train accuracies have a smaller standard deviation than this."""
     plateau_window: int = 3
     """How many last epochs the plateau rule looks at."""
+    checkpoint_every: int = 20
+    """Epochs between checkpoints."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Common(Training, Source):
+    """Settings that every experiment of the study has."""
+
     methods: tuple[str, ...] = METHODS
     """Ways to start a round: RI (random initialisation), WS (warm start), SP (shrink-perturb)."""
     shrink: tuple[float, ...] = (0.3,)
@@ -115,8 +128,6 @@ class Common:
     """Test after every epoch, or only at the end of each round: epoch or round."""
     stack: bool | None = None
     """Train all seeds together as one program. Default: yes, but for the ResNet."""
-    checkpoint_every: int = 20
-    """Epochs between checkpoints."""
     workdir: Path = Path("runs")
     """Folder for results: WORKDIR/EXPERIMENT/RUN."""
     run: str | None = None
@@ -125,27 +136,34 @@ class Common:
 
 def check_config(config: Common) -> None:
     """Checks every field, once, where it comes in; raises UsageError."""
-    for name, options in CHOICES.items():
-        choose(name, getattr(config, name), options)
-    for name, options in (("methods", METHODS), ("stop", STOPS)):
-        for value in getattr(config, name):
-            choose(name.removesuffix("s"), value, options)
-    for name in POSITIVE:
-        value = getattr(config, name)
-        check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
-    for name in LISTS:
-        values = getattr(config, name)
-        check(len(values) > 0, f"--{name} needs at least one value")
-        check(len(set(values)) == len(values), f"--{name} must not repeat a value: {_list(values)}")
+    check_training(config)
+    for name in ("batch_stats", "opt_state", "evaluation", "evaluate"):
+        choose(name, getattr(config, name), CHOICES[name])
+    for method in config.methods:
+        choose("method", method, METHODS)
+    for name in ("methods", "shrink", "perturb", "seeds"):
+        _check_list(name, getattr(config, name))
     for name in ("shrink", "perturb"):
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
-    check(all(size > 0 for size in config.hidden), f"--hidden must be positive sizes, not {_list(config.hidden)}")
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
+    check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")
+
+
+def check_training(config: Training) -> None:
+    """Checks the fields of `Training`; raises UsageError."""
+    for name in ("model", "activation", "optimizer"):
+        choose(name, getattr(config, name), CHOICES[name])
+    for rule in config.stop:
+        choose("stop", rule, STOPS)
+    _check_list("stop", config.stop)
+    for name in POSITIVE:
+        value = getattr(config, name)
+        check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
+    check(all(size > 0 for size in config.hidden), f"--hidden must be positive sizes, not {_list(config.hidden)}")
     decay = config.weight_decay
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
-    check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")
 
 
 def run_name(config: Common) -> str:
@@ -206,7 +224,7 @@ def run(
         advance = stack.enter_context(progress(max(left, 1), ", if no round ends early"))
         try:
             result = rounds.run_rounds(
-                build_task(config, dataset),
+                build_task(config, dataset.num_classes, dataset.train_images.shape[1:], dataset.mean, dataset.std),
                 build_optimizer(config),
                 (dataset.train_images, dataset.train_labels),
                 (dataset.test_images, dataset.test_labels),
@@ -226,8 +244,10 @@ def run(
     return folder, result.rows, ends
 
 
-def build_task(config: Common, dataset: Dataset) -> Task:
-    """The settings' model, for a data set's images and classes."""
+def build_task(
+    config: Training, num_classes: int, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]
+) -> Task:
+    """The settings' model for images of a shape, normalised by those channel statistics."""
     from wsjax import models, train
 
     build = {
@@ -235,18 +255,17 @@ def build_task(config: Common, dataset: Dataset) -> Task:
         "mlp": partial(models.mlp, hidden=config.hidden, activation=config.activation),
         "logistic": models.logistic_regression,
     }
-    model = build[config.model](dataset.num_classes)
-    return train.image_task(model, dataset.train_images.shape[1:], dataset.mean, dataset.std)
+    return train.image_task(build[config.model](num_classes), image_shape, mean, std)
 
 
-def build_optimizer(config: Common) -> Any:
+def build_optimizer(config: Training) -> Any:
     """The settings' optimiser."""
     from wsjax.train import make_optimizer
 
     return make_optimizer(config.optimizer, config.learning_rate, config.weight_decay)
 
 
-def build_stop(config: Common, cap: int) -> StopRule:
+def build_stop(config: Training, cap: int) -> StopRule:
     """The settings' stop rule for a round of at most `cap` epochs."""
     from wsjax import stopping
 
@@ -326,6 +345,11 @@ def _machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
     return hashlib.sha256("".join([platform.machine(), *flags[:1]]).encode()).hexdigest()[:8]
+
+
+def _check_list(name: str, values: Sequence[Any]) -> None:
+    check(len(values) > 0, f"--{name} needs at least one value")
+    check(len(set(values)) == len(values), f"--{name} must not repeat a value: {_list(values)}")
 
 
 def _list(values: Sequence[Any]) -> str:

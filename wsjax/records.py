@@ -72,13 +72,7 @@ def open_run(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]
     Raises:
       RunError: the folder holds another run, another process works in it, or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+")
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}; choose another --workdir") from error
-    with lock:
-        _take(lock, folder)
+    with hold(folder):
         settings = json.loads(json.dumps(settings))
         path = folder / CONFIG
         if path.exists():
@@ -88,6 +82,32 @@ def open_run(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]
         else:
             write_json(path, {**about, "config": settings})
         yield Records(folder / RECORDS)
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Holds a folder, made where it is missing, against other processes.
+
+    The system frees it when its holder ends, however it ends. Raises RunError where another process, which is named,
+    holds it, or where it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise RunError(f"{folder} is in use by {holder}; wait for it, or choose another folder") from error
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
+        lock.flush()
+        yield
 
 
 def read_run(folder: Path | str) -> RunRecords:
@@ -167,20 +187,6 @@ def _write_all(file: Any, data: bytes) -> None:
         with contextlib.suppress(OSError):
             file.truncate(start)
         raise
-
-
-def _take(lock: Any, folder: Path) -> None:
-    """Takes the folder's lock. The system frees it when its holder ends, so a dead process never keeps it."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        raise RunError(f"{folder} is in use by {holder}; wait for it, or choose another --run") from error
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
-    lock.flush()
 
 
 def _check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:

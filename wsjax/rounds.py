@@ -68,7 +68,7 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class Result(NamedTuple):
-    """What a study returns: a row an epoch, and each (method, seed)'s state at its end."""
+    """What a study returns: a row an epoch, and each (method, seed)'s state at its end, "first" among the methods."""
 
     rows: list[Row]
     states: dict[tuple[str, int], TrainState]
@@ -160,11 +160,12 @@ def run_rounds(
     study = make_study(task, optimizer, train, test, rounds, settings)
     states: dict[tuple[str, int], TrainState] = {}
     for group in [seeds] if stack else [(seed,) for seed in seeds]:
-        first = _run_leg(study, Leg(FIRST, group, 1, 2), None, None, records, checkpoints, observe)
-        legs = {way: Leg(way, group, 2, len(rounds) + 1) for way in ways}
-        for way, leg in legs.items():
-            last = _run_leg(study, leg, first, ways[way], records, checkpoints, observe)
-            states |= {(way, seed): jax.tree.map(lambda x, i=i: x[i], last) for i, seed in enumerate(group)}
+        leg = Leg(FIRST, group, 1, 2)
+        first = _run_leg(study, leg, None, None, records, checkpoints, observe)
+        states |= _by_seed(leg, first)
+        for way in ways:
+            leg = Leg(way, group, 2, len(rounds) + 1)
+            states |= _by_seed(leg, _run_leg(study, leg, first, ways[way], records, checkpoints, observe))
     return Result(records.rows, states)
 
 
@@ -329,6 +330,11 @@ def _run_round(
         if observe is not None:
             observe(rows)
     return state
+
+
+def _by_seed(leg: Leg, state: TrainState) -> dict[tuple[str, int], TrainState]:
+    """A leg's stacked state, seed by seed."""
+    return {(leg.method, seed): jax.tree.map(lambda x, i=i: x[i], state) for i, seed in enumerate(leg.seeds)}
 
 
 def _tested(metrics: Any, i: Any, wanted: bool) -> dict[str, float | None]:

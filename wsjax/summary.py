@@ -68,9 +68,10 @@ def summarize_online(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]
     Returns:
       "rounds": a row a round for each way and seed; the first round, which all ways share, stands in each of them.
       "rows": each way and seed over all rounds: the last round's accuracies, "mean_test_accuracy" over the rounds
-      after the first, and total epochs, steps and seconds. "gap", "gain": as offline, at the end; "mean_gap": of the
-      means over rounds; "gap_slope": the change of RI - WS a round, by least squares; "steps_of_RI", "seconds_of_RI":
-      each way's total as a share of RI's. All are paired over seeds, with intervals; None where a way did not run.
+      after the first, and total epochs, steps and seconds. "gap", "gain": as offline, at the end; "mean_gap",
+      "mean_gain": of the means over rounds; "gap_slope": the change of RI - WS a round, by least squares;
+      "steps_of_RI", "seconds_of_RI": each way's total as a share of RI's. All are paired over seeds, with intervals;
+      None where a way did not run.
     """
     ends = round_ends(rows)
     ways = [name for name in dict.fromkeys(end["method"] for end in ends) if name != FIRST]
@@ -86,6 +87,7 @@ def summarize_online(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]
         "gap": paired(totals, "RI", "WS"),
         "gain": {name: paired(totals, name, "WS") for name in _others(totals)},
         "mean_gap": paired(totals, "RI", "WS", "mean_test_accuracy"),
+        "mean_gain": {name: paired(totals, name, "WS", "mean_test_accuracy") for name in _others(totals)},
         "gap_slope": _slope(by_seed),
         "steps_of_RI": {way: _share(totals, way, "steps") for way in others},
         "seconds_of_RI": {way: _share(totals, way, "train_seconds") for way in others},
@@ -144,8 +146,9 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     for name, gain in summary["gain"].items():
         if gain is not None:
             sentences.append(_gain_sentence(name, gain, gap))
-    if summary.get("mean_gap"):
-        sentences.append(f"Over the rounds after the first, RI - WS = {_points(summary['mean_gap'])} on average.")
+    for mean in (summary.get("mean_gap"), *summary.get("mean_gain", {}).values()):
+        if mean is not None:
+            sentences.append(f"Mean over the rounds after the first: {mean['minuend']} - WS = {_points(mean)}.")
     if summary.get("gap_slope"):
         sentences.append(_slope_sentence(summary["gap_slope"]))
     for name, share in summary.get("steps_of_RI", {}).items():
