@@ -13,6 +13,7 @@ command continues a run that was stopped, however it was.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from wsjax import cli, experiment, summary
 
@@ -29,7 +30,7 @@ class Config(experiment.Common):
     """Stop after so many rounds. Default: when the pool is used up."""
 
 
-ON_DIGITS = experiment.DIGITS | {"shrink": (0.9,), "perturb": (0.1,)}  # a little at each of many rounds
+ON_DIGITS: dict[str, Any] = experiment.DIGITS | {"shrink": (0.9,), "perturb": (0.1,)}  # a little at each of many rounds
 DIGITS = Config(
     **ON_DIGITS,
     stop=("accuracy",),

@@ -42,7 +42,7 @@ def main(config: Config) -> str:
     own = settings["online"] | settings["online_data"]["cifar10"] | settings["online_sp"]
     if all(run.settings[name] == own[name] for name in ("dataset", "model", "threshold")):
         pool = round(own["pool"] * own["num_train"])
-        curves = captions.published_online(report["figure2_online"]["f2c99"], pool) | paper_points(paper, pool)
+        curves = {**captions.published_online(report["figure2_online"]["f2c99"], pool), **paper_points(paper, pool)}
         points = plots.accuracies_at(curves, captions.common_samples(ends["rounds"]))
         caption += captions.online_caption(run, ends, own, points)
         caption += (

@@ -46,8 +46,7 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
         default = defaults(peek.parse_known_args()[0].dataset)
     except argparse.ArgumentError:  # --dataset without a value: tyro says it better
         default = defaults(None)
-    marks = (tyro.conf.FlagConversionOff,)
-    config = tyro.cli(type(default), default=default, description=text, config=marks, use_underscores=True)
+    config = tyro.cli(type(default), default=default, description=text, use_underscores=True)
     console = _error_console()
     warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)
     with user_errors():

@@ -271,8 +271,8 @@ def _load_named(name: str, folder: Path) -> Dataset:
 def _dataset(name: str, arrays: Mapping[str, np.ndarray], origin: str | Path, source: _Source | None = None) -> Dataset:
     """Checks arrays that came from outside; every way in ends here."""
     for split in ("train", "test"):
-        names = f"{split}_images", f"{split}_labels"
-        _check_images(*names, *(arrays[name] for name in names), origin, at_least=_MIN_IMAGES)
+        images, labels = f"{split}_images", f"{split}_labels"
+        _check_images(images, labels, arrays[images], arrays[labels], origin, at_least=_MIN_IMAGES)
     shapes = [arrays[f"{split}_images"].shape[1:] for split in ("train", "test")]
     if shapes[0] != shapes[1]:
         raise DataError(f"{origin}: train images are {shapes[0]} and test images {shapes[1]}; make them one size")

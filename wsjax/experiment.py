@@ -17,11 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tyro
+
 from wsjax.cli import check, choose, progress
 from wsjax.records import Row, about_run, open_run, write_json
 
 if TYPE_CHECKING:
     from wsjax.data import Dataset
+    from wsjax.retraining import Model
     from wsjax.rounds import Reinit, Settings
     from wsjax.stopping import StopRule
     from wsjax.train import Task
@@ -78,7 +81,7 @@ class Training:
     """resnet18, mlp or logistic."""
     width: int = 64
     """ResNet: channels of the first stage."""
-    stem_pool: bool = True
+    stem_pool: tyro.conf.FlagConversionOff[bool] = True
     """ResNet: the 3x3 stride-2 max-pool behind the stem, as the report has it (the paper's code has none)."""
     hidden: tuple[int, ...] = (100, 100, 100)
     """MLP: sizes of the hidden layers."""
@@ -256,6 +259,17 @@ def build_task(
         "logistic": models.logistic_regression,
     }
     return train.image_task(build[config.model](num_classes), image_shape, mean, std)
+
+
+def load_model(folder: Path | str, number: int | None = None) -> Model:
+    """Loads a model that experiments/retrain.py trained, by default the current one; `model(images)` gives logits."""
+    from wsjax import retraining
+
+    def make_task(num_classes: int, shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Task:
+        architecture = retraining.lineage_of(folder, number)["settings"]["architecture"]
+        return build_task(Training(**architecture), num_classes, shape, mean, std)
+
+    return retraining.load_model(folder, make_task, number)
 
 
 def build_optimizer(config: Training) -> Any:

@@ -120,6 +120,7 @@ def run_rounds(
     *,
     settings: Settings | None = None,
     stack: bool = True,
+    start: tuple[Any, Any] | None = None,
     records: Records | None = None,
     checkpoints: Path | str | None = None,
     observe: Observer | None = None,
@@ -142,6 +143,7 @@ def run_rounds(
       settings: see `Settings`.
       stack: whether seeds train together as one vmapped program, or one after the other: right for convolutions,
         whose kernels do not vmap well.
+      start: (params, batch_stats) that round 1 starts from, for every seed; by default a newly drawn network.
       records: takes the rows. Where it holds rows already, the run continues as far as `checkpoints` reach.
       checkpoints: folder for checkpoints; None keeps none. Records and checkpoints belong to one run: give others for
         other settings, which are not compared here (`wsjax.records.open_run` does that).
@@ -161,7 +163,8 @@ def run_rounds(
     states: dict[tuple[str, int], TrainState] = {}
     for group in [seeds] if stack else [(seed,) for seed in seeds]:
         leg = Leg(FIRST, group, 1, 2)
-        first = _run_leg(study, leg, None, None, records, checkpoints, observe)
+        begin = None if start is None else _given(optimizer, start, len(group))
+        first = _run_leg(study, leg, begin, None, records, checkpoints, observe)
         states |= _by_seed(leg, first)
         for way in ways:
             leg = Leg(way, group, 2, len(rounds) + 1)
@@ -378,6 +381,13 @@ def _fresh(study: Study, keys: Mapping[str, jax.Array], number: int) -> TrainSta
     """Newly drawn networks for a round, one a seed, stacked."""
     states = [study.draw.prepare(key)(key) for key in _fold(keys["network"], number)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def _given(optimizer: optax.GradientTransformation, start: tuple[Any, Any], seeds: int) -> TrainState:
+    """A given start of the first round, once for each seed."""
+    params, batch_stats = start
+    state = TrainState(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return jax.tree.map(lambda x: jnp.stack([x] * seeds), state)
 
 
 def _covered(records: Records, leg: Leg, number: int, epoch: int) -> bool:

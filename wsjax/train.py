@@ -80,7 +80,7 @@ def stateless_task(
     )
 
 
-def image_task(model: Any, image_shape: tuple[int, int, int], mean: Any, std: Any) -> Task:
+def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any) -> Task:
     """Makes the Task of classifying uint8 images with one of `wsjax.models`.
 
     Args:

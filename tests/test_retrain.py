@@ -1,0 +1,94 @@
+"""The retraining script as a scheduled job runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "retrain.py"
+
+
+def command(folder, *arguments):
+    model = ("--model", "mlp", "--hidden", "32", "--activation", "relu", "--batch_size", "32")
+    return [sys.executable, str(SCRIPT), "--model_dir", str(folder / "model"), *model, *arguments]
+
+
+def call(folder, *arguments):
+    line = command(folder, "--data", str(folder / "*.npz"), *arguments)
+    done = subprocess.run(line, capture_output=True, text=True)
+    return done.returncode, " ".join(done.stdout.split()), done.stderr
+
+
+def add(folder, name, part):
+    digits = load_digits()
+    images = (digits.images[part] * 15).astype(np.uint8)[..., None]
+    np.savez(folder / f"{name}.npz", images=images, labels=digits.target[part])
+
+
+def test_a_jobs_life(tmp_path):
+    add(tmp_path, "monday", slice(0, 500))
+    code, said, _ = call(tmp_path)
+    assert code == 0
+    assert "model 1, from scratch: " in said
+    assert call(tmp_path) == (0, "no new data: nothing changed", "")
+
+    add(tmp_path, "tuesday", slice(500, 1000))
+    code, said, _ = call(tmp_path, "--compare_scratch")
+    assert code == 0
+    for part in ("model 2, from model 1, shrunk and perturbed: ", "before 9", "now 9", "(measured with model 2, on "):
+        assert part in said
+
+    add(tmp_path, "wednesday", slice(1000, 1500))
+    code, said, _ = call(
+        tmp_path, "--shrink=-1", "--perturb=0", "--stop", "epochs", "--epochs=1", "--learning_rate=1e-9"
+    )
+    assert code == 3
+    assert "KEPT ASIDE, model 2 stays current" in said
+
+    code, said, _ = call(tmp_path, "--rollback")
+    assert (code, "model 1 is current, not 2" in said) == (0, True)
+    code, _, errors = call(tmp_path, "--rollback")
+    assert (code, errors) == (2, f"error: {tmp_path / 'model'}: model 1 has no parent to roll back to\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--data is missing"),
+        (("--data", "none.npz"), "no such data file: none.npz"),
+        (("--data", "x", "--holdout", "1"), "--holdout must lie between 0 and 1, not 1.0"),
+        (("--data", "x", "--tolerance", "2"), "--tolerance must lie in [0, 1], not 2.0"),
+        (("--data", "x", "--shrink", "nan"), "--shrink must be finite, not nan"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    done = subprocess.run(command(tmp_path, *arguments), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_killed_job_goes_on_where_it_was(tmp_path):
+    add(tmp_path, "data", slice(0, 1000))
+    slow = ("--stop", "epochs", "--epochs", "400", "--checkpoint_every", "5")
+    line = command(tmp_path, "--data", str(tmp_path / "data.npz"), *slow)
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+    records = tmp_path / "model" / "models" / "0001.part" / "records.jsonl"
+    deadline = time.monotonic() + 120
+    while not (records.exists() and len(records.read_bytes().splitlines()) >= 20):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "model" / "current.json").exists()
+    assert call(tmp_path, *slow)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "model/models/0001/records.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 401))

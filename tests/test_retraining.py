@@ -1,0 +1,381 @@
+"""The retraining job on small images, in process; tests/test_retrain.py runs the script."""
+
+import json
+import shutil
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wsjax import experiment, retraining
+from wsjax.data import DataError
+from wsjax.records import RunError
+from wsjax.retraining import Recipe, is_held_out, load_model, read_pool, retrain, roll_back, start_from
+from wsjax.rounds import Settings
+from wsjax.stopping import after_epochs
+from wsjax.train import Task, correct, cross_entropy
+
+RNG = np.random.default_rng(0)
+CENTRES = RNG.integers(60, 196, (4, 4, 4, 1))
+
+
+def make_images(count, classes=2, seed=0):
+    """Images that a linear model learns at once: a class's centre with a little noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    labels[:classes] = range(classes)
+    images = np.clip(CENTRES[labels] + rng.integers(-30, 30, (count, 4, 4, 1)), 0, 255).astype(np.uint8)
+    return images, labels
+
+
+def write(path, images, labels, **more):
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, images=images, labels=labels, **more)
+    return path
+
+
+def recipe(epochs=3, **changes):
+    config = experiment.Training(model="logistic")
+    return Recipe(
+        make_task=partial(experiment.build_task, config),
+        optimizer=changes.pop("optimizer", optax.adam(0.02)),
+        stop=after_epochs(epochs),
+        settings=Settings(batch_size=16, checkpoint_every=1),
+        describe=changes.pop("describe", {"architecture": {"model": "logistic"}}),
+        holdout=changes.pop("holdout", 0.25),
+        **changes,
+    )
+
+
+class Job:
+    """A model folder, a folder of data, and the lines that were said."""
+
+    def __init__(self, tmp_path):
+        self.folder, self.incoming, self.lines = tmp_path / "model", tmp_path / "incoming", []
+
+    def add(self, name, count=80, seed=0, **more):
+        return write(self.incoming / f"{name}.npz", *make_images(count, seed=seed, **more))
+
+    def call(self, recipe_=None, **more):
+        self.lines.clear()
+        patterns = [str(self.incoming / "*.npz")]
+        return retrain(self.folder, patterns, recipe_ or recipe(), say=self.lines.append, **more)
+
+    def load(self, number=None):
+        return load_model(self.folder, recipe().make_task, number)
+
+    def files(self):
+        return {path: path.read_bytes() for path in sorted(self.folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job(tmp_path)
+
+
+def same(a, b):
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
+def test_first_call_then_nothing_new_then_new_data(job):
+    job.add("a")
+    first = job.call()
+    assert (first["model"], first["parent"], first["before"], first["promoted"]) == (1, None, None, True)
+    assert first["metrics"]["train_images"] + first["metrics"]["held_out_images"] == 80
+    assert first["metrics"]["accuracy"] > 0.9
+    before = job.files()
+    assert job.call() is None
+    assert job.files() == before
+
+    job.add("b", seed=1)
+    second = job.call()
+    assert (second["model"], second["parent"]) == (2, 1)
+    assert [(row["images"], len(row["sha256"])) for row in second["files"]] == [(80, 64), (80, 64)]
+    assert second["scratch"] == first["scratch"]  # it was measured then
+    assert json.loads((job.folder / "current.json").read_text()) == {"current": 2, "decided": 2}
+    assert sorted(path.name for path in (job.folder / "models").iterdir()) == ["0001", "0002"]
+
+
+def test_it_starts_from_the_shrunk_and_perturbed_parent(job):
+    job.add("a")
+    job.call()
+    parent = job.load().state.params
+    job.add("b", seed=1)
+    job.call(recipe(epochs=1, optimizer=optax.sgd(0.0), shrink=0.5, perturb=0.25, tolerance=1.0))
+    fresh, _ = job.load().task.init(jax.random.key(2))
+    expected = jax.tree.map(lambda old, new: 0.5 * old + 0.25 * new, parent, fresh)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), job.load().state.params, expected)
+
+
+def test_a_model_gives_the_outputs_that_it_was_judged_by(job):
+    images, labels = make_images(80)
+    write(job.incoming / "a.npz", images, labels)
+    lineage = job.call()
+    pool = read_pool([str(job.incoming / "a.npz")], None, 0.25, print)
+    accuracy = (np.argmax(job.load()(pool.held_out[0]), axis=1) == pool.held_out[1]).mean()
+    assert accuracy == pytest.approx(lineage["metrics"]["accuracy"])
+
+
+def test_held_out_images_stay_so_as_data_grow(job):
+    job.add("a", 300)
+    small = read_pool([str(job.incoming / "*.npz")], None, 0.25, print)
+    job.add("b", 300, seed=1)
+    large = read_pool([str(job.incoming / "*.npz")], None, 0.25, print)
+    for part in ("train", "held_out"):
+        own, all_ = ({image.tobytes() for image in getattr(pool, part)[0]} for pool in (small, large))
+        assert own < all_
+    assert not {x.tobytes() for x in large.train[0]} & {x.tobytes() for x in large.held_out[0]}
+    assert 0.2 < len(large.held_out[1]) / 600 < 0.3
+
+
+def test_is_held_out_by_hand():
+    assert is_held_out(bytes([63, *[255] * 31]), 0.25)
+    assert not is_held_out(bytes([64, *[0] * 31]), 0.25)
+
+
+def test_duplicates_count_once_and_the_last_label_holds(job):
+    images, labels = make_images(80)
+    write(job.incoming / "a.npz", images, labels)
+    job.call()
+    write(job.incoming / "b.npz", images[:10], labels[:10])
+    assert job.call() is None  # the same images with the same labels
+    assert job.lines == ["10 images came more than once and count once"]
+
+    corrected = labels[:10].copy()
+    corrected[0] = 1 - corrected[0]
+    write(job.incoming / "c.npz", images[:10], corrected)
+    lineage = job.call()
+    assert "20 images came more than once and count once; 1 with another label, of which the last holds" in job.lines
+    assert lineage["metrics"]["train_images"] + lineage["metrics"]["held_out_images"] == 80
+    pool = read_pool([str(job.incoming / "*.npz")], lineage, 0.25, print)
+    given = {image.tobytes(): label for part in (pool.train, pool.held_out) for image, label in zip(*part, strict=True)}
+    assert given[images[0].tobytes()] == corrected[0]
+
+
+def test_changed_vanished_and_moved_files_are_told(job):
+    a, b, c = job.add("a"), job.add("b", seed=1), job.add("c", seed=2)
+    job.call()
+    b.unlink()
+    c.rename(c.with_name("d.npz"))
+    assert job.call() is None  # what is left is known
+    assert job.lines == [
+        f"{b} is gone: its 80 images are no longer trained on",
+        f"{c} is now {c.with_name('d.npz')}",
+    ]
+    job.add("a", seed=3)
+    lineage = job.call()
+    assert f"{a} changed since it was trained on: its present images count" in job.lines
+    assert lineage["metrics"]["train_images"] + lineage["metrics"]["held_out_images"] == 160
+    assert [row["path"] for row in lineage["files"]] == [str(a), str(c.with_name("d.npz"))]
+
+
+def test_known_files_count_whether_or_not_a_pattern_names_them(job, tmp_path):
+    job.add("a")
+    job.call()
+    other = write(tmp_path / "elsewhere" / "b.npz", *make_images(40, seed=1))
+    lineage = retrain(job.folder, [str(other)], recipe(), say=print)
+    assert [row["images"] for row in lineage["files"]] == [80, 40]
+
+
+def test_files_that_cannot_be_used_are_left_out_and_told(job):
+    job.add("a")
+    job.call()
+    write(job.incoming / "b.npz", np.zeros((5, 6, 6, 1), np.uint8), np.zeros(5, int))
+    (job.incoming / "c.npz").write_bytes(b"half a file")
+    write(job.incoming / "d.npz", *make_images(5), class_names=np.array(["zero", "one"]))
+    write(job.incoming / "e.npz", *make_images(20, seed=5), class_names=np.array(["one", "zero"]))
+    lineage = job.call()
+    assert len(job.lines) == 3
+    assert job.lines[0].startswith(f"left out: {job.incoming / 'b.npz'}: images of (6, 6, 1) where the model's are (4,")
+    assert job.lines[1].startswith(f"left out: {job.incoming / 'c.npz'} is not a .npz archive")
+    assert "class_names one, zero are not those of the model, zero, one" in job.lines[2]
+    assert [row["images"] for row in lineage["files"]] == [80, 5]
+
+
+def test_new_classes_grow_the_head_and_count_as_wrong_before(job):
+    job.add("a")
+    job.call()
+    write(job.incoming / "b.npz", *make_images(120, classes=3, seed=1))
+    lineage = job.call(recipe(epochs=6))
+    assert "new classes: 2" in job.lines
+    assert lineage["class_names"] == ("0", "1", "2")
+    assert lineage["before"] < 0.9 < lineage["metrics"]["accuracy"]
+    assert job.load()(make_images(4, classes=3)[0]).shape == (4, 3)
+
+
+def test_start_from_leaves_new_units_newly_drawn():
+    old, fresh = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}, {"w": jnp.full((2, 3), 10.0), "b": jnp.full(3, 10.0)}
+    start = start_from(old, fresh, 0.5, 0.1)
+    np.testing.assert_allclose(start["w"], [[1.5, 1.5, 10], [1.5, 1.5, 10]])
+    np.testing.assert_allclose(start["b"], [1.5, 1.5, 10])
+
+
+def test_a_worse_model_is_kept_aside_and_not_trained_again(job):
+    job.add("a")
+    job.call()
+    job.add("b", seed=1)
+    broken = recipe(epochs=1, optimizer=optax.sgd(0.0), shrink=-1.0, perturb=0.0)  # the parent's opposite
+    lineage = job.call(broken)
+    assert not lineage["promoted"]
+    assert lineage["change"]["mean"] == pytest.approx(lineage["metrics"]["accuracy"] - lineage["before"])
+    assert job.load().lineage["model"] == 1
+    assert job.call() is None
+    assert (job.folder / "models" / "0002" / "lineage.json").exists()
+    job.add("c", seed=2)
+    assert job.call()["parent"] == 1
+    assert job.load().lineage["model"] == 3
+
+
+def test_the_change_is_paired():
+    change = retraining._change(np.array([1.0, 1, 0, 0]), np.array([1.0, 1, 1, 0]))
+    assert change == pytest.approx({"mean": 0.25, "standard_error": 0.25})  # differences 0, 0, 1, 0
+
+
+def test_tolerance_decides(job):
+    job.add("a")
+    job.call()
+    job.add("b", seed=1)
+    broken = recipe(epochs=1, optimizer=optax.sgd(0.0), shrink=-1.0, perturb=0.0, tolerance=1.0)
+    assert job.call(broken)["promoted"]
+
+
+def test_rollback_goes_to_the_parent_and_new_data_start_from_there(job):
+    for seed, name in enumerate("abc"):
+        job.add(name, seed=seed)
+        job.call()
+    assert roll_back(job.folder) == (3, 2)
+    assert job.call() is None  # what model 3 has seen is not new
+    assert roll_back(job.folder) == (2, 1)
+    with pytest.raises(RunError, match="model 1 has no parent to roll back to"):
+        roll_back(job.folder)
+    job.add("d", seed=3)
+    assert job.call()["parent"] == 1
+    assert job.load().lineage["model"] == 4
+
+
+def test_from_scratch_is_measured_when_asked(job):
+    job.add("a")
+    job.call()
+    job.add("b", seed=1)
+    lineage = job.call(recipe(compare_scratch=True))
+    assert lineage["scratch"]["model"] == 2
+    assert lineage["scratch"]["steps"] == lineage["metrics"]["steps"]  # a fixed number of epochs
+    assert not list(job.folder.rglob("scratch"))
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(epoch):
+    def observe(rows):
+        if rows[0]["epoch"] == epoch:
+            raise Killed
+
+    return observe
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_killed_training_ends_in_the_same_model(job, tmp_path, epoch):
+    whole = Job(tmp_path / "whole")
+    (tmp_path / "whole").mkdir()
+    for one in (job, whole):
+        one.add("a")
+        one.call()
+        one.add("b", seed=1)
+    whole.call()
+    with pytest.raises(Killed):
+        job.call(observe=killed_at(epoch))
+    assert job.load().lineage["model"] == 1
+    seen = []
+    job.call(observe=lambda rows: seen.append(rows[0]["epoch"]))
+    assert seen == list(range(epoch + 1, 4))  # it went on where it was
+    assert same(job.load(2).state.params, whole.load(2).state.params)
+
+
+def test_a_killed_training_starts_anew_for_other_data(job):
+    job.add("a")
+    with pytest.raises(Killed):
+        job.call(observe=killed_at(2))
+    job.add("b", seed=1)
+    assert job.call()["metrics"]["epochs"] == 3
+    assert any("was for other data or settings: it starts anew" in line for line in job.lines)
+
+
+def test_a_call_killed_before_its_decision_is_settled_by_the_next(job):
+    job.add("a")
+    job.call()
+    place = (job.folder / "current.json").read_text()
+    job.add("b", seed=1)
+    job.call()
+    (job.folder / "current.json").write_text(place)  # as if killed between the model and the decision
+    assert job.call() is None
+    assert job.load().lineage["model"] == 2
+
+
+def test_refusals(job):
+    with pytest.raises(DataError, match="there is no image to train on"):
+        job.call()
+    with pytest.raises(DataError, match="no such data file"):
+        retrain(job.folder, [str(job.incoming / "none.npz")], recipe())
+    with pytest.raises(RunError, match="has no model to roll back"):
+        roll_back(job.folder / "other")
+    job.add("a", 3)
+    with pytest.raises(
+        DataError, match=r"of 3 images \d are held out, 1 must be; give more images|to train on, 2 must"
+    ):
+        job.call(recipe(holdout=1e-9))
+    job.add("b")
+    job.call()
+    with pytest.raises(RunError, match="another architecture"):
+        job.call(recipe(describe={"architecture": {"model": "mlp"}}))
+    with pytest.raises(RunError, match=r"begun with --holdout=0\.25, which must stay, not 0\.5"):
+        job.call(recipe(holdout=0.5))
+    shutil.rmtree(job.folder / "models" / "0001" / "parameters" / "1" / "state")
+    job.add("c", seed=2)
+    with (
+        pytest.warns(UserWarning, match="is damaged, passed over"),
+        pytest.raises(RunError, match=r"model 1 in .* cannot be read"),
+    ):
+        job.call()
+
+
+def mean_task(num_classes, image_shape, mean, std):
+    """Logistic regression on images less a running mean, as BatchNorm keeps one."""
+
+    def init(key):
+        return {"w": 0.01 * jax.random.normal(key, (int(np.prod(image_shape)), num_classes))}, {"mean": jnp.zeros(())}
+
+    def apply(params, stats, inputs, weights, train):
+        x = inputs.reshape(len(inputs), -1) / 255.0
+        if train:
+            stats = {"mean": 0.9 * stats["mean"] + 0.1 * (x.mean(1) * weights).sum() / weights.sum()}
+        return (x - stats["mean"]) @ params["w"], stats
+
+    return Task(init, apply, cross_entropy, correct)
+
+
+def test_batch_statistics_are_those_of_the_train_images(job):
+    job.add("a")
+    job.call(recipe(epochs=1)._replace(make_task=mean_task))
+    train = read_pool([str(job.incoming / "a.npz")], None, 0.25, print).train[0]
+    model = load_model(job.folder, mean_task)
+    np.testing.assert_allclose(model.state.batch_stats["mean"], train.mean() / 255, rtol=1e-5)
+
+
+def test_load_model_knows_the_architecture_of_the_scripts_models(job):
+    job.add("a")
+    job.call()
+    images = make_images(3)[0]
+    np.testing.assert_array_equal(experiment.load_model(job.folder)(images), job.load()(images))
+    with pytest.raises(RunError, match="has no model yet"):
+        experiment.load_model(job.folder / "none")
+
+
+def test_numbers_become_names_when_a_file_brings_them():
+    assert retraining._merge_classes(("0", "1"), ("cat", "dog", "eel"), 2, None) == ("cat", "dog", "eel")
+    assert retraining._merge_classes(("cat", "dog"), None, 2, None) == ("cat", "dog", "2")
+    assert retraining._merge_classes(("cat", "dog"), ("cat",), 0, None) == ("cat", "dog")

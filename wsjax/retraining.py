@@ -1,0 +1,466 @@
+"""A model that is retrained whenever data come in: what a scheduled job calls.
+
+A model folder holds every model in a folder of its own, and says which of them is current:
+
+    MODEL/current.json          {"current": 3, "decided": 4}
+    MODEL/models/0003/          lineage.json, records.jsonl (a row an epoch), samples.npy, parameters/ (Orbax)
+    MODEL/models/0004.part/     one that is being trained
+
+A call reads all data files, known ones and new ones, trains from the shrink-perturbed parameters of the current model,
+and makes the new model current unless it got worse. Nothing is ever trained on a held-out image: whether an image is
+held out is decided by a hash of its content, so that it stays so as data grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from wsjax import checkpoint
+from wsjax.data import DataError, channel_statistics, read_images
+from wsjax.records import CONFIG, LOCK, Records, Row, RunError, about_run, hold, open_run, read_json, write_json
+from wsjax.reinit import shrink_perturb
+from wsjax.rounds import Observer, Round, Settings, run_rounds
+from wsjax.stopping import StopRule
+from wsjax.summary import FIRST, round_ends
+from wsjax.train import Data, Task, TrainState, init_state, reestimate
+
+CURRENT, LINEAGE, SAMPLES, PARAMETERS = "current.json", "lineage.json", "samples.npy", "parameters"
+
+_LEAST = {False: 2, True: 1}  # images to train on (BatchNorm has no variance over one), and held out
+
+MakeTask = Callable[[int, tuple[int, ...], Sequence[float], Sequence[float]], Task]
+"""`(num_classes, image_shape, mean, std) -> Task`."""
+
+
+class Recipe(NamedTuple):
+    """How a model is retrained.
+
+    Attributes:
+      make_task: see `MakeTask`; for classes it has not seen, a network's leaves must grow at the end of an axis.
+      optimizer: of optax.
+      stop: when training ends.
+      settings: of the loop; `evaluate` and `evaluation` are not looked at.
+      describe: what a lineage tells of the above, JSON values. A model whose "architecture" differs is refused.
+      shrink: factor of the current model's parameters.
+      perturb: factor of newly drawn ones.
+      holdout: fraction of the images that are held out.
+      tolerance: how much lower than its parent's a new model's held-out accuracy may be, in [0, 1].
+      seed: model n draws all it draws from the key of seed + n, so that every model is perturbed by a new network.
+      compare_scratch: whether to train from scratch too, on the same data, for comparison.
+    """
+
+    make_task: MakeTask
+    optimizer: optax.GradientTransformation
+    stop: StopRule
+    settings: Settings
+    describe: Mapping[str, Any]
+    shrink: float = 0.4
+    perturb: float = 0.1
+    holdout: float = 0.1
+    tolerance: float = 0.02
+    seed: int = 0
+    compare_scratch: bool = False
+
+
+class Pool(NamedTuple):
+    """All images there are, each once.
+
+    Attributes:
+      train: (images, labels) to train on.
+      held_out: (images, labels) to evaluate on.
+      class_names: one name a class.
+      files: a row a data file: path, sha256, images.
+      samples: uint64 [N], sorted: a hash of each image with its label.
+    """
+
+    train: Data
+    held_out: Data
+    class_names: tuple[str, ...]
+    files: list[Row]
+    samples: np.ndarray
+
+
+class Model(NamedTuple):
+    """A trained model: its task, its state (the optimiser's is empty), and where it comes from."""
+
+    task: Task
+    state: TrainState
+    lineage: dict[str, Any]
+
+    def __call__(self, images: Any) -> jax.Array:
+        """The outputs for images as they were trained on: uint8 [N, height, width, channels]."""
+        weights = jnp.ones(len(images))
+        return self.task.apply(self.state.params, self.state.batch_stats, jnp.asarray(images), weights, False)[0]
+
+
+def retrain(
+    folder: Path | str,
+    patterns: Sequence[str],
+    recipe: Recipe,
+    *,
+    say: Callable[[str], None] = print,
+    observe: Observer | None = None,
+) -> dict[str, Any] | None:
+    """Trains the next model of a folder, where there are images or labels that its newest one does not know.
+
+    Args:
+      folder: the model folder; made where it is missing.
+      patterns: data files or globs, .npz with images, labels and perhaps class_names (`wsjax.data.read_images`).
+        Files of earlier calls are read again, whether or not a pattern names them.
+      recipe: how to train.
+      say: takes a line for every decision that the user should know of.
+      observe: called with every epoch's rows.
+
+    Returns:
+      The new model's lineage; None where nothing is new.
+
+    Raises:
+      RunError: another process works in the folder, its model is of another architecture or cannot be read.
+      DataError: there is no image to train on, or none is held out.
+    """
+    folder = Path(folder)
+    with hold(folder):
+        _settle(folder)
+        newest, parent = _newest(folder), _current(folder)
+        known = lineage_of(folder, newest) if newest else None
+        if parent is not None:
+            _check_same(folder, lineage_of(folder, parent)["settings"], recipe)
+        pool = read_pool(patterns, known, recipe.holdout, say)
+        if newest and not np.setdiff1d(pool.samples, np.load(_model_folder(folder, newest) / SAMPLES)).size:
+            return None
+        number = newest + 1
+        part = _model_folder(folder, number).with_suffix(".part")
+        old = None if parent is None else load_model(folder, recipe.make_task, parent)
+        lineage = _train(part, number, old, pool, recipe, known, say, observe)
+        for used in ("checkpoints", "scratch"):
+            shutil.rmtree(part / used, ignore_errors=True)
+        (part / LOCK).unlink(missing_ok=True)
+        part.rename(_model_folder(folder, number))
+        _settle(folder)
+        return lineage
+
+
+def roll_back(folder: Path | str) -> tuple[int, int]:
+    """Makes the current model's parent current; returns both numbers, from and to. Raises RunError without a parent."""
+    folder = Path(folder)
+    if not (folder / CURRENT).exists():
+        raise RunError(f"{folder} has no model to roll back")
+    with hold(folder):
+        _settle(folder)
+        current = _current(folder)
+        parent = None if current is None else lineage_of(folder, current)["parent"]
+        if current is None or parent is None:
+            raise RunError(f"{folder}: model {current} has no parent to roll back to")
+        write_json(folder / CURRENT, {"current": parent, "decided": _newest(folder)})
+        return current, parent
+
+
+def load_model(folder: Path | str, make_task: MakeTask, number: int | None = None) -> Model:
+    """Loads a model of a folder, by default the current one. Raises RunError where there is none, or it is damaged."""
+    lineage = lineage_of(folder, number)
+    task = make_task(len(lineage["class_names"]), tuple(lineage["image_shape"]), lineage["mean"], lineage["std"])
+    template = jax.jit(lambda key: init_state(task, optax.identity(), key))(jax.random.key(0))
+    template = template._replace(opt_state=())
+    place = _model_folder(Path(folder), lineage["model"]) / PARAMETERS
+    with contextlib.closing(checkpoint.open_folder(place)) as saved:
+        found = checkpoint.restore(saved, template)
+    if found is None:
+        raise RunError(
+            f"model {lineage['model']} in {place} cannot be read; restore it from a copy, or go back one: --rollback"
+        )
+    return Model(task, found[1], lineage)
+
+
+def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
+    """What a model's folder tells of it, by default the current one's: parent, data files, settings, metrics."""
+    number = number or _current(Path(folder))
+    if number is None:
+        raise RunError(f"{folder} has no model yet")
+    return read_json(_model_folder(Path(folder), number) / LINEAGE)
+
+
+def read_pool(
+    patterns: Sequence[str], known: Mapping[str, Any] | None, holdout: float, say: Callable[[str], None]
+) -> Pool:
+    """Reads all data files there are: those that a lineage knows, in its order, then new ones, by name.
+
+    A file that cannot be read, or has images of another size, is left out and told. An image that comes twice counts
+    once; where its labels differ, the last one holds, so that a later file can correct an earlier one.
+    """
+    old = {Path(row["path"]): row for row in known["files"]} if known else {}
+    matched = sorted({Path(path).absolute() for pattern in patterns for path in _expand(pattern)} - set(old))
+    present = {path: _sha256(path) for path in [*old, *matched] if path.is_file()}
+    for path, row in old.items():
+        if path not in present:
+            moved = next((other for other, sha in present.items() if sha == row["sha256"] and other not in old), None)
+            fate = f"now {moved}" if moved else f"gone: its {row['images']} images are no longer trained on"
+            say(f"{path} is {fate}")
+        elif present[path] != row["sha256"]:
+            say(f"{path} changed since it was trained on: its present images count")
+
+    images: dict[bytes, np.ndarray] = {}
+    labels: dict[bytes, int] = {}
+    class_names = tuple(known["class_names"]) if known else ()
+    shape = tuple(known["image_shape"]) if known else None
+    files, duplicates, corrected = [], 0, 0
+    for path, sha256 in present.items():
+        try:
+            read = read_images(path)
+            if shape is not None and read.images.shape[1:] != shape:
+                raise DataError(f"{path}: images of {read.images.shape[1:]} where the model's are {shape}")
+            class_names = _merge_classes(class_names, read.class_names, int(read.labels.max()), path)
+        except DataError as error:
+            say(f"left out: {error}")
+            continue
+        shape = read.images.shape[1:]
+        files.append({"path": str(path), "sha256": sha256, "images": len(read.labels)})
+        for image, label in zip(read.images, read.labels.tolist(), strict=True):
+            digest = hashlib.sha256(image.tobytes()).digest()
+            if digest in images:
+                duplicates += 1
+                corrected += labels[digest] != label
+            images[digest], labels[digest] = image, label
+    if duplicates:
+        mended = f"; {corrected} with another label, of which the last holds" if corrected else ""
+        say(f"{duplicates} images came more than once and count once{mended}")
+    if known and len(class_names) > len(known["class_names"]):
+        say(f"new classes: {', '.join(class_names[len(known['class_names']) :])}")
+    if not images:
+        raise DataError(
+            f"there is no image to train on: {len(present)} files for {', '.join(patterns) or 'no pattern'}"
+        )
+    return _split(images, labels, class_names, files, holdout)
+
+
+def is_held_out(digest: bytes, holdout: float) -> bool:
+    """Whether an image is held out, by the SHA-256 of its pixels: a fraction `holdout` of all images is."""
+    return int.from_bytes(digest[:8], "big") < holdout * 2**64
+
+
+def start_from(old: Any, fresh: Any, shrink: float, perturb: float) -> Any:
+    """Shrink-perturb of old parameters within fresh ones that may be larger: new classes' units stay newly drawn."""
+    corner = jax.tree.map(lambda fresh, old: fresh[tuple(map(slice, old.shape))], fresh, old)
+    mixed = shrink_perturb(old, corner, shrink, perturb)
+    return jax.tree.map(lambda fresh, new: fresh.at[tuple(map(slice, new.shape))].set(new), fresh, mixed)
+
+
+def _train(
+    part: Path,
+    number: int,
+    parent: Model | None,
+    pool: Pool,
+    recipe: Recipe,
+    known: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+    observe: Observer | None,
+) -> dict[str, Any]:
+    """Trains model `number` in its unfinished folder, as far as it has not been, and returns its lineage."""
+    shape = pool.train[0].shape[1:]
+    mean, std = (known["mean"], known["std"]) if known else channel_statistics(pool.train[0])
+    task = recipe.make_task(len(pool.class_names), shape, mean, std)
+    settings = recipe.settings._replace(evaluate="round", evaluation="running")
+    start = None
+    if parent is not None:
+        params, batch_stats = jax.jit(task.init)(jax.random.key(recipe.seed + number))
+        params = start_from(parent.state.params, params, recipe.shrink, recipe.perturb)
+        start = params, jax.tree.map(lambda fresh, old: old, batch_stats, parent.state.batch_stats)
+
+    def run(folder: Path, start: Any, **key: Any) -> tuple[TrainState, Row]:
+        with _open_part(folder, key, say) as records:
+            result = run_rounds(
+                task, recipe.optimizer, pool.train, pool.held_out, [Round(len(pool.train[1]), recipe.stop)], {},
+                [recipe.seed + number], settings=settings, start=start, records=records,
+                checkpoints=folder / "checkpoints", observe=observe,
+            )  # fmt: skip
+            (end,) = round_ends(result.rows)
+            state = result.states[FIRST, recipe.seed + number]._replace(opt_state=())
+            return _with_own_statistics(task, state, pool.train, settings.batch_size), end
+
+    what = {"samples": _hash(pool.samples), **recipe.describe, "seed": recipe.seed, "holdout": recipe.holdout}
+    how = {"parent": parent and parent.lineage["model"], "shrink": recipe.shrink, "perturb": recipe.perturb}
+    state, end = run(part, start, **what, **how)
+    score = partial(_scores, data=pool.held_out, batch_size=settings.batch_size)
+    scores = score(task, state)
+    before = None if parent is None else score(parent.task, parent.state)
+    cost = _cost(number, pool, scores, end)
+    scratch = known["scratch"] if known else cost
+    if recipe.compare_scratch and parent is not None:
+        fresh, fresh_end = run(part / "scratch", None, **what)
+        scratch = _cost(number, pool, score(task, fresh), fresh_end)
+
+    lineage = {
+        "model": number,
+        "parent": how["parent"],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "promoted": before is None or bool(scores.mean() >= before.mean() - recipe.tolerance),
+        "before": None if before is None else float(before.mean()),
+        "metrics": cost,
+        "change": None if before is None else _change(before, scores),
+        "scratch": scratch,
+        "settings": {**recipe.describe, **how, "seed": recipe.seed, "holdout": recipe.holdout},
+        "class_names": pool.class_names,
+        "image_shape": shape,
+        "mean": mean,
+        "std": std,
+        "files": pool.files,
+    }
+    with contextlib.closing(checkpoint.open_folder(part / PARAMETERS)) as saved:
+        checkpoint.save(saved, number, state)
+    np.save(part / SAMPLES, pool.samples)
+    write_json(part / LINEAGE, lineage)
+    return lineage
+
+
+def _model_folder(folder: Path, number: int) -> Path:
+    return folder / "models" / f"{number:04d}"
+
+
+def _newest(folder: Path) -> int:
+    """The number of the newest finished model, 0 where there is none."""
+    names = (path.name for path in (folder / "models").glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def _current(folder: Path) -> int | None:
+    """The number of the current model, None where there is none."""
+    return read_json(folder / CURRENT)["current"] if (folder / CURRENT).exists() else None
+
+
+def _settle(folder: Path) -> None:
+    """Carries out the decision on the newest model, which a killed call may have left open."""
+    newest = _newest(folder)
+    place = read_json(folder / CURRENT) if (folder / CURRENT).exists() else {"current": None, "decided": 0}
+    if newest > place["decided"]:
+        current = newest if lineage_of(folder, newest)["promoted"] else place["current"]
+        write_json(folder / CURRENT, {"current": current, "decided": newest})
+
+
+def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> None:
+    """Checks what must not change: parameters would not fit, or images that a model knows would be held out."""
+    here = json.loads(json.dumps(recipe.describe.get("architecture")))
+    if settings.get("architecture") != here:
+        there = settings.get("architecture")
+        raise RunError(
+            f"{folder} holds a model of another architecture ({there} there, {here} here); name a new folder"
+        )
+    if settings["holdout"] != recipe.holdout:
+        held = settings["holdout"]
+        raise RunError(f"{folder} was begun with --holdout={held:g}, which must stay, not {recipe.holdout:g}")
+
+
+def _expand(pattern: str) -> Iterable[str]:
+    """The files that a glob matches; a plain path must exist."""
+    found = glob.glob(str(Path(pattern).expanduser()), recursive=True)
+    if not found and not glob.has_magic(pattern):
+        raise DataError(f"no such data file: {pattern}")
+    return found
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _merge_classes(known: tuple[str, ...], names: tuple[str, ...] | None, highest: int, path: Path) -> tuple[str, ...]:
+    """The classes known after a file: its names, if it has some, must go on where the known ones end."""
+    if names is None:
+        return known + tuple(map(str, range(len(known), highest + 1)))
+    if all(name == str(number) for number, name in enumerate(known)):  # only numbers so far
+        known = names[: len(known)] + known[len(names) :]
+    if names[: len(known)] != known[: len(names)]:
+        raise DataError(f"{path}: class_names {', '.join(names)} are not those of the model, {', '.join(known)}")
+    return known + names[len(known) :]
+
+
+def _split(
+    images: Mapping[bytes, np.ndarray],
+    labels: Mapping[bytes, int],
+    class_names: tuple[str, ...],
+    files: list[Row],
+    holdout: float,
+) -> Pool:
+    """Parts the images into those to train on and those held out, in the order of their hashes."""
+    parts: list[Data] = []
+    for held_out in (False, True):
+        own = sorted(digest for digest in images if is_held_out(digest, holdout) == held_out)
+        if len(own) < _LEAST[held_out]:
+            what = "held out" if held_out else "to train on"
+            raise DataError(
+                f"of {len(images)} images {len(own)} are {what}, {_LEAST[held_out]} must be; "
+                f"give more images, or another --holdout than {holdout:g}"
+            )
+        parts.append((np.stack([images[digest] for digest in own]), np.array([labels[digest] for digest in own])))
+    marks = [hashlib.sha256(digest + str(label).encode()).digest()[:8] for digest, label in labels.items()]
+    samples = np.sort(np.frombuffer(b"".join(marks), np.uint64))
+    return Pool(parts[0], parts[1], class_names, files, samples)
+
+
+@contextlib.contextmanager
+def _open_part(folder: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Records]:
+    """Opens an unfinished model's folder, or clears it first if it was for other data or settings."""
+    settings = json.loads(json.dumps(settings))
+    if (folder / CONFIG).exists() and read_json(folder / CONFIG)["config"] != settings:
+        say(f"what {folder} holds was for other data or settings: it starts anew")
+        shutil.rmtree(folder)
+    about = about_run("retrain", [f"{device.platform} ({device.device_kind})" for device in jax.devices()])
+    with open_run(folder, settings, about) as records:
+        yield records
+
+
+def _with_own_statistics(task: Task, state: TrainState, train: Data, batch_size: int) -> TrainState:
+    """The state with BatchNorm statistics under its own parameters: after a short round the running ones lag behind."""
+    if not jax.tree.leaves(state.batch_stats):
+        return state
+    count = len(train[1])
+    measure = jax.jit(
+        lambda state, train: reestimate(task, state, train, jnp.arange(count), jnp.asarray(count), batch_size)
+    )
+    return state._replace(batch_stats=measure(state, jax.tree.map(jnp.asarray, train)))
+
+
+def _scores(task: Task, state: TrainState, data: Data, batch_size: int) -> np.ndarray:
+    """Each sample's score [N]. A class that the task does not know is never right."""
+
+    @jax.jit
+    def score(state: TrainState, inputs: Any, targets: Any) -> jax.Array:
+        outputs, _ = task.apply(state.params, state.batch_stats, inputs, jnp.ones(len(targets)), False)
+        return task.score(outputs, targets)
+
+    starts = range(0, len(data[1]), batch_size)
+    batches = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i : i + batch_size]), data) for i in starts]
+    return np.concatenate([score(state, *batch) for batch in batches])
+
+
+def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """The change in accuracy on the same samples, with its standard error: paired, so that common luck cancels."""
+    difference = after - before
+    error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    return {"mean": float(difference.mean()), "standard_error": float(error)}
+
+
+def _cost(number: int, pool: Pool, scores: np.ndarray, end: Row) -> dict[str, Any]:
+    """What a training reached and took."""
+    took = {name: end[name] for name in ("epochs", "steps", "samples_seen", "train_seconds", "train_accuracy", "stop")}
+    sizes = {"train_images": len(pool.train[1]), "held_out_images": len(pool.held_out[1])}
+    return {"model": number, **sizes, "accuracy": float(scores.mean()), **took}
+
+
+def _hash(samples: np.ndarray) -> str:
+    return hashlib.sha256(samples.tobytes()).hexdigest()
