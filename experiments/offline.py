@@ -50,10 +50,7 @@ def main(config: Config) -> None:
     folder, rows, ends = experiment.run("offline", config, dataset, plan, summary.summarize_offline)
 
     cli.print_table("All of the data, after the first round", *summary.offline_table(ends))
-    for sentence in summary.verdict(ends):
-        cli.say(sentence)
-    picture, _ = plots.save(plots.offline_curves(rows), folder / "figure")
-    cli.say(f"Picture: {picture}\nRecords: {folder}")
+    experiment.conclude(folder, ends, plots.offline_curves(rows))
 
 
 if __name__ == "__main__":

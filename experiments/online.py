@@ -69,10 +69,7 @@ def main(config: Config) -> None:
     folder, _, ends = experiment.run("online", config, dataset, plan, summary.summarize_online)
 
     cli.print_table(f"{len(sizes)} rounds, up to {sizes[-1]:,} images", *summary.online_table(ends))
-    for sentence in summary.verdict(ends):
-        cli.say(sentence)
-    picture, _ = plots.save(plots.online_curves(ends["rounds"]), folder / "figure")
-    cli.say(f"Picture: {picture}\nRecords: {folder}")
+    experiment.conclude(folder, ends, plots.online_curves(ends["rounds"]))
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def test_help_loads_no_jax():
         (("--dataset", "empty.npz"), r"empty.npz.*0"),
         (("--dataset", "one.npz"), r"one.npz.*1"),
         (("--dataset", "cut.npz"), r"cut.npz"),
-        (("--workdir", "file.npz"), r"cannot write to file.npz/offline/.*choose another --workdir"),
+        (("--workdir", "file.npz"), r"cannot write to file.npz/offline/.*choose another folder"),
         (("--learning_rate", 1e30), r"loss is not finite: first, seed 0, round 1, epoch 1, step \d+, at learning rate"),
     ],
 )

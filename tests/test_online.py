@@ -1,13 +1,17 @@
 """The online script end to end, tiny."""
 
 import json
+import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from orbax.checkpoint import v1 as ocp
 
+from wsjax.checkpoint import KEPT
 from wsjax.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
@@ -49,3 +53,56 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     done = run(tmp_path, *arguments)
     assert done.returncode == 2
     assert re.fullmatch(f"error: {message}.*\n", done.stderr)
+
+
+def digests(folder):
+    """Each leg's newest checkpoint and the digest of its parameters."""
+    found = {}
+    for leg in sorted((folder / "checkpoints").iterdir()):
+        steps = [int(path.name) for path in leg.iterdir() if path.name.isdecimal()]
+        assert len(steps) <= KEPT
+        with ocp.training.Checkpointer(str(leg)) as saved:
+            found[leg.name, max(steps)] = saved.metadata(max(steps)).custom_metadata["digest"]
+    return found
+
+
+def timeless(rows):
+    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
+
+
+def test_ten_kills_at_random_moments_change_nothing(tmp_path):
+    arguments = (
+        "--increment",
+        "15",
+        "--threshold",
+        "1",
+        "--epochs",
+        "60",
+        "--checkpoint_every",
+        "7",
+        "--stack",
+        "False",
+    )
+    begin = time.monotonic()
+    assert run(tmp_path / "whole", *arguments).returncode == 0
+    longest = 0.7 * (time.monotonic() - begin)
+    seed = random.randrange(1000)
+    print(f"moments drawn from seed {seed}")  # shown where the test fails
+    draw, kills = random.Random(seed), 0
+    command = [sys.executable, str(SCRIPT), *TINY, "--workdir", str(tmp_path / "killed"), *arguments]
+    while kills < 10:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            assert process.wait(draw.uniform(0, longest)) == 0
+            break  # it came to its end
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    assert kills > 1
+    done = run(tmp_path / "killed", *arguments)
+    assert done.returncode == 0, done.stderr
+    whole, killed = (tmp_path / name / "online" / "digits-mlp-adam" for name in ("whole", "killed"))
+    assert timeless(read_run(killed).rows) == timeless(read_run(whole).rows)
+    assert digests(killed) == digests(whole)
+    assert re.search(r"its checkpoints take \d+\.\d MB", " ".join(done.stdout.split()))

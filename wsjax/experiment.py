@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from wsjax.cli import check, choose, progress
+from wsjax.cli import check, choose, progress, say
 from wsjax.records import Row, about_run, open_run, write_json
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from wsjax.data import Dataset
     from wsjax.retraining import Model
     from wsjax.rounds import Reinit, Settings
@@ -245,6 +247,17 @@ def run(
         ends = summarize(result.rows, sp_factors(config))
         write_json(folder / "summary.json", ends)
     return folder, result.rows, ends
+
+
+def conclude(folder: Path, ends: dict[str, Any], figure: Figure) -> None:
+    """Says what a run's summary comes to, draws its picture, and tells what its folder holds."""
+    from wsjax import plots, summary
+
+    for sentence in summary.verdict(ends):
+        say(sentence)
+    picture, _ = plots.save(figure, folder / "figure")
+    size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
+    say(f"Picture: {picture}\nRecords: {folder} (its checkpoints take {size / 1e6:,.1f} MB)")
 
 
 def build_task(
