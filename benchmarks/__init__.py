@@ -1,1 +1,1 @@
-"""Side by side against PyTorch, in one run."""
+"""Side by side against PyTorch, in one run: `python -m benchmarks`."""

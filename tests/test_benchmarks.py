@@ -1,18 +1,61 @@
-"""The benchmark scripts, tiny: they run and answer with numbers. How fast they are is not a test's business."""
+"""The benchmarks, tiny: they run and answer with numbers. How fast they are is not a test's business."""
+
+import json
+from functools import partial
 
 import pytest
 
-from benchmarks import conv_in_scan, mlp_epoch
+torch = pytest.importorskip("torch")
+
+from benchmarks import __main__ as benchmarks  # noqa: E402
+from benchmarks import roofline, subjects, torch_side  # noqa: E402
+from wsjax.cli import UsageError  # noqa: E402
+
+TINY = subjects.Scale(
+    resnets=((2, 4),), steps=1, mlp_samples=200, loader_samples=200, test_samples=50, increment=20, seeds=2, width=2
+)
 
 
-def test_mlp_epoch_runs_both_sides(capsys):
-    pytest.importorskip("torch")
-    ratio = mlp_epoch.main(mlp_epoch.Config(num_samples=200, seeds=2, repeats=1))
-    assert ratio > 0
-    assert "wsjax" in capsys.readouterr().out
+@pytest.mark.parametrize("name", [name for name in benchmarks.NAMES if name not in ("startup", "resnet_epoch")])
+def test_every_subject_runs_both_sides(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(roofline, "ceilings", partial(roofline.ceilings, repeats=1, size=64, floats=2**16))
+    config = benchmarks.Config(only=(name,), out=tmp_path / "rows.json", repeats=1)
+    result = benchmarks.main(config, TINY)
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == result["rows"]
+    assert (tmp_path / "rows.png").stat().st_size > 0
+    assert all(row["ratio"] > 0 and row["group"] == name for row in result["rows"])
+    assert all(row["over_floor"] > 0 for row in result["rows"])
+    assert "ratio" in capsys.readouterr().out
 
 
-def test_conv_in_scan_times_both_loops():
-    times = conv_in_scan.main(conv_in_scan.Config(width=1, batch_size=2, steps=1, repeats=1, contrast=False))
-    assert set(times) == {"python", "fori"}
-    assert all(value > 0 for value in times.values())
+def test_the_subjects_are_those_that_the_help_names():
+    assert tuple(subjects.SUBJECTS) == benchmarks.NAMES
+    with pytest.raises(UsageError, match=r"unknown subject 'mlp'; available: .*; did you mean 'mlp_epoch'"):
+        benchmarks.main(benchmarks.Config(only=("mlp",)))
+
+
+def test_a_row_by_hand():
+    runs = iter(range(100))
+    case = subjects.Case("x", lambda: next(runs), None, flops=8e9, bytes=4e9, notes={"a": 1})
+    row = benchmarks.measure(case, 3, {"flops": 4e9, "bytes": 1e9})
+    assert row["floor_seconds"] == 4  # of the copy, longer than the product's 2
+    assert row["notes"] == {"a": 1}
+    assert "ratio" not in row
+
+
+def test_costs_by_hand():
+    flops, traffic = roofline.mlp_costs((), samples=10, batch=5)
+    assert flops == 2 * 2 * 30720 * 10  # forward and the kernel's gradient
+    assert traffic == 3072 * 10 + 4 * 5 * 30720 * 2
+    flops, _ = roofline.resnet18_costs(64, True, 1, train=False)
+    assert flops / 2 == pytest.approx(140e6, rel=0.01)  # the published count of multiply-adds
+
+
+def test_both_sides_have_the_same_networks():
+    for ours, theirs in (
+        (subjects.models.resnet18(10, 4), torch_side.resnet18(4, True)),
+        (subjects.models.mlp(10, (5, 6)), torch_side.mlp((5, 6))),
+    ):
+        params = subjects.jax.eval_shape(subjects._task(ours).init, subjects.jax.random.key(0))[0]
+        count = sum(leaf.size for leaf in subjects.jax.tree.leaves(params))
+        assert count == sum(p.numel() for p in theirs.parameters())

@@ -1,0 +1,146 @@
+"""Times wsjax and PyTorch in turn, in one run: the ratio is wsjax's time over PyTorch's.
+
+    python -m benchmarks [--only resnet_step mlp_epoch] [--out benchmarks.json]
+
+Every case warms up once, then both sides run in turn (A B A B); ratios are taken pair by pair and their median counts.
+The floor is the least time that the case's operations and memory traffic, counted by hand, can take on this machine,
+by a large matrix product and a large copy measured in the same run. Needs torch. On 2 CPU cores all subjects take
+about 10 minutes; the machine must be otherwise idle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import statistics
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from wsjax import cli
+from wsjax.records import about_run, write_json
+
+NAMES = (
+    "resnet_step", "resnet_epoch", "mlp_epoch", "evaluation", "online", "reinitialise", "checkpoints", "startup",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is timed."""
+
+    only: tuple[str, ...] = NAMES
+    """Subjects."""
+    out: Path | None = None
+    """Write all rows to this JSON file, and a picture beside it."""
+    repeats: int = 5
+    """Pairs a case."""
+
+
+def main(config: Config, scale: Any = None) -> dict[str, Any]:
+    """Times the subjects, prints a row a case, and returns what the JSON file holds."""
+    for name in config.only:
+        cli.choose("subject", name, NAMES)
+    cli.check(config.repeats > 0, f"--repeats must be positive, not {config.repeats}")
+    try:
+        import torch
+    except ImportError as error:
+        raise cli.UsageError(f"the benchmarks need PyTorch ({error}); python -m pip install torch") from error
+    import jax
+
+    from benchmarks import roofline, subjects
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    devices = [f"{device.platform} ({device.device_kind})" for device in jax.devices()]
+    about = about_run("benchmarks", devices)
+    about["versions"]["torch"] = torch.__version__
+    ceilings = roofline.ceilings()
+    cli.say(
+        f"{processor()}, {os.cpu_count()} cores, {', '.join(dict.fromkeys(devices))}; jax {jax.__version__}, torch "
+        f"{torch.__version__}; at most {ceilings['flops'] / 1e9:,.0f} GFLOP/s and {ceilings['bytes'] / 1e9:,.1f} GB/s"
+    )
+    rows = []
+    for name in config.only:
+        for case in subjects.SUBJECTS[name](scale or subjects.Scale()):
+            rows.append({"group": name, **measure(case, config.repeats, ceilings)})
+            cli.say(sentence(rows[-1]))
+    result = {**about, "processor": processor(), "cores": os.cpu_count(), "ceilings": ceilings, "rows": rows}
+    if config.out is not None:
+        write_json(config.out, result)
+        draw(rows, config.out.with_suffix(".png"))
+        cli.say(f"Rows: {config.out}\nPicture: {config.out.with_suffix('.png')}")
+    return result
+
+
+def measure(case: Any, repeats: int, ceilings: dict[str, float]) -> dict[str, Any]:
+    """Times a case: medians, and the ratio's median, lowest and highest over the pairs."""
+    from benchmarks import roofline
+    from benchmarks.timing import in_turn
+
+    runs = {"ours": case.ours} | ({} if case.theirs is None else {"theirs": case.theirs})
+    seconds = in_turn(runs, repeats)
+    ours = statistics.median(seconds["ours"])
+    row = {"subject": case.subject, "against": case.against, "seconds": ours, "compile_seconds": case.compile_seconds}
+    if "theirs" in seconds:
+        ratios = [a / b for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
+        row |= {"other_seconds": statistics.median(seconds["theirs"]), "ratio": statistics.median(ratios)}
+        row |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
+    if case.flops or case.bytes:
+        floor = roofline.floor_seconds(case.flops, case.bytes, ceilings)
+        row |= {"flops": case.flops, "bytes": case.bytes, "floor_seconds": floor, "over_floor": ours / floor}
+    return row | {"notes": dict(case.notes or {})}
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """A row as a line."""
+    text = f"{row['subject']}: {pretty(row['seconds'])}"
+    if "ratio" in row:
+        text += f", {row['against']} {pretty(row['other_seconds'])}: ratio {row['ratio']:.2f}"
+        text += f" ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+    if "over_floor" in row:
+        text += f"; {row['over_floor']:.1f} times the floor"
+    if row["compile_seconds"]:
+        text += f"; compiled in {row['compile_seconds']:.1f} s"
+    return text + "".join(f"; {name}: {value:.3g}" for name, value in row["notes"].items())
+
+
+def pretty(seconds: float) -> str:
+    """Seconds with a fitting unit."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
+        if info.exists() else []  # fmt: skip
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """A bar a case, by its ratio, on a scale where twice as fast and twice as slow are as far from 1."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if "ratio" in row][::-1]
+    figure = Figure(figsize=(8, 0.8 + 0.24 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    names = [f"{row['subject']} / {row['against']}" for row in rows]
+    ratios = [row["ratio"] for row in rows]
+    axis.barh(
+        names, [ratio - 1 for ratio in ratios], left=1, color=["#0072B2" if r <= 1 else "#D55E00" for r in ratios]
+    )
+    spread = [[row["ratio"] - row["ratio_low"] for row in rows], [row["ratio_high"] - row["ratio"] for row in rows]]
+    axis.errorbar(ratios, names, xerr=spread, fmt="none", ecolor="#444444", elinewidth=0.8)
+    axis.axvline(1, color="#444444", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.set_xlabel("wsjax's time / the other's (below 1: wsjax is faster)", fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,331 @@
+"""What is timed. A subject is a function that yields cases, built when their turn comes."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from benchmarks import roofline, torch_side
+from benchmarks.timing import Case
+from wsjax import checkpoint, models
+from wsjax.data import REPORT_MEAN, REPORT_STD
+from wsjax.program import Program
+from wsjax.reinit import shrink_perturb
+from wsjax.rounds import Round, Settings, over_replicas, run_rounds
+from wsjax.stopping import after_epochs
+from wsjax.train import Batch, Task, image_task, init_state, make_epoch, make_evaluate, make_optimizer, make_train_step
+
+BATCH = 128
+HIDDEN = (100, 100, 100)
+SHAPE = (32, 32, 3)
+
+
+class Scale(NamedTuple):
+    """How much work the subjects do."""
+
+    resnets: tuple[tuple[int, int], ...] = ((16, 32), (16, 128), (64, 32), (64, 128))
+    """(width, batch) of the steps."""
+    steps: int = 4
+    """Steps in a ResNet's epoch."""
+    mlp_samples: int = 50_000
+    loader_samples: int = 10_000
+    test_samples: int = 2_000
+    increment: int = 1_000
+    seeds: int = 5
+    width: int = 64
+    """Of the ResNet whose state is saved and shrunk."""
+
+
+def resnet_step(scale: Scale) -> Iterator[Case]:
+    """A training step on a batch that lies on the device, without and with the stem's pool."""
+    for stem_pool, (width, batch) in itertools.product((False, True), scale.resnets):
+        images, labels = _data(batch)
+        task = _task(models.resnet18(10, width, stem_pool))
+        state, optimizer = _state(task)
+        data = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(batch))
+        ours = _Stateful(make_train_step(task, optimizer), state, data)
+        net = torch_side.resnet18(width, stem_pool)
+        theirs = torch_side.run(torch_side.step, net, torch_side.sgd(net), *torch_side.tensors(images, labels))
+        name = f"ResNet-18 step, width {width}, batch {batch}" + ", stem pool" * stem_pool
+        flops, traffic = roofline.resnet18_costs(width, stem_pool, batch)
+        yield Case(name, ours, theirs, flops=flops, bytes=traffic, compile_seconds=ours.compile_seconds)
+
+
+def resnet_epoch(scale: Scale) -> Iterator[Case]:
+    """A whole epoch: against a loop over tensors in memory, a DataLoader, and our own step in a Python loop."""
+    width, samples = scale.resnets[0][0], scale.steps * BATCH
+    images, labels = _data(samples)
+    task = _task(models.resnet18(10, width))
+    state, optimizer = _state(task)
+    epoch = _epoch(task, optimizer, state, images, labels)
+    flops, traffic = (scale.steps * cost for cost in roofline.resnet18_costs(width, True, BATCH))
+    costs: dict[str, Any] = {"flops": flops, "bytes": traffic, "compile_seconds": epoch.compile_seconds}
+    for against, theirs in _torch_epochs(torch_side.resnet18(width, True), images, labels):
+        yield Case(f"ResNet-18 epoch, width {width}", epoch, theirs, against, **costs)
+
+    batch = Batch(jnp.asarray(images[:BATCH]), jnp.asarray(labels[:BATCH]), jnp.ones(BATCH))
+    one = _Stateful(make_train_step(task, optimizer), state, batch)
+
+    def loop() -> Any:
+        return [one() for _ in range(scale.steps)]
+
+    yield Case(f"ResNet-18 epoch, width {width}", epoch, loop, "wsjax's step in a Python loop", **costs)
+
+
+def mlp_epoch(scale: Scale) -> Iterator[Case]:
+    """An epoch of the MLP and of logistic regression: one seed, several as one program, and against a DataLoader."""
+    images, labels = _data(scale.mlp_samples)
+    for name, hidden in (("MLP", HIDDEN), ("logistic regression", ())):
+        task = _task(models.mlp(10, hidden))
+        for seeds in (1, scale.seeds):
+            state, optimizer = _state(task, seeds)
+            epoch = _epoch(task, optimizer, state, images, labels)
+            inputs, targets = torch_side.tensors(images, labels)
+            nets = [torch_side.mlp(hidden) for _ in range(seeds)]
+
+            def in_memory(nets: Any = nets, inputs: Any = inputs, targets: Any = targets) -> None:
+                for net in nets:
+                    torch_side.epoch(net, torch_side.sgd(net), torch_side.shuffled(inputs, targets, BATCH))
+
+            flops, traffic = (seeds * cost for cost in roofline.mlp_costs(hidden, len(labels), BATCH))
+            subject = f"{name} epoch, {len(labels):,} images, {seeds} seed{'s' * (seeds > 1)}"
+            yield Case(subject, epoch, in_memory, "tensors in memory", flops, traffic, epoch.compile_seconds)
+
+    images, labels = images[: scale.loader_samples], labels[: scale.loader_samples]
+    task = _task(models.mlp(10, HIDDEN))
+    state, optimizer = _state(task)
+    epoch = _epoch(task, optimizer, state, images, labels)
+    flops, traffic = roofline.mlp_costs(HIDDEN, len(labels), BATCH)
+    _, (against, theirs) = _torch_epochs(torch_side.mlp(HIDDEN), images, labels)
+    yield Case(f"MLP epoch, {len(labels):,} images", epoch, theirs, against, flops, traffic, epoch.compile_seconds)
+
+
+def evaluation(scale: Scale) -> Iterator[Case]:
+    """Evaluation on a test split."""
+    images, labels = _data(scale.test_samples)
+    inputs, targets = torch_side.tensors(images, labels)
+    width = scale.resnets[0][0]
+    for name, model, net, costs in (
+        ("MLP", models.mlp(10, HIDDEN), torch_side.mlp(HIDDEN),
+         roofline.mlp_costs(HIDDEN, len(labels), BATCH, train=False)),
+        (f"ResNet-18, width {width}", models.resnet18(10, width), torch_side.resnet18(width, True),
+         roofline.resnet18_costs(width, True, len(labels), train=False)),
+    ):  # fmt: skip
+        task = _task(model)
+        state, _ = _state(task)
+        data = (jnp.asarray(images), jnp.asarray(labels))
+        program = Program(make_evaluate(task, BATCH))
+        arguments = (state, data, data, jnp.zeros(1, jnp.int32), jnp.asarray(1))
+        evaluate = program.prepare(*arguments)
+        yield Case(
+            f"{name}: evaluation on {len(labels):,} images",
+            lambda evaluate=evaluate, arguments=arguments: evaluate(*arguments),
+            torch_side.run(torch_side.accuracy, net, inputs, targets, BATCH),
+            flops=costs[0], bytes=costs[1], compile_seconds=program.compile_seconds,
+        )  # fmt: skip
+
+
+def online(scale: Scale, epochs: int = 5, rounds: int = 10) -> Iterator[Case]:
+    """A run of growing rounds, compilation, evaluation and records in memory included, each of as many epochs."""
+    sizes = [scale.increment * number for number in range(1, rounds + 1)]
+    train, test = _data(sizes[-1]), _data(scale.test_samples, seed=1)
+    task, optimizer = _task(models.mlp(10, HIDDEN)), make_optimizer("sgd", 0.001)
+    notes: dict[str, Any] = {}
+
+    def ours() -> None:
+        begin = time.perf_counter()
+        rows = run_rounds(
+            task, optimizer, train, test, [Round(size, after_epochs(epochs)) for size in sizes],
+            {"WS": lambda old, fresh: old}, settings=Settings(BATCH, evaluate="round"),
+        ).rows  # fmt: skip
+        whole = time.perf_counter() - begin
+        spent = sum(row["train_seconds"] + row["eval_seconds"] for row in rows)
+        cost = [np.median([row["train_seconds"] for row in rows if row["round"] == n]) / size
+                for n, size in enumerate(sizes, 1)]  # fmt: skip
+        notes["compiling and starting, share of the run"] = 1 - spent / whole
+        notes[f"a sample's cost in round {rounds} over round 1"] = float(cost[-1] / cost[0])
+
+    inputs, targets = torch_side.tensors(*train)
+    tested = torch_side.tensors(*test)
+
+    def theirs() -> None:
+        net = torch_side.mlp(HIDDEN)
+        for size in sizes:
+            optimizer = torch_side.sgd(net)
+            for _ in range(epochs):
+                torch_side.epoch(net, optimizer, torch_side.shuffled(inputs[:size], targets[:size], BATCH))
+            torch_side.accuracy(net, *tested, BATCH)
+
+    costs = [roofline.mlp_costs(HIDDEN, size * epochs, BATCH) for size in sizes]
+    flops, traffic = (sum(values) for values in zip(*costs, strict=True))
+    subject = f"online, MLP, {rounds} rounds of +{scale.increment:,}, {epochs} epochs each, all included"
+    yield Case(subject, ours, theirs, "tensors in memory", flops, traffic, notes=notes)
+
+
+def reinitialise(scale: Scale) -> Iterator[Case]:
+    """shrink_perturb on a ResNet-18's parameters."""
+    task = _task(models.resnet18(10, scale.width))
+    params = jax.jit(lambda key: task.init(key)[0])(jax.random.key(0))
+    other = jax.tree.map(jnp.copy, params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    program = Program(lambda a, b: shrink_perturb(a, b, 0.4, 0.1))
+    mix = program.prepare(params, other)
+    old, new = ([torch.ones(leaf.shape) for leaf in jax.tree.leaves(params)] for _ in range(2))
+
+    def theirs() -> Any:
+        with torch.no_grad():
+            return [a * 0.4 + b * 0.1 for a, b in zip(old, new, strict=True)]
+
+    yield Case(
+        f"shrink_perturb of {count / 1e6:.1f} M parameters", lambda: mix(params, other), torch_side.run(theirs),
+        flops=3.0 * count, bytes=12.0 * count, compile_seconds=program.compile_seconds,
+    )  # fmt: skip
+
+
+def checkpoints(scale: Scale) -> Iterator[Case]:
+    """Saving and loading a ResNet-18's training state with Adam's; ours checks a digest of every array."""
+    task = _task(models.resnet18(10, scale.width))
+    state: Any = jax.jit(lambda key: init_state(task, optax.adam(1e-3), key))(jax.random.key(0))
+    tensors = [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(state)]
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    place = Path(tempfile.mkdtemp(prefix="wsjax-benchmark-"))
+    folder = checkpoint.open_folder(place / "orbax")
+    numbers = itertools.count(1)
+    try:
+        for verb, ours, theirs in (
+            ("save", lambda: checkpoint.save(folder, next(numbers), state), lambda: torch.save(tensors, place / "pt")),
+            ("load", lambda: checkpoint.restore(folder, state), lambda: torch.load(place / "pt")),
+        ):
+            yield Case(f"{verb} a checkpoint of {size / 1e6:.0f} MB", ours, theirs, bytes=float(size))
+    finally:
+        folder.close()
+        shutil.rmtree(place)
+
+
+def startup(scale: Scale) -> Iterator[Case]:
+    """What a user waits for: import, help, and a ResNet's first step in a new process."""
+    torch_import = _command("import torch")
+    yield Case("import wsjax", _command("import wsjax"), torch_import, "import torch")
+    root = Path(__file__).parents[1]
+    script = [sys.executable, str(root / "experiments" / "offline.py"), "--help"]
+    yield Case("offline.py --help", _process(script), torch_import, "import torch")
+    width = scale.resnets[-1][0]
+    step = (
+        "import jax, optax, sys; from benchmarks.subjects import first_step; "
+        f"jax.config.update('jax_compilation_cache_dir', sys.argv[1]); first_step({width}, {BATCH})"
+    )
+    torch_step = f"from benchmarks.subjects import torch_first_step; torch_first_step({width}, {BATCH})"
+    with tempfile.TemporaryDirectory(prefix="wsjax-benchmark-") as place:
+        numbers = itertools.count()
+
+        def cold() -> None:
+            _command(step, str(Path(place) / str(next(numbers))))()
+
+        for name, ours in (("cold", cold), ("warm", _command(step, str(Path(place) / "0")))):
+            subject = f"new process to ResNet-18's first step, width {width}, {name} compilation cache"
+            yield Case(subject, ours, _command(torch_step), "PyTorch, eager")
+
+
+SUBJECTS: dict[str, Callable[[Scale], Iterator[Case]]] = {
+    "resnet_step": resnet_step,
+    "resnet_epoch": resnet_epoch,
+    "mlp_epoch": mlp_epoch,
+    "evaluation": evaluation,
+    "online": online,
+    "reinitialise": reinitialise,
+    "checkpoints": checkpoints,
+    "startup": startup,
+}
+
+
+def first_step(width: int, batch: int) -> None:
+    """Trains a ResNet-18 for one step."""
+    images, labels = _data(batch)
+    task = _task(models.resnet18(10, width))
+    state, optimizer = _state(task)
+    jax.block_until_ready(_epoch(task, optimizer, state, images, labels)())
+
+
+def torch_first_step(width: int, batch: int) -> None:
+    """The same in PyTorch."""
+    net = torch_side.resnet18(width, True)
+    torch_side.run(torch_side.step, net, torch_side.sgd(net), *torch_side.tensors(*_data(batch)))()
+
+
+class _Stateful:
+    """A compiled function `(state, ...) -> (state, metrics)` that keeps its state."""
+
+    def __init__(self, function: Callable[..., Any], state: Any, *arguments: Any):
+        program = Program(function, donate_argnums=(0,))
+        self._state, self._arguments = jax.tree.map(jnp.copy, state), arguments
+        self._run = program.prepare(self._state, *arguments)
+        self.compile_seconds = program.compile_seconds
+
+    def __call__(self) -> Any:
+        self._state, metrics = self._run(self._state, *self._arguments)
+        return metrics
+
+
+def _data(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Random images of CIFAR-10's size."""
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (count, *SHAPE), np.uint8), random.integers(0, 10, count).astype(np.int32)
+
+
+def _task(model: Any) -> Task:
+    return image_task(model, SHAPE, REPORT_MEAN, REPORT_STD)
+
+
+def _state(task: Task, seeds: int = 1) -> tuple[Any, optax.GradientTransformation]:
+    """A state, stacked where there are several seeds."""
+    optimizer = make_optimizer("sgd", 0.001)
+    if seeds == 1:
+        return jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0)), optimizer
+    keys = jax.random.split(jax.random.key(0), seeds)
+    return jax.jit(jax.vmap(lambda key: init_state(task, optimizer, key)))(keys), optimizer
+
+
+def _epoch(task: Task, optimizer: Any, state: Any, images: np.ndarray, labels: np.ndarray) -> _Stateful:
+    """An epoch of all the state's seeds as one program."""
+    data, count = (jnp.asarray(images), jnp.asarray(labels)), len(labels)
+    epoch, pool, key = make_epoch(task, optimizer, BATCH), jnp.arange(count), jax.random.key(0)
+    seeds = jnp.shape(state.step)
+    if not seeds:
+        return _Stateful(epoch, state, data, pool, jnp.asarray(count), key)
+    epoch = over_replicas(epoch, (0, None, 0, None, 0))
+    return _Stateful(epoch, state, data, jnp.tile(pool, (*seeds, 1)), jnp.asarray(count), jax.random.split(key, seeds))
+
+
+def _torch_epochs(net: Any, images: np.ndarray, labels: np.ndarray) -> list[tuple[str, Callable[[], None]]]:
+    """An epoch in PyTorch: over tensors in memory, and over a DataLoader that converts images one by one."""
+    inputs, targets = torch_side.tensors(images, labels)
+    optimizer = torch_side.sgd(net)
+    loader = torch.utils.data.DataLoader(torch_side.OneByOne(images, labels), BATCH, shuffle=True)
+    return [
+        ("tensors in memory", lambda: torch_side.epoch(net, optimizer, torch_side.shuffled(inputs, targets, BATCH))),
+        ("a DataLoader", lambda: torch_side.epoch(net, optimizer, loader)),
+    ]
+
+
+def _command(code: str, *arguments: str) -> Callable[[], None]:
+    return _process([sys.executable, "-c", code, *arguments])
+
+
+def _process(command: list[str]) -> Callable[[], None]:
+    def call() -> None:
+        subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+
+    return call

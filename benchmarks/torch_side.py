@@ -1,0 +1,133 @@
+"""PyTorch's side: the same networks, losses and optimisers, written as its users write them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from wsjax.data import REPORT_MEAN, REPORT_STD
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Block(nn.Module):
+    """ResNet's basic block."""
+
+    def __init__(self, channels: int, features: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, features, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(features)
+        self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(features)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != features:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, features, 1, stride, bias=False), nn.BatchNorm2d(features)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps images [B, C, H, W]."""
+        y = torch.relu(self.norm1(self.conv1(x)))
+        return torch.relu(self.shortcut(x) + self.norm2(self.conv2(y)))
+
+
+def resnet18(width: int, stem_pool: bool, classes: int = 10) -> nn.Module:
+    """ResNet-18 for small images, in channels-last layout, which is PyTorch's faster one on a CPU."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    if stem_pool:
+        layers.append(nn.MaxPool2d(3, 2, 1))
+    channels = width
+    for stage in range(4):
+        for block in range(2):
+            layers.append(Block(channels, width * 2**stage, 2 if stage and not block else 1))
+            channels = width * 2**stage
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return nn.Sequential(*layers).to(DEVICE).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def mlp(hidden: Sequence[int], inputs: int = 3072, classes: int = 10) -> nn.Module:
+    """The study's MLP; logistic regression without hidden layers."""
+    sizes = (inputs, *hidden)
+    layers = [layer for n, m in itertools.pairwise(sizes) for layer in (nn.Linear(n, m), nn.Tanh())]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], classes)).to(DEVICE)
+
+
+def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images normalised beforehand as float32 [N, C, H, W], channels last in memory; int64 labels."""
+    mean, std = (torch.tensor(values) for values in (REPORT_MEAN, REPORT_STD))
+    inputs = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
+    return inputs.to(DEVICE), torch.from_numpy(labels).long().to(DEVICE)
+
+
+class OneByOne(torch.utils.data.Dataset):
+    """Images that are converted and normalised one at a time, as the usual transforms do."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray):
+        self.images, self.labels = images, labels
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (REPORT_MEAN, REPORT_STD))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image = torch.from_numpy(self.images[index]).permute(2, 0, 1).contiguous().float().div(255)
+        return (image - self.mean) / self.std, int(self.labels[index])
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """One training step."""
+    loss = nn.functional.cross_entropy(net(inputs), targets)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def epoch(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any] | Any) -> None:
+    """One pass over batches."""
+    net.train()
+    for inputs, targets in batches:
+        step(net, optimizer, inputs.to(DEVICE), targets.to(DEVICE))
+    synchronize()
+
+
+def shuffled(
+    inputs: torch.Tensor, targets: torch.Tensor, batch_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of tensors in memory, in a new order."""
+    for rows in torch.randperm(len(targets), device=inputs.device).split(batch_size):
+        yield inputs[rows], targets[rows]
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, batch_size: int) -> float:
+    """Test accuracy, by running statistics."""
+    net.eval()
+    pairs = zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
+    return float(sum((net(x).argmax(1) == y).sum() for x, y in pairs)) / len(targets)
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    """The study's SGD."""
+    return torch.optim.SGD(net.parameters(), 0.001)
+
+
+def synchronize() -> None:
+    """Waits for the device."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def run(function: Callable[..., Any], *arguments: Any) -> Callable[[], None]:
+    """The function on the arguments, to its end."""
+
+    def call() -> None:
+        function(*arguments)
+        synchronize()
+
+    return call
