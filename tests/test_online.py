@@ -18,6 +18,9 @@ SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
 TINY = ("--epochs", "4", "--threshold", "0.5", "--seeds", "0", "1", "--hidden", "8", "--num_train", "60")
 
 
+KEY = ("method", "seed", "round", "epoch", "samples", "steps")
+
+
 def run(workdir, *arguments):
     command = [sys.executable, str(SCRIPT), *TINY, "--workdir", str(workdir), *arguments]
     return subprocess.run(command, capture_output=True, text=True)
@@ -47,12 +50,27 @@ def test_rounds_grow_by_the_increment_and_the_summary_adds_up(tmp_path):
         (("--pool", "0"), "--pool must be positive, not 0"),
         (("--increment", "0"), "--increment must be positive, not 0"),
         (("--max_rounds", "-1"), "--max_rounds must be positive, not -1"),
+        (("--devices", "0"), "--devices must be positive, not 0"),
+        (("--devices", "5"), r"--devices=5: 5 devices asked for; there are 4 \(cpu\)"),
+        (("--replicas", "gpu"), "unknown replicas 'gpu'; available: devices"),
+        (("--devices", "2", "--replicas", "devices"), "--devices splits batches and --replicas=devices spreads seeds"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     done = run(tmp_path, *arguments)
     assert done.returncode == 2
     assert re.fullmatch(f"error: {message}.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("flags", [("--devices", "2"), ("--replicas", "devices")])
+def test_several_devices_end_where_one_does(tmp_path, flags):
+    arguments = ("--increment", "30", "--model", "resnet18", "--width", "2", "--threshold", "1", "--epochs", "2")
+    one, several = (run(tmp_path / name, *arguments, *more) for name, more in (("one", ()), ("several", flags)))
+    assert (one.returncode, several.returncode) == (0, 0), several.stderr
+    rows = [read_run(tmp_path / name / "online" / "digits-resnet18-adam").rows for name in ("one", "several")]
+    for a, b in zip(*(sorted(own, key=lambda r: [r[k] for k in KEY]) for own in rows), strict=True):
+        assert [a[k] for k in KEY] == [b[k] for k in KEY]
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
 
 
 def digests(folder):

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from wsjax.cli import check, choose, progress, say
+from wsjax.cli import UsageError, check, choose, progress, say
 from wsjax.records import Row, about_run, open_run, write_json
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from matplotlib.figure import Figure
 
     from wsjax.data import Dataset
@@ -133,6 +134,10 @@ class Common(Training, Source):
     """Test after every epoch, or only at the end of each round: epoch or round."""
     stack: bool | None = None
     """Train all seeds together as one program. Default: yes, but for the ResNet."""
+    devices: int | None = None
+    """Split every batch over so many devices (cores, on a CPU). Default: one."""
+    replicas: str | None = None
+    """devices: train seeds side by side, spread over all devices (cores, on a CPU). Default: all on one."""
     workdir: Path = Path("runs")
     """Folder for results: WORKDIR/EXPERIMENT/RUN."""
     run: str | None = None
@@ -146,6 +151,10 @@ def check_config(config: Common) -> None:
         choose(name, getattr(config, name), CHOICES[name])
     for method in config.methods:
         choose("method", method, METHODS)
+    check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
+    if config.replicas is not None:
+        choose("replicas", config.replicas, ("devices",))
+        check(config.devices is None, "--devices splits batches and --replicas=devices spreads seeds: give one of them")
     for name in ("methods", "shrink", "perturb", "seeds"):
         _check_list(name, getattr(config, name))
     for name in ("shrink", "perturb"):
@@ -211,9 +220,11 @@ def run(
       (folder, rows, summary).
     """
     use_compilation_cache()
+    mesh = build_mesh(config)
     import jax
 
     from wsjax import rounds
+    from wsjax.parallel import axis_of
 
     folder = config.workdir / name / run_name(config)
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in PLACES}
@@ -229,7 +240,14 @@ def run(
         advance = stack.enter_context(progress(max(left, 1), ", if no round ends early"))
         try:
             result = rounds.run_rounds(
-                build_task(config, dataset.num_classes, dataset.train_images.shape[1:], dataset.mean, dataset.std),
+                build_task(
+                    config,
+                    dataset.num_classes,
+                    dataset.train_images.shape[1:],
+                    dataset.mean,
+                    dataset.std,
+                    axis_of(mesh),
+                ),
                 build_optimizer(config),
                 (dataset.train_images, dataset.train_labels),
                 (dataset.test_images, dataset.test_labels),
@@ -238,6 +256,7 @@ def run(
                 config.seeds,
                 settings=build_settings(config),
                 stack=is_stacked(config),
+                mesh=mesh,
                 records=records,
                 checkpoints=folder / "checkpoints",
                 observe=partial(_observe, advance, caps),
@@ -260,14 +279,38 @@ def conclude(folder: Path, ends: dict[str, Any], figure: Figure) -> None:
     say(f"Picture: {picture}\nRecords: {folder} (its checkpoints take {size / 1e6:,.1f} MB)")
 
 
+def build_mesh(config: Common) -> Mesh | None:
+    """The devices that the settings ask for; None for one. A CPU passes for as many devices as are wanted."""
+    if config.devices is None and config.replicas is None:
+        return None
+    import jax
+
+    from wsjax import parallel
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", config.devices or os.cpu_count() or 1)
+    try:
+        return parallel.replica_mesh() if config.replicas else parallel.data_mesh(config.devices)
+    except ValueError as error:
+        raise UsageError(f"--devices={config.devices}: {error}") from error
+
+
 def build_task(
-    config: Training, num_classes: int, image_shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]
+    config: Training,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    mean: Sequence[float],
+    std: Sequence[float],
+    axis_name: str | None = None,
 ) -> Task:
-    """The settings' model for images of a shape, normalised by those channel statistics."""
+    """The settings' model for images of a shape, normalised by those channel statistics.
+
+    Batch statistics are taken over `axis_name` too, for batches that are split over devices.
+    """
     from wsjax import models, train
 
     build = {
-        "resnet18": partial(models.resnet18, width=config.width, stem_pool=config.stem_pool),
+        "resnet18": partial(models.resnet18, width=config.width, stem_pool=config.stem_pool, axis_name=axis_name),
         "mlp": partial(models.mlp, hidden=config.hidden, activation=config.activation),
         "logistic": models.logistic_regression,
     }

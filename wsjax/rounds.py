@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from wsjax import checkpoint
+from wsjax import checkpoint, parallel
 from wsjax.data import pool_order
 from wsjax.program import Program
 from wsjax.records import Records, Row
@@ -83,6 +84,7 @@ class Study(NamedTuple):
     test: Data
     rounds: Sequence[Round]
     settings: Settings
+    mesh: Mesh | None
     draw: Program
     epoch: Program
     evaluate: Program
@@ -121,6 +123,7 @@ def run_rounds(
     settings: Settings | None = None,
     stack: bool = True,
     start: tuple[Any, Any] | None = None,
+    mesh: Mesh | None = None,
     records: Records | None = None,
     checkpoints: Path | str | None = None,
     observe: Observer | None = None,
@@ -144,6 +147,8 @@ def run_rounds(
       stack: whether seeds train together as one vmapped program, or one after the other: right for convolutions,
         whose kernels do not vmap well.
       start: (params, batch_stats) that round 1 starts from, for every seed; by default a newly drawn network.
+      mesh: `wsjax.parallel.data_mesh()` splits every batch over devices, and then a model with batch statistics takes
+        them over the axis "data"; `replica_mesh()` trains seeds side by side, on a device each.
       records: takes the rows. Where it holds rows already, the run continues as far as `checkpoints` reach.
       checkpoints: folder for checkpoints; None keeps none. Records and checkpoints belong to one run: give others for
         other settings, which are not compared here (`wsjax.records.open_run` does that).
@@ -159,9 +164,13 @@ def run_rounds(
     """
     records, settings, seeds = records or Records(), settings or Settings(), tuple(int(seed) for seed in seeds)
     _check(train, test, rounds, ways, seeds, settings)
-    study = make_study(task, optimizer, train, test, rounds, settings)
     states: dict[tuple[str, int], TrainState] = {}
-    for group in [seeds] if stack else [(seed,) for seed in seeds]:
+    studies: dict[int, Study] = {}
+    for group in parallel.groups(seeds, stack, mesh):
+        if len(group) not in studies:
+            fitting = parallel.fit(mesh, len(group))
+            studies[len(group)] = make_study(task, optimizer, train, test, rounds, settings, fitting)
+        study = studies[len(group)]
         leg = Leg(FIRST, group, 1, 2)
         begin = None if start is None else _given(optimizer, start, len(group))
         first = _run_leg(study, leg, begin, None, records, checkpoints, observe)
@@ -179,22 +188,30 @@ def make_study(
     test: Data,
     rounds: Sequence[Round],
     settings: Settings,
+    mesh: Mesh | None = None,
 ) -> Study:
-    """Puts the data on the device and makes the programs that all rounds use."""
-    train, test = jax.tree.map(jnp.asarray, (train, test))
-    epoch = over_replicas(make_epoch(task, optimizer, settings.batch_size), in_axes=(0, None, 0, None, 0))
-    evaluate = make_evaluate(task, settings.batch_size, settings.evaluation)
-    evaluate = over_replicas(evaluate, in_axes=(0, None, None, 0, None))
+    """Puts the data on the devices and makes the programs that all rounds use."""
+    train, test = parallel.place(jax.tree.map(jnp.asarray, (train, test)), mesh, replicated=True)
+    axis_name = parallel.axis_of(mesh)
+    epoch = make_epoch(task, optimizer, settings.batch_size, axis_name)
 
     def active_epoch(state: TrainState, active: jax.Array, *arguments: Any) -> Any:
-        """An epoch of the replicas that are active; the others stay as they are."""
-        new, metrics = epoch(state, *arguments)
-        kept = lambda new, old: jnp.where(active.reshape(-1, *[1] * (new.ndim - 1)), new, old)  # noqa: E731
-        return jax.tree.map(kept, new, state), metrics
+        """An epoch of a replica that is active; another stays as it is, at no cost where it has a device of its own."""
+        metrics = jax.eval_shape(epoch, state, *arguments)[1]
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        return jax.lax.cond(active, lambda: epoch(state, *arguments), lambda: (state, nothing))
 
-    draw = Program(partial(init_state, task, optimizer))
-    programs = draw, Program(active_epoch, donate_argnums=(0,)), Program(evaluate)
-    return Study(task, optimizer, train, test, rounds, settings, *programs)
+    def program(function: Callable[..., Any], in_axes: tuple[int | None, ...], **options: Any) -> Program:
+        mapped = [axis is not None for axis in in_axes]
+        return Program(parallel.over_mesh(over_replicas(function, in_axes), mesh, mapped), **options)
+
+    evaluate = make_evaluate(task, settings.batch_size, settings.evaluation, axis_name)
+    programs = (
+        Program(partial(init_state, task, optimizer)),
+        program(active_epoch, (0, 0, None, 0, None, 0), donate_argnums=(0,)),
+        program(evaluate, (0, None, None, 0, None)),
+    )
+    return Study(task, optimizer, train, test, rounds, settings, mesh, *programs)
 
 
 def over_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
@@ -241,8 +258,8 @@ def _run_leg_in(
 ) -> TrainState:
     """Runs a leg with its folder of checkpoints, which may be None."""
     keys = _keys(leg.seeds)
-    pools = _pools(study, keys)
-    state = _fresh(study, keys, leg.begin) if start is None else start
+    pools = parallel.place(_pools(study, keys), study.mesh)
+    state = parallel.place(_fresh(study, keys, leg.begin) if start is None else start, study.mesh)
     number, epoch = leg.begin, 0
     found = None
     if folder is not None:
@@ -253,7 +270,7 @@ def _run_leg_in(
 
     while number < leg.end:
         if epoch == 0 and number > 1:
-            state = _boundary(study, state, _fresh(study, keys, number), reinit)
+            state = parallel.place(_boundary(study, state, _fresh(study, keys, number), reinit), study.mesh)
         state = _run_round(study, leg, number, epoch, state, keys, pools, records, folder, observe)
         number, epoch = number + 1, 0
     return state
@@ -273,7 +290,7 @@ def _run_round(
 ) -> TrainState:
     """Trains round `number` on from `epoch` until every replica has stopped."""
     size, stop = study.rounds[number - 1]
-    num_samples = jnp.asarray(size, jnp.int32)
+    num_samples = parallel.place(jnp.asarray(size, jnp.int32), study.mesh, replicated=True)
     round_keys = _fold(keys["epoch"], number)
     done = [row for row in records.rows if leg.has(row) and row["round"] == number]
     history = {seed: [row["train_accuracy"] for row in done if row["seed"] == seed] for seed in leg.seeds}
@@ -281,7 +298,8 @@ def _run_round(
 
     while active.any():
         epoch += 1
-        arguments = (state, jnp.asarray(active), study.train, pools, num_samples, _fold(round_keys, epoch))
+        own = parallel.place((jnp.asarray(active), _fold(round_keys, epoch)), study.mesh)
+        arguments = (state, own[0], study.train, pools, num_samples, own[1])
         train_epoch = study.epoch.prepare(*arguments)
         begin = time.perf_counter()
         state, fitted = jax.block_until_ready(train_epoch(*arguments))

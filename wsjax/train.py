@@ -7,6 +7,7 @@ first `num_samples` (traced) entries of an index array, so that growing data nev
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -144,8 +145,7 @@ def make_train_step(
     then those of the whole batch.
     """
 
-    def total(x: Any) -> Any:
-        return x if axis_name is None else jax.lax.psum(x, axis_name)
+    total = partial(_total, axis_name=axis_name)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         samples = total(jnp.sum(batch.weights))
@@ -177,15 +177,17 @@ def epoch_order(key: jax.Array, pool: jax.Array, num_samples: jax.Array) -> jax.
     return pool[jnp.argsort(words, stable=True)]
 
 
-def make_epoch(task: Task, optimizer: optax.GradientTransformation, batch_size: int) -> Callable[..., Any]:
+def make_epoch(
+    task: Task, optimizer: optax.GradientTransformation, batch_size: int, axis_name: str | None = None
+) -> Callable[..., Any]:
     """Makes `epoch(state, data, pool, num_samples, key) -> (state, metrics)`: a pass over the pool in a new order.
 
     Every one of the first `num_samples` entries of `pool` [P] is visited once; the last batch may be smaller. The
     number of batches is traced, so that a pass costs what its samples cost. Metrics are the mean "loss" and "accuracy"
     over the pass, each batch measured before its update, "steps", and "bad_step": the first step (from 1) whose loss
-    was not finite, or 0.
+    was not finite, or 0. Mapped over `axis_name`, every device takes its part of each batch; all get the same result.
     """
-    train_step = make_train_step(task, optimizer)
+    train_step = make_train_step(task, optimizer, axis_name)
 
     def epoch(state: TrainState, data: Data, pool: jax.Array, num_samples: jax.Array, key: jax.Array) -> Any:
         order = epoch_order(key, pool, num_samples)
@@ -193,7 +195,7 @@ def make_epoch(task: Task, optimizer: optax.GradientTransformation, batch_size: 
 
         def body(i: jax.Array, carry: Any) -> Any:
             state, loss, scores, bad = carry
-            state, metrics = train_step(state, _batch(data, order, num_samples, i, batch_size))
+            state, metrics = train_step(state, _batch(data, order, num_samples, i, batch_size, axis_name))
             bad = jnp.where((bad == 0) & ~jnp.isfinite(metrics["loss"]), i + 1, bad)
             return state, loss + metrics["loss"], scores + metrics["correct"], bad
 
@@ -204,7 +206,9 @@ def make_epoch(task: Task, optimizer: optax.GradientTransformation, batch_size: 
     return epoch
 
 
-def make_evaluate(task: Task, batch_size: int, evaluation: Evaluation = "running") -> Callable[..., Metrics]:
+def make_evaluate(
+    task: Task, batch_size: int, evaluation: Evaluation = "running", axis_name: str | None = None
+) -> Callable[..., Metrics]:
     """Makes `evaluate(state, test, train, pool, num_samples) -> metrics`: mean "loss" and "accuracy" over all of test.
 
     Args:
@@ -218,44 +222,65 @@ def make_evaluate(task: Task, batch_size: int, evaluation: Evaluation = "running
     def evaluate(state: TrainState, test: Data, train: Data, pool: jax.Array, num_samples: jax.Array) -> Metrics:
         batch_stats = state.batch_stats
         if evaluation == "reestimated" and jax.tree.leaves(batch_stats):
-            batch_stats = reestimate(task, state, train, pool, num_samples, batch_size)
+            batch_stats = reestimate(task, state, train, pool, num_samples, batch_size, axis_name)
         count = jax.tree.leaves(test)[0].shape[0]
 
         def body(i: jax.Array, sums: Any) -> Any:
-            batch = _batch(test, jnp.arange(count), jnp.asarray(count), i, batch_size)
+            batch = _batch(test, jnp.arange(count), jnp.asarray(count), i, batch_size, axis_name)
             use_batch = evaluation == "batch"
             outputs, _ = task.apply(state.params, batch_stats, batch.inputs, batch.weights, use_batch)
             loss = jnp.sum(task.loss(outputs, batch.targets) * batch.weights)
             return sums[0] + loss, sums[1] + jnp.sum(task.score(outputs, batch.targets) * batch.weights)
 
         loss, scores = jax.lax.fori_loop(0, _ceil_div(count, batch_size), body, (jnp.zeros(()), jnp.zeros(())))
-        return {"loss": loss / count, "accuracy": scores / count}
+        return {"loss": _total(loss, axis_name) / count, "accuracy": _total(scores, axis_name) / count}
 
     return evaluate
 
 
 def reestimate(
-    task: Task, state: TrainState, data: Data, pool: jax.Array, num_samples: jax.Array, batch_size: int
+    task: Task,
+    state: TrainState,
+    data: Data,
+    pool: jax.Array,
+    num_samples: jax.Array,
+    batch_size: int,
+    axis_name: str | None = None,
 ) -> BatchStats:
     """BatchNorm statistics under the present parameters: the mean over the pool's batches, by their samples."""
     nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
 
     def body(i: jax.Array, sums: BatchStats) -> BatchStats:
-        batch = _batch(data, pool, num_samples, i, batch_size)
+        batch = _batch(data, pool, num_samples, i, batch_size, axis_name)
+        samples = _total(jnp.sum(batch.weights), axis_name)
         # From statistics of zero, one update leaves momentum times the batch's own.
         _, stats = task.apply(state.params, nothing, batch.inputs, batch.weights, True)
-        return jax.tree.map(lambda total, new: total + new * jnp.sum(batch.weights), sums, stats)
+        return jax.tree.map(lambda total, new: total + new * samples, sums, stats)
 
     sums = jax.lax.fori_loop(0, _ceil_div(num_samples, batch_size), body, nothing)
     return jax.tree.map(lambda total: total / (task.stats_momentum * num_samples), sums)
 
 
-def _batch(data: Data, order: jax.Array, num_samples: jax.Array, i: jax.Array, batch_size: int) -> Batch:
-    """The i-th batch of the first `num_samples` entries of `order`, filled up with samples of weight 0."""
-    position = i * batch_size + jnp.arange(batch_size)
+def _batch(
+    data: Data, order: jax.Array, num_samples: jax.Array, i: jax.Array, batch_size: int, axis_name: str | None
+) -> Batch:
+    """The i-th batch of the first `num_samples` entries of `order`, filled up with samples of weight 0.
+
+    Mapped over `axis_name`, the device's equal part of it, which is filled up too.
+    """
+    within = jnp.arange(batch_size)
+    if axis_name is not None:
+        part = _ceil_div(batch_size, jax.lax.axis_size(axis_name))
+        within = jax.lax.axis_index(axis_name) * part + jnp.arange(part)
+    position = jnp.where(within < batch_size, i * batch_size + within, num_samples)
     rows = order[jnp.minimum(position, order.shape[0] - 1)]
     inputs, targets = jax.tree.map(lambda x: x[rows], data)
     return Batch(inputs, targets, (position < num_samples).astype(jnp.float32))
+
+
+def _total(x: Any, axis_name: str | None) -> Any:
+    """The sum over the mapped axis, where there is one."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def _ceil_div(a: Any, b: int) -> Any:

@@ -1,0 +1,141 @@
+"""Several (virtual CPU) devices: a split batch gives one device's result, replicas give each seed's own."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from test_rounds import TWO_ROUNDS, WAYS, data, mlp_task, run, same, timeless
+
+from wsjax import models, parallel
+from wsjax.parallel import data_mesh, replica_mesh
+from wsjax.records import Records
+from wsjax.rounds import Round, Settings, run_rounds
+from wsjax.stopping import after_epochs
+from wsjax.train import image_task, make_optimizer
+
+
+def resnet_task(axis_name=None):
+    model = models.ResNet(3, stage_sizes=(1,), width=4, stem_pool=False, axis_name=axis_name)
+    return image_task(model, (4, 4, 1), (0.5,), (0.25,))
+
+
+def train(task, mesh, batch_size, epochs=1, **options):
+    images = data(20 * batch_size - 3)  # 20 steps, the last one of a smaller batch
+    options = {"seeds": (0,), "settings": Settings(batch_size, **options)}
+    rounds = [Round(len(images[1]), after_epochs(epochs))]
+    return run_rounds(task, make_optimizer("msgd", 0.01), images, data(13, seed=1), rounds, {}, mesh=mesh, **options)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("batch_size", [8, 7])
+@pytest.mark.parametrize("evaluation", ["running", "reestimated", "batch"])
+def test_devices_that_split_a_batch_give_one_devices_result(devices, batch_size, evaluation):
+    one = train(resnet_task(), None, batch_size, evaluation=evaluation)
+    mesh = data_mesh(devices)
+    several = train(resnet_task(parallel.axis_of(mesh)), mesh, batch_size, evaluation=evaluation)
+    for part in ("params", "batch_stats"):
+        a, b = (jax.tree.leaves(getattr(result.states["first", 0], part)) for result in (one, several))
+        for x, y in zip(a, b, strict=True):
+            assert np.linalg.norm(x - y) <= 2e-6 * max(np.linalg.norm(x), 1e-2)
+    for field in ("train_accuracy", "test_accuracy", "steps"):
+        assert one.rows[0][field] == pytest.approx(several.rows[0][field], abs=1e-6)
+    assert one.rows[0]["test_loss"] == pytest.approx(several.rows[0]["test_loss"], rel=1e-4)
+
+
+def test_a_batch_is_really_split():
+    """A device's program works on its part of the batch: two rows of eight."""
+    mesh = data_mesh(4)
+    seen = []
+
+    def spy(params, batch_stats, inputs, weights, train):
+        seen.append(inputs.shape[0])
+        return mlp_task().apply(params, batch_stats, inputs, weights, train)
+
+    train(mlp_task()._replace(apply=spy), mesh, 8)
+    assert set(seen) == {2}
+
+
+@pytest.mark.parametrize("stack", [True, False])
+@pytest.mark.parametrize("seeds", [(3, 5, 7, 9), (3, 5, 7), (4,)])
+def test_replicas_on_devices_are_each_the_seed_alone(stack, seeds):
+    spread = run(TWO_ROUNDS, WAYS, seeds=seeds, stack=stack, mesh=replica_mesh(2))
+    alone = run(TWO_ROUNDS, WAYS, seeds=seeds, stack=False)
+    compare = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    for key, state in alone.states.items():
+        if stack and len(seeds) > 2:  # several seeds a device are one vmapped program, up to rounding
+            jax.tree.map(compare, spread.states[key].params, state.params)
+        else:
+            assert same(spread.states[key].params, state.params)
+    assert {(row["method"], row["seed"], row["round"], row["epoch"]) for row in spread.rows} == {
+        (row["method"], row["seed"], row["round"], row["epoch"]) for row in alone.rows
+    }
+
+
+@pytest.mark.parametrize("mesh", [data_mesh, replica_mesh])
+def test_a_killed_run_on_several_devices_ends_in_the_same_bits(tmp_path, mesh):
+    def study(folder, observe=None, records=None):
+        settings = Settings(batch_size=8, checkpoint_every=1)
+        records = records or Records(folder / "records.jsonl")
+        return run(
+            TWO_ROUNDS, WAYS, seeds=(0, 1), settings=settings, records=records, checkpoints=folder / "checkpoints",
+            observe=observe, mesh=mesh(2),
+        )  # fmt: skip
+
+    def kill(rows):
+        if rows[0]["round"] == 2 and rows[0]["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole = study(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        study(tmp_path / "b", kill)
+    again = study(tmp_path / "b")
+    assert timeless(again.rows) == timeless(whole.rows)
+    assert all(same(again.states[key], whole.states[key]) for key in whole.states)
+
+
+def test_a_stopped_replica_does_no_steps():
+    """Of two seeds on a device each, one stops after an epoch: from then on only the other one's batches run."""
+    calls = []
+
+    def spy(params, batch_stats, inputs, weights, train):
+        if train:
+            jax.debug.callback(lambda: calls.append(1))
+        return mlp_task().apply(params, batch_stats, inputs, weights, train)
+
+    asked = []
+
+    def stop(accuracies):
+        asked.append(len(accuracies))
+        second = len(asked) % 2 == 0  # the seeds are asked in turn
+        return "early" if second or len(accuracies) == 5 else None
+
+    result = run([Round(24, stop)], {}, (0, 1), task=mlp_task()._replace(apply=spy), stack=False, mesh=replica_mesh(2))
+    jax.effects_barrier()
+    assert [row["epoch"] for row in result.rows if row["seed"] == 0] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in result.rows if row["seed"] == 1] == [1]
+    assert len(calls) == 3 * (5 + 1)  # three batches an epoch
+
+
+def test_groups_and_meshes_by_hand():
+    seeds = (1, 2, 3, 4, 5)
+    assert parallel.groups(seeds, True, None) == [seeds]
+    assert parallel.groups(seeds, False, None) == [(1,), (2,), (3,), (4,), (5,)]
+    assert parallel.groups(seeds, True, replica_mesh(2)) == [(1, 2, 3, 4), (5,)]
+    assert parallel.groups(seeds, True, replica_mesh(4)) == [(1, 2, 3, 4), (5,)]
+    assert parallel.groups(seeds, False, replica_mesh(2)) == [(1, 2), (3, 4), (5,)]
+    assert parallel.groups(seeds[:1], True, replica_mesh(4)) == [(1,)]
+    assert parallel.groups(seeds, True, data_mesh(2)) == [seeds]
+    assert parallel.fit(replica_mesh(4), 3).size == 3
+    assert parallel.fit(replica_mesh(4), 8).size == 4
+    assert parallel.fit(replica_mesh(4), 6).size == 3
+    assert parallel.fit(None, 3) is None
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(ValueError, match=r"5 devices asked for; there are 4 \(cpu\); on a CPU, JAX_NUM_CPU_DEVICES"):
+        data_mesh(5)
+    with pytest.raises(ValueError, match="0 devices asked for"):
+        replica_mesh(0)

@@ -1,0 +1,84 @@
+"""Several devices: batches split over them, or independent runs spread over them. Nothing else knows of devices.
+
+A mesh has one axis. Over "data" every batch is split into equal parts, gradients and BatchNorm's moments are summed
+over the devices, and all hold the same state: N devices give one device's result up to rounding. Over "replicas" every
+device trains seeds of its own, and nothing is communicated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA, REPLICAS = "data", "replicas"
+
+
+def data_mesh(devices: int | None = None) -> Mesh:
+    """A mesh that splits batches over so many devices, by default all there are."""
+    return _mesh(DATA, devices)
+
+
+def replica_mesh(devices: int | None = None) -> Mesh:
+    """A mesh that spreads seeds over so many devices, by default all there are."""
+    return _mesh(REPLICAS, devices)
+
+
+def axis_of(mesh: Mesh | None) -> str | None:
+    """The axis over which batches are split, for a model's `axis_name`: "data", or None."""
+    return DATA if mesh is not None and DATA in mesh.axis_names else None
+
+
+def groups(seeds: Sequence[int], stack: bool, mesh: Mesh | None) -> list[tuple[int, ...]]:
+    """The seeds that train as one program: all, or one by one; over a mesh of replicas as many as fill its devices."""
+    size = len(seeds) if stack else 1
+    if mesh is not None and REPLICAS in mesh.axis_names:
+        size = max(len(seeds) // mesh.size, 1) * mesh.size if stack else mesh.size
+    return [tuple(seeds[i : i + size]) for i in range(0, len(seeds), size)]
+
+
+def fit(mesh: Mesh | None, replicas: int) -> Mesh | None:
+    """The mesh for a stack of so many replicas: one of replicas shrinks to a number of devices that divides them."""
+    if mesh is None or REPLICAS not in mesh.axis_names or replicas % mesh.size == 0:
+        return mesh
+    count = max(n for n in range(1, mesh.size) if replicas % n == 0)
+    return Mesh(mesh.devices.ravel()[:count], (REPLICAS,), axis_types=(AxisType.Auto,))
+
+
+def over_mesh(function: Callable[..., Any], mesh: Mesh | None, mapped: Sequence[bool]) -> Callable[..., Any]:
+    """The function on every device of a mesh.
+
+    Args:
+      function: of arguments with a leading axis of replicas, where `mapped` says so; so are its results.
+      mesh: of data, replicas, or None, which leaves the function as it is.
+      mapped: for each argument, whether it has that axis.
+    """
+    if mesh is None:
+        return function
+    spec = PartitionSpec(REPLICAS) if REPLICAS in mesh.axis_names else PartitionSpec()
+    specs = tuple(spec if has_axis else PartitionSpec() for has_axis in mapped)
+    return jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
+
+
+def place(tree: Any, mesh: Mesh | None, replicated: bool = False) -> Any:
+    """Puts a tree where `over_mesh` wants it: split by replicas, or whole on every device."""
+    if mesh is None:
+        return tree
+    split = REPLICAS in mesh.axis_names and not replicated
+    sharding = NamedSharding(mesh, PartitionSpec(REPLICAS) if split else PartitionSpec())
+    return jax.tree.map(partial(jax.device_put, device=sharding), tree)
+
+
+def _mesh(axis: str, devices: int | None) -> Mesh:
+    available = jax.devices()
+    count = len(available) if devices is None else devices
+    if not 1 <= count <= len(available):
+        raise ValueError(
+            f"{count} devices asked for; there are {len(available)} ({available[0].platform}); "
+            "on a CPU, JAX_NUM_CPU_DEVICES says how many it passes for"
+        )
+    return Mesh(np.array(available[:count]), (axis,), axis_types=(AxisType.Auto,))
