@@ -49,8 +49,8 @@ def main(config: Config) -> None:
     plan = [(half, config.first_epochs or config.epochs), (total, config.epochs)]
     folder, rows, ends = experiment.run("offline", config, dataset, plan, summary.summarize_offline)
 
-    cli.print_table("All of the data, after the first round", *summary.offline_table(ends))
-    experiment.conclude(folder, ends, plots.offline_curves(rows))
+    title = "All of the data, after the first round"
+    experiment.conclude(folder, title, summary.offline_table(ends), ends, plots.offline_curves(rows))
 
 
 if __name__ == "__main__":

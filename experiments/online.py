@@ -68,8 +68,8 @@ def main(config: Config) -> None:
     plan = [(size, config.epochs) for size in sizes]
     folder, _, ends = experiment.run("online", config, dataset, plan, summary.summarize_online)
 
-    cli.print_table(f"{len(sizes)} rounds, up to {sizes[-1]:,} images", *summary.online_table(ends))
-    experiment.conclude(folder, ends, plots.online_curves(ends["rounds"]))
+    title = f"{len(sizes)} rounds, up to {sizes[-1]:,} images"
+    experiment.conclude(folder, title, summary.online_table(ends), ends, plots.online_curves(ends["rounds"]))
 
 
 if __name__ == "__main__":

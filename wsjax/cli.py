@@ -97,18 +97,19 @@ def check(condition: bool, message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(total: float, proviso: str = "") -> Iterator[Callable[..., None]]:
+def progress(total: float, proviso: str = "", shown: bool = True) -> Iterator[Callable[..., None]]:
     """Shows how far a run is: a bar in a terminal, else a line now and then.
 
     Args:
       total: the work of the whole run, at most, in any unit.
       proviso: what the estimate of the time to go adds, such as ", if no round ends early".
+      shown: whether anything is shown at all.
 
     Yields:
       `advance(done, text, skipped=0)`: work done since the last call, what to show, and work that fell away because a
       stop rule held.
     """
-    console = Console()
+    console = Console(quiet=not shown)
     bound = "at most " if proviso else ""
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),

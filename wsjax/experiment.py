@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from wsjax.cli import UsageError, check, choose, progress, say
-from wsjax.records import Row, about_run, open_run, write_json
+from wsjax.cli import UsageError, check, choose, print_table, progress, say
+from wsjax.records import Row, about_run, follow_run, open_run, write_json
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from wsjax.retraining import Model
     from wsjax.rounds import Reinit, Settings
     from wsjax.stopping import StopRule
+    from wsjax.summary import Table
     from wsjax.train import Task
 
 MODELS = ("resnet18", "mlp", "logistic")
@@ -58,7 +59,7 @@ DIGITS: dict[str, Any] = {
     "perturb": (0.6,),
 }
 """How every experiment trains on the embedded digits."""
-PLACES = ("workdir", "run", "data_dir")
+PLACES = ("workdir", "run", "data_dir", "coordinator", "num_processes", "process_id")
 """Fields that say where things lie: another value of them is no other run."""
 
 
@@ -138,6 +139,12 @@ class Common(Training, Source):
     """Split every batch over so many devices (cores, on a CPU). Default: one."""
     replicas: str | None = None
     """devices: train seeds side by side, spread over all devices (cores, on a CPU). Default: all on one."""
+    coordinator: str | None = None
+    """Several hosts: HOST:PORT of process 0; every process gets the same command but for --process_id."""
+    num_processes: int | None = None
+    """Several hosts: how many processes there are. All their devices split every batch."""
+    process_id: int | None = None
+    """Several hosts: which process this is, from 0. Process 0 writes the records."""
     workdir: Path = Path("runs")
     """Folder for results: WORKDIR/EXPERIMENT/RUN."""
     run: str | None = None
@@ -155,6 +162,10 @@ def check_config(config: Common) -> None:
     if config.replicas is not None:
         choose("replicas", config.replicas, ("devices",))
         check(config.devices is None, "--devices splits batches and --replicas=devices spreads seeds: give one of them")
+    check(
+        not _several_processes(config) or (config.devices is None and config.replicas is None),
+        "several processes split batches over all their devices: leave out --devices and --replicas",
+    )
     for name in ("methods", "shrink", "perturb", "seeds"):
         _check_list(name, getattr(config, name))
     for name in ("shrink", "perturb"):
@@ -191,7 +202,8 @@ def is_stacked(config: Common) -> bool:
 
 
 def load_data(config: Common) -> Dataset:
-    """Loads the data set, or the subset of it that the settings ask for."""
+    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices."""
+    use_devices(config)
     import jax
 
     from wsjax import data
@@ -219,13 +231,11 @@ def run(
     Returns:
       (folder, rows, summary).
     """
-    use_compilation_cache()
-    mesh = build_mesh(config)
     import jax
 
-    from wsjax import rounds
-    from wsjax.parallel import axis_of
+    from wsjax import parallel, rounds
 
+    mesh = build_mesh(config)
     folder = config.workdir / name / run_name(config)
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in PLACES}
     settings |= {"num_train": len(dataset.train_labels), "num_test": len(dataset.test_labels)}
@@ -235,9 +245,11 @@ def run(
     work = len(config.seeds) * (first + len(ways) * sum(later))
     caps = [cap for _, cap in plan]
     with contextlib.ExitStack() as stack:
-        records = stack.enter_context(open_run(folder, settings, about))
+        records = stack.enter_context(open_run(folder, settings, about)) if parallel.is_main() else None
+        parallel.wait_for_all("records")
+        records = follow_run(folder) if records is None else records
         left = work - sum(_work(records.rows, caps))
-        advance = stack.enter_context(progress(max(left, 1), ", if no round ends early"))
+        advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main()))
         try:
             result = rounds.run_rounds(
                 build_task(
@@ -246,7 +258,7 @@ def run(
                     dataset.train_images.shape[1:],
                     dataset.mean,
                     dataset.std,
-                    axis_of(mesh),
+                    parallel.axis_of(mesh),
                 ),
                 build_optimizer(config),
                 (dataset.train_images, dataset.train_labels),
@@ -264,14 +276,18 @@ def run(
         except rounds.NonFiniteLoss as error:
             raise rounds.NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
         ends = summarize(result.rows, sp_factors(config))
-        write_json(folder / "summary.json", ends)
+        if parallel.is_main():
+            write_json(folder / "summary.json", ends)
     return folder, result.rows, ends
 
 
-def conclude(folder: Path, ends: dict[str, Any], figure: Figure) -> None:
+def conclude(folder: Path, title: str, table: Table, ends: dict[str, Any], figure: Figure) -> None:
     """Says what a run's summary comes to, draws its picture, and tells what its folder holds."""
-    from wsjax import plots, summary
+    from wsjax import parallel, plots, summary
 
+    if not parallel.is_main():
+        return
+    print_table(title, *table)
     for sentence in summary.verdict(ends):
         say(sentence)
     picture, _ = plots.save(figure, folder / "figure")
@@ -279,20 +295,38 @@ def conclude(folder: Path, ends: dict[str, Any], figure: Figure) -> None:
     say(f"Picture: {picture}\nRecords: {folder} (its checkpoints take {size / 1e6:,.1f} MB)")
 
 
-def build_mesh(config: Common) -> Mesh | None:
-    """The devices that the settings ask for; None for one. A CPU passes for as many devices as are wanted."""
-    if config.devices is None and config.replicas is None:
-        return None
+def use_devices(config: Common) -> None:
+    """Sets up what the settings ask for; to be called before anything touches a device.
+
+    Joins the processes of several hosts, and has a CPU pass for as many devices as are wanted.
+    """
+    use_compilation_cache()
     import jax
 
     from wsjax import parallel
 
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+    if _several_processes(config):
+        parallel.initialize(config.coordinator, config.num_processes, config.process_id)
+    elif (config.devices or config.replicas) and "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", config.devices or os.cpu_count() or 1)
+
+
+def build_mesh(config: Common) -> Mesh | None:
+    """The devices that the settings ask for; None for one."""
+    from wsjax import parallel
+
+    if _several_processes(config):
+        return parallel.data_mesh()
+    if config.replicas:
+        return parallel.replica_mesh()
     try:
-        return parallel.replica_mesh() if config.replicas else parallel.data_mesh(config.devices)
+        return None if config.devices is None else parallel.data_mesh(config.devices)
     except ValueError as error:
         raise UsageError(f"--devices={config.devices}: {error}") from error
+
+
+def _several_processes(config: Common) -> bool:
+    return config.coordinator is not None or config.num_processes is not None
 
 
 def build_task(

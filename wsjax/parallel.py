@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, REPLICAS = "data", "replicas"
@@ -70,7 +72,45 @@ def place(tree: Any, mesh: Mesh | None, replicated: bool = False) -> Any:
         return tree
     split = REPLICAS in mesh.axis_names and not replicated
     sharding = NamedSharding(mesh, PartitionSpec(REPLICAS) if split else PartitionSpec())
-    return jax.tree.map(partial(jax.device_put, device=sharding), tree)
+    return jax.tree.map(partial(_put, sharding=sharding), tree)
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of several hosts; what is None is taken from the cluster's environment, where it tells.
+
+    Call it before anything else touches a device. A process that dies ends the others within a minute.
+
+    Args:
+      coordinator: "host:port" of process 0.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+    """
+    jax.distributed.initialize(
+        coordinator, num_processes, process_id, initialization_timeout=60, heartbeat_timeout_seconds=20
+    )
+
+
+def is_main() -> bool:
+    """Whether this process writes records and speaks to the user: of several, the first one."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Waits until every process has come to the point of that name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _put(x: Any, sharding: NamedSharding) -> Any:
+    """Puts an array that every process has on all devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x  # it is there already
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding))
+    local = np.asarray(x)
+    return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
 
 
 def _mesh(axis: str, devices: int | None) -> Mesh:

@@ -84,6 +84,13 @@ def open_run(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]
         yield Records(folder / RECORDS)
 
 
+def follow_run(folder: Path) -> Records:
+    """The records of a run that another process writes: its rows so far, and from now on this process's own copy."""
+    records = Records()
+    records.rows = read_run(folder).rows
+    return records
+
+
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Holds a folder, made where it is missing, against other processes.

@@ -270,7 +270,8 @@ def _run_leg_in(
 
     while number < leg.end:
         if epoch == 0 and number > 1:
-            state = parallel.place(_boundary(study, state, _fresh(study, keys, number), reinit), study.mesh)
+            fresh = parallel.place(_fresh(study, keys, number), study.mesh)
+            state = parallel.place(_boundary(study, state, fresh, reinit), study.mesh)
         state = _run_round(study, leg, number, epoch, state, keys, pools, records, folder, observe)
         number, epoch = number + 1, 0
     return state
