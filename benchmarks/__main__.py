@@ -50,6 +50,8 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
         raise cli.UsageError(f"the benchmarks need PyTorch ({error}); python -m pip install torch") from error
     import jax
 
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:  # several seeds train on a core each
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     from benchmarks import roofline, subjects
 
     torch.set_num_threads(os.cpu_count() or 1)

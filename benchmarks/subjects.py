@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import torch
 
 from benchmarks import roofline, torch_side
 from benchmarks.timing import Case
-from wsjax import checkpoint, models
+from wsjax import checkpoint, models, parallel
 from wsjax.data import REPORT_MEAN, REPORT_STD
 from wsjax.program import Program
 from wsjax.reinit import shrink_perturb
@@ -70,7 +71,7 @@ def resnet_epoch(scale: Scale) -> Iterator[Case]:
     images, labels = _data(samples)
     task = _task(models.resnet18(10, width))
     state, optimizer = _state(task)
-    epoch = _epoch(task, optimizer, state, images, labels)
+    epoch = _epoch(task, images, labels)
     flops, traffic = (scale.steps * cost for cost in roofline.resnet18_costs(width, True, BATCH))
     costs: dict[str, Any] = {"flops": flops, "bytes": traffic, "compile_seconds": epoch.compile_seconds}
     for against, theirs in _torch_epochs(torch_side.resnet18(width, True), images, labels):
@@ -86,13 +87,12 @@ def resnet_epoch(scale: Scale) -> Iterator[Case]:
 
 
 def mlp_epoch(scale: Scale) -> Iterator[Case]:
-    """An epoch of the MLP and of logistic regression: one seed, several as one program, and against a DataLoader."""
+    """An epoch of the MLP and of logistic regression: one seed, several side by side, and against a DataLoader."""
     images, labels = _data(scale.mlp_samples)
     for name, hidden in (("MLP", HIDDEN), ("logistic regression", ())):
         task = _task(models.mlp(10, hidden))
         for seeds in (1, scale.seeds):
-            state, optimizer = _state(task, seeds)
-            epoch = _epoch(task, optimizer, state, images, labels)
+            epoch = _epoch(task, images, labels) if seeds == 1 else _Side(task, images, labels, seeds)
             inputs, targets = torch_side.tensors(images, labels)
             nets = [torch_side.mlp(hidden) for _ in range(seeds)]
 
@@ -106,8 +106,7 @@ def mlp_epoch(scale: Scale) -> Iterator[Case]:
 
     images, labels = images[: scale.loader_samples], labels[: scale.loader_samples]
     task = _task(models.mlp(10, HIDDEN))
-    state, optimizer = _state(task)
-    epoch = _epoch(task, optimizer, state, images, labels)
+    epoch = _epoch(task, images, labels)
     flops, traffic = roofline.mlp_costs(HIDDEN, len(labels), BATCH)
     _, (against, theirs) = _torch_epochs(torch_side.mlp(HIDDEN), images, labels)
     yield Case(f"MLP epoch, {len(labels):,} images", epoch, theirs, against, flops, traffic, epoch.compile_seconds)
@@ -255,8 +254,7 @@ def first_step(width: int, batch: int) -> None:
     """Trains a ResNet-18 for one step."""
     images, labels = _data(batch)
     task = _task(models.resnet18(10, width))
-    state, optimizer = _state(task)
-    jax.block_until_ready(_epoch(task, optimizer, state, images, labels)())
+    jax.block_until_ready(_epoch(task, images, labels)())
 
 
 def torch_first_step(width: int, batch: int) -> None:
@@ -289,24 +287,39 @@ def _task(model: Any) -> Task:
     return image_task(model, SHAPE, REPORT_MEAN, REPORT_STD)
 
 
-def _state(task: Task, seeds: int = 1) -> tuple[Any, optax.GradientTransformation]:
-    """A state, stacked where there are several seeds."""
+def _state(task: Task) -> tuple[Any, optax.GradientTransformation]:
     optimizer = make_optimizer("sgd", 0.001)
-    if seeds == 1:
-        return jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0)), optimizer
-    keys = jax.random.split(jax.random.key(0), seeds)
-    return jax.jit(jax.vmap(lambda key: init_state(task, optimizer, key)))(keys), optimizer
+    return jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0)), optimizer
 
 
-def _epoch(task: Task, optimizer: Any, state: Any, images: np.ndarray, labels: np.ndarray) -> _Stateful:
-    """An epoch of all the state's seeds as one program."""
+def _epoch(task: Task, images: np.ndarray, labels: np.ndarray) -> _Stateful:
+    """An epoch as one program."""
+    state, optimizer = _state(task)
     data, count = (jnp.asarray(images), jnp.asarray(labels)), len(labels)
-    epoch, pool, key = make_epoch(task, optimizer, BATCH), jnp.arange(count), jax.random.key(0)
-    seeds = jnp.shape(state.step)
-    if not seeds:
-        return _Stateful(epoch, state, data, pool, jnp.asarray(count), key)
-    epoch = over_replicas(epoch, (0, None, 0, None, 0))
-    return _Stateful(epoch, state, data, jnp.tile(pool, (*seeds, 1)), jnp.asarray(count), jax.random.split(key, seeds))
+    epoch = make_epoch(task, optimizer, BATCH)
+    return _Stateful(epoch, state, data, jnp.arange(count), jnp.asarray(count), jax.random.key(0))
+
+
+class _Side:
+    """An epoch of several seeds, side by side on all devices, as `run_rounds` spreads them over a replica mesh."""
+
+    def __init__(self, task: Task, images: np.ndarray, labels: np.ndarray, seeds: int):
+        optimizer, count, self.compile_seconds = make_optimizer("sgd", 0.001), len(labels), 0.0
+        epoch = over_replicas(make_epoch(task, optimizer, BATCH), (0, None, 0, None, 0))
+        self._runs = []
+        for group in parallel.groups(range(seeds), False, parallel.replica_mesh()):
+            mesh = parallel.fit(parallel.replica_mesh(), len(group))
+            keys = jax.random.split(jax.random.key(0), len(group))
+            state = parallel.place(jax.vmap(partial(init_state, task, optimizer))(keys), mesh)
+            data = parallel.place((jnp.asarray(images), jnp.asarray(labels)), mesh, replicated=True)
+            pools, keys = parallel.place((jnp.tile(jnp.arange(count), (len(group), 1)), keys), mesh)
+            samples = parallel.place(jnp.asarray(count), mesh, replicated=True)
+            spread = parallel.over_mesh(epoch, mesh, [True, False, True, False, True])
+            self._runs.append(_Stateful(spread, state, data, pools, samples, keys))
+            self.compile_seconds += self._runs[-1].compile_seconds
+
+    def __call__(self) -> Any:
+        return [jax.block_until_ready(run()) for run in self._runs]
 
 
 def _torch_epochs(net: Any, images: np.ndarray, labels: np.ndarray) -> list[tuple[str, Callable[[], None]]]:
