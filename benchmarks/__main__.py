@@ -63,14 +63,15 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
         f"{processor()}, {os.cpu_count()} cores, {', '.join(dict.fromkeys(devices))}; jax {jax.__version__}, torch "
         f"{torch.__version__}; at most {ceilings['flops'] / 1e9:,.0f} GFLOP/s and {ceilings['bytes'] / 1e9:,.1f} GB/s"
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result = {**about, "processor": processor(), "cores": os.cpu_count(), "ceilings": ceilings, "rows": rows}
     for name in config.only:
         for case in subjects.SUBJECTS[name](scale or subjects.Scale()):
             rows.append({"group": name, **measure(case, config.repeats, ceilings)})
             cli.say(sentence(rows[-1]))
-    result = {**about, "processor": processor(), "cores": os.cpu_count(), "ceilings": ceilings, "rows": rows}
+            if config.out is not None:  # after every row: what was measured is kept if the next one fails
+                write_json(config.out, result)
     if config.out is not None:
-        write_json(config.out, result)
         draw(rows, config.out.with_suffix(".png"))
         cli.say(f"Rows: {config.out}\nPicture: {config.out.with_suffix('.png')}")
     return result

@@ -222,10 +222,7 @@ def startup(scale: Scale) -> Iterator[Case]:
     script = [sys.executable, str(root / "experiments" / "offline.py"), "--help"]
     yield Case("offline.py --help", _process(script), torch_import, "import torch")
     width = scale.resnets[-1][0]
-    step = (
-        "import jax, optax, sys; from benchmarks.subjects import first_step; "
-        f"jax.config.update('jax_compilation_cache_dir', sys.argv[1]); first_step({width}, {BATCH})"
-    )
+    step = f"import sys; from benchmarks.first_step import main; main({width}, {BATCH}, sys.argv[1])"
     torch_step = f"from benchmarks.subjects import torch_first_step; torch_first_step({width}, {BATCH})"
     with tempfile.TemporaryDirectory(prefix="wsjax-benchmark-") as place:
         numbers = itertools.count()
@@ -250,15 +247,8 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Case]]] = {
 }
 
 
-def first_step(width: int, batch: int) -> None:
-    """Trains a ResNet-18 for one step."""
-    images, labels = _data(batch)
-    task = _task(models.resnet18(10, width))
-    jax.block_until_ready(_epoch(task, images, labels)())
-
-
 def torch_first_step(width: int, batch: int) -> None:
-    """The same in PyTorch."""
+    """Trains a ResNet-18 for one step in PyTorch."""
     net = torch_side.resnet18(width, True)
     torch_side.run(torch_side.step, net, torch_side.sgd(net), *torch_side.tensors(*_data(batch)))()
 

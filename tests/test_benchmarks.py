@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import __main__ as benchmarks  # noqa: E402
-from benchmarks import roofline, subjects, torch_side  # noqa: E402
+from benchmarks import communication, roofline, subjects, torch_side  # noqa: E402
 from wsjax.cli import UsageError  # noqa: E402
 
 TINY = subjects.Scale(
@@ -59,3 +59,23 @@ def test_both_sides_have_the_same_networks():
         params = subjects.jax.eval_shape(subjects._task(ours).init, subjects.jax.random.key(0))[0]
         count = sum(leaf.size for leaf in subjects.jax.tree.leaves(params))
         assert count == sum(p.numel() for p in theirs.parameters())
+
+
+def test_a_steps_communication_is_its_gradients_and_its_batchnorm_moments():
+    config = communication.Config(width=2, batch_size=8, devices=2)
+    found = communication.main(config)
+    params = subjects.jax.eval_shape(subjects._task(subjects.models.resnet18(10, 2)).init, subjects.jax.random.key(0))[
+        0
+    ]
+    gradients = 4 * sum(leaf.size for leaf in subjects.jax.tree.leaves(params))
+    # 20 BatchNorms sum a mean and a variance forward, and two more vectors backward: at most 4 of the widest each.
+    assert gradients < found["bytes"] < gradients + 20 * 4 * 4 * 16 + 1000
+
+
+def test_all_reduces_by_hand():
+    program = """
+      a = f32[2,3]{1,0} all-reduce(f32[2,3] x), to_apply=sum
+      b = (f32[4], s32[]) all-reduce-start(f32[4] x, s32[] y), to_apply=sum
+      c = f32[5] add(f32[5] x, f32[5] y)
+    """
+    assert communication.all_reduces(program) == [24, 20]

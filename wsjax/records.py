@@ -48,6 +48,7 @@ class Records:
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows; they are on the disk when it returns."""
         if self.path is not None and rows:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:
                 _write_all(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self.rows.extend(rows)
@@ -55,8 +56,11 @@ class Records:
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Drops the rows that are not wanted."""
         self.rows = [row for row in self.rows if wanted(row)]
+        if self.path is None:
+            return
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        if self.path is not None and (not self.path.exists() or self.path.read_bytes() != text.encode()):
+        if not self.path.exists() or self.path.read_bytes() != text.encode():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, text)
 
 
