@@ -151,9 +151,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     console.print(table)
 
 
-def say(text: str) -> None:
+def say(text: str, shown: bool = True) -> None:
     """Prints a line of result, wrapped at the terminal's width."""
-    Console(emoji=False).print(text, markup=False, highlight=False)
+    Console(emoji=False, quiet=not shown).print(text, markup=False, highlight=False)
 
 
 def duration(seconds: float) -> str:

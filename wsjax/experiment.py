@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from wsjax.cli import UsageError, check, choose, print_table, progress, say
+from wsjax.cli import UsageError, check, choose, duration, print_table, progress, say
 from wsjax.records import Row, about_run, follow_run, open_run, write_json
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ def run(
     first, *later = (size * cap for size, cap in plan)
     work = len(config.seeds) * (first + len(ways) * sum(later))
     caps = [cap for _, cap in plan]
+    begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         records = stack.enter_context(open_run(folder, settings, about)) if parallel.is_main() else None
         parallel.wait_for_all("records")
@@ -275,6 +277,8 @@ def run(
             )
         except rounds.NonFiniteLoss as error:
             raise rounds.NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
+        seconds = time.perf_counter() - begin
+        say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         ends = summarize(result.rows, sp_factors(config))
         if parallel.is_main():
             write_json(folder / "summary.json", ends)

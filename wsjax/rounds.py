@@ -69,10 +69,17 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class Result(NamedTuple):
-    """What a study returns: a row an epoch, and each (method, seed)'s state at its end, "first" among the methods."""
+    """What a study returns.
+
+    Attributes:
+      rows: a row an epoch.
+      states: each (method, seed)'s state at its end, "first" among the methods.
+      compile_seconds: what tracing and compiling took in this call.
+    """
 
     rows: list[Row]
     states: dict[tuple[str, int], TrainState]
+    compile_seconds: float
 
 
 class Study(NamedTuple):
@@ -178,7 +185,8 @@ def run_rounds(
         for way in ways:
             leg = Leg(way, group, 2, len(rounds) + 1)
             states |= _by_seed(leg, _run_leg(study, leg, first, ways[way], records, checkpoints, observe))
-    return Result(records.rows, states)
+    compiled = [program for study in studies.values() for program in (study.draw, study.epoch, study.evaluate)]
+    return Result(records.rows, states, sum(program.compile_seconds for program in compiled))
 
 
 def make_study(
