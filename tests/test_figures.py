@@ -36,10 +36,19 @@ CONFIG = {
 FINAL = {"first": 0.5, "RI": 0.6, "WS": 0.575, "SP 0.1": 0.8, "SP 0.3": 0.65}
 
 
+def write_folder(folder, experiment, config, rows, finished):
+    about = {"experiment": experiment, "versions": {"jax": "0.10.1"}, "devices": ["cpu"], "git_commit": "abcdef0123456"}
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(about | {"config": config}))
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        (folder / "summary.json").write_text("{}")
+    return folder
+
+
 def write_run(folder, methods=tuple(FINAL), finished=True, **settings):
     """A run of straight curves that end at FINAL, a point higher for every further seed."""
     config = CONFIG | settings
-    about = {"experiment": "offline", "versions": {"jax": "0.10.1"}, "devices": ["cpu"], "git_commit": "abcdef0123456"}
     rows = [
         {
             "method": method,
@@ -55,12 +64,7 @@ def write_run(folder, methods=tuple(FINAL), finished=True, **settings):
         for method in methods
         for epoch in range(1, config["epochs"] + 1)
     ]
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(about | {"config": config}))
-    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if finished:
-        (folder / "summary.json").write_text("{}")
-    return folder
+    return write_folder(folder, "offline", config, rows, finished)
 
 
 ONLINE = CONFIG | {
@@ -79,7 +83,6 @@ PER_ROUND = {"first": 0.01, "RI": 0.02, "WS": 0.01, "SP 0": 0.02, "SP 0.4": 0.02
 def write_online_run(folder, sizes=(1000, 2000, 3000), finished=True, **settings):
     """A run of one epoch a round whose accuracies rise by PER_ROUND, a point higher for every further seed."""
     config = ONLINE | settings
-    about = {"experiment": "online", "versions": {"jax": "0.10.1"}, "devices": ["cpu"], "git_commit": "abcdef0123456"}
     rows = [
         {
             "method": method,
@@ -100,12 +103,7 @@ def write_online_run(folder, sizes=(1000, 2000, 3000), finished=True, **settings
         for number, size in enumerate(sizes, 1)
         if (method == "first") == (number == 1)
     ]
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(about | {"config": config}))
-    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if finished:
-        (folder / "summary.json").write_text("{}")
-    return folder
+    return write_folder(folder, "online", config, rows, finished)
 
 
 def draw(number, *runs, out):
