@@ -10,10 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from wsjax import experiment, retraining
+from wsjax import experiment, incoming, retraining
 from wsjax.data import DataError
+from wsjax.incoming import is_held_out, read_pool
 from wsjax.records import RunError
-from wsjax.retraining import Recipe, is_held_out, load_model, read_pool, retrain, roll_back, start_from
+from wsjax.retraining import Recipe, load_model, retrain, roll_back, start_from
 from wsjax.rounds import Settings
 from wsjax.stopping import after_epochs
 from wsjax.train import Task, correct, cross_entropy
@@ -376,6 +377,6 @@ def test_load_model_knows_the_architecture_of_the_scripts_models(job):
 
 
 def test_numbers_become_names_when_a_file_brings_them():
-    assert retraining._merge_classes(("0", "1"), ("cat", "dog", "eel"), 2, None) == ("cat", "dog", "eel")
-    assert retraining._merge_classes(("cat", "dog"), None, 2, None) == ("cat", "dog", "2")
-    assert retraining._merge_classes(("cat", "dog"), ("cat",), 0, None) == ("cat", "dog")
+    assert incoming._merge_classes(("0", "1"), ("cat", "dog", "eel"), 2, None) == ("cat", "dog", "eel")
+    assert incoming._merge_classes(("cat", "dog"), None, 2, None) == ("cat", "dog", "2")
+    assert incoming._merge_classes(("cat", "dog"), ("cat",), 0, None) == ("cat", "dog")
