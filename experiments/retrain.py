@@ -14,9 +14,11 @@ kept aside.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def main(config: Config) -> None:
         old, new = retraining.roll_back(config.model_dir)
         return cli.say(f"rolled back: model {new} is current, not {old}, which stays in {config.model_dir}/models")
     cli.check(len(config.data) > 0, "--data is missing: give files or globs, such as --data 'incoming/*.npz'")
-    with cli.progress(config.epochs, ", if training does not end early") as advance:
+    with cli.progress(config.epochs, ", if training does not end early") as advance, advice():
         lineage = retraining.retrain(
             config.model_dir,
             config.data,
@@ -81,6 +83,17 @@ def main(config: Config) -> None:
         cli.say(line)
     if not lineage["promoted"]:
         sys.exit(KEPT_ASIDE)
+
+
+@contextlib.contextmanager
+def advice() -> Iterator[None]:
+    """Says what to do about a loss that is not finite."""
+    from wsjax.rounds import NonFiniteLoss
+
+    try:
+        yield
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(f"{error}; nothing changed; lower --learning_rate") from error
 
 
 def build_recipe(config: Config) -> Any:

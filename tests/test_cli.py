@@ -63,7 +63,7 @@ def raising(error):
         (("--num_epochs", "5"), Config(num_epochs=5)),
         (("--dataset=cifar10",), Config("cifar10", 200)),
         (("--dataset", "cifar10", "--num_epochs=7"), Config("cifar10", 7)),
-        (("--seeds", "3", "5", "--verbose=True"), Config(seeds=(3, 5), verbose=True)),
+        (("--seeds", "3", "5", "--verbose"), Config(seeds=(3, 5), verbose=True)),
     ],
 )
 def test_arguments_become_a_config(script, arguments, expected):

@@ -115,16 +115,16 @@ def test_a_model_gives_the_outputs_that_it_was_judged_by(job):
     images, labels = make_images(80)
     write(job.incoming / "a.npz", images, labels)
     lineage = job.call()
-    pool = read_pool([str(job.incoming / "a.npz")], None, 0.25, print)
+    pool = read_pool([str(job.incoming / "a.npz")], (), None, 0.25, print)
     accuracy = (np.argmax(job.load()(pool.held_out[0]), axis=1) == pool.held_out[1]).mean()
     assert accuracy == pytest.approx(lineage["metrics"]["accuracy"])
 
 
 def test_held_out_images_stay_so_as_data_grow(job):
     job.add("a", 300)
-    small = read_pool([str(job.incoming / "*.npz")], None, 0.25, print)
+    small = read_pool([str(job.incoming / "*.npz")], (), None, 0.25, print)
     job.add("b", 300, seed=1)
-    large = read_pool([str(job.incoming / "*.npz")], None, 0.25, print)
+    large = read_pool([str(job.incoming / "*.npz")], (), None, 0.25, print)
     for part in ("train", "held_out"):
         own, all_ = ({image.tobytes() for image in getattr(pool, part)[0]} for pool in (small, large))
         assert own < all_
@@ -151,7 +151,7 @@ def test_duplicates_count_once_and_the_last_label_holds(job):
     lineage = job.call()
     assert "20 images came more than once and count once; 1 with another label, of which the last holds" in job.lines
     assert lineage["metrics"]["train_images"] + lineage["metrics"]["held_out_images"] == 80
-    pool = read_pool([str(job.incoming / "*.npz")], lineage, 0.25, print)
+    pool = read_pool([str(job.incoming / "*.npz")], lineage["files"], lineage, 0.25, print)
     given = {image.tobytes(): label for part in (pool.train, pool.held_out) for image, label in zip(*part, strict=True)}
     assert given[images[0].tobytes()] == corrected[0]
 
@@ -313,8 +313,9 @@ def test_a_call_killed_before_its_decision_is_settled_by_the_next(job):
     job.add("b", seed=1)
     job.call()
     (job.folder / "current.json").write_text(place)  # as if killed between the model and the decision
-    assert job.call() is None
+    assert job.call()["model"] == 2
     assert job.load().lineage["model"] == 2
+    assert job.call() is None
 
 
 def test_refusals(job):
@@ -362,7 +363,7 @@ def mean_task(num_classes, image_shape, mean, std):
 def test_batch_statistics_are_those_of_the_train_images(job):
     job.add("a")
     job.call(recipe(epochs=1)._replace(make_task=mean_task))
-    train = read_pool([str(job.incoming / "a.npz")], None, 0.25, print).train[0]
+    train = read_pool([str(job.incoming / "a.npz")], (), None, 0.25, print).train[0]
     model = load_model(job.folder, mean_task)
     np.testing.assert_allclose(model.state.batch_stats["mean"], train.mean() / 255, rtol=1e-5)
 
@@ -376,7 +377,88 @@ def test_load_model_knows_the_architecture_of_the_scripts_models(job):
         experiment.load_model(job.folder / "none")
 
 
-def test_numbers_become_names_when_a_file_brings_them():
-    assert incoming._merge_classes(("0", "1"), ("cat", "dog", "eel"), 2, None) == ("cat", "dog", "eel")
-    assert incoming._merge_classes(("cat", "dog"), None, 2, None) == ("cat", "dog", "2")
-    assert incoming._merge_classes(("cat", "dog"), ("cat",), 0, None) == ("cat", "dog")
+def test_classes_by_hand():
+    merge = partial(incoming._merge_classes, path="file")
+    assert merge(("0", "1"), ("cat", "dog", "eel"), {2}) == ("cat", "dog", "eel")
+    assert merge(("cat", "dog"), None, {2, 0}) == ("cat", "dog", "2")
+    assert merge(("cat", "dog", "2"), ("cat", "dog", "eel"), {2}) == ("cat", "dog", "eel")
+    assert merge(("cat", "dog"), ("cat",), {0}) == ("cat", "dog")
+    with pytest.raises(DataError, match="the label 9 where 2 classes are known leaves a gap"):
+        merge(("cat", "dog"), None, {1, 9})
+    with pytest.raises(DataError, match="has a name twice"):
+        merge((), ("cat", "cat"), {1})
+
+
+def test_a_moved_file_keeps_its_place(job):
+    images, labels = make_images(80)
+    write(job.incoming / "a.npz", images, 1 - labels)
+    write(job.incoming / "b.npz", images, labels)  # corrects it
+    job.call()
+    (job.incoming / "a.npz").rename(job.incoming / "z.npz")
+    assert job.call() is None
+
+
+def test_a_number_is_never_given_twice(job):
+    for seed, name in enumerate("ab"):
+        job.add(name, seed=seed)
+        job.call()
+    roll_back(job.folder)
+    shutil.rmtree(job.folder / "models" / "0002")
+    assert job.call()["model"] == 3
+    assert job.load().lineage["model"] == 3
+
+
+def test_rollback_takes_back_new_classes(job):
+    job.add("a")
+    job.call()
+    wrong = write(job.incoming / "b.npz", *make_images(80, classes=3, seed=1))
+    assert len(job.call()["class_names"]) == 3
+    roll_back(job.folder)
+    wrong.unlink()
+    job.add("c", seed=2)
+    assert len(job.call()["class_names"]) == 2
+
+
+def test_all_known_files_gone_is_nothing_new(job):
+    path = job.add("a")
+    job.call()
+    path.unlink()
+    assert retrain(job.folder, [str(path)], recipe(), say=job.lines.append) is None
+    assert "is gone" in job.lines[-1]
+
+
+def test_two_sizes_in_the_first_call_are_the_users_to_decide(job):
+    job.add("a")
+    write(job.incoming / "b.npz", np.zeros((5, 6, 6, 1), np.uint8), np.zeros(5, int))
+    with pytest.raises(DataError, match=r"b\.npz: images of \(6, 6, 1\) where .*a\.npz has \(4, 4, 1\)"):
+        job.call()
+
+
+def test_a_model_that_a_killed_call_had_trained_is_reported(job):
+    job.add("a")
+    job.call()
+    place = (job.folder / "current.json").read_text()
+    job.add("b", seed=1)
+    job.call(recipe(epochs=1, optimizer=optax.sgd(0.0), shrink=-1.0, perturb=0.0))
+    (job.folder / "current.json").write_text(place)
+    assert not job.call()["promoted"]
+    (job.folder / "current.json").unlink()
+    assert job.call()["model"] == 2  # decided anew
+    assert job.load().lineage["model"] == 1
+
+
+@pytest.mark.parametrize("name", ["current.json", "models/0001/lineage.json", "models/0001/samples.npy"])
+def test_a_damaged_file_is_named(job, name):
+    job.add("a")
+    job.call()
+    (job.folder / name).write_text("{}" if name.endswith("json") else "")
+    with pytest.raises(RunError, match=rf"{name.rsplit('/')[-1]} (is damaged|cannot be read)"):
+        job.call()
+
+
+def test_what_a_killed_clearing_left_is_cleared(job):
+    part = job.folder / "models" / "0001.part"
+    part.mkdir(parents=True)
+    (part / "records.jsonl").write_text("{}\n")
+    job.add("a")
+    assert job.call()["model"] == 1

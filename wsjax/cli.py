@@ -152,8 +152,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def say(text: str, shown: bool = True) -> None:
-    """Prints a line of result, wrapped at the terminal's width."""
-    Console(emoji=False, quiet=not shown).print(text, markup=False, highlight=False)
+    """Prints a line of result, wrapped at the terminal's width, whole where there is none."""
+    console = Console(emoji=False, quiet=not shown)
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def duration(seconds: float) -> str:

@@ -317,6 +317,8 @@ def _check_images(
         raise DataError(f"{origin}: {name} has {len(images)}; it must have at least {at_least}")
     if labels.min() < 0:
         raise DataError(f"{origin}: {labels_name} has the label {labels.min()}; number the classes from 0 on")
+    if labels.max() > np.iinfo(np.int32).max:
+        raise DataError(f"{origin}: {labels_name} has the label {labels.max()}; number the classes from 0 on")
 
 
 def _class_names(arrays: Mapping[str, np.ndarray], origin: str | Path, source: _Source | None) -> tuple[str, ...]:

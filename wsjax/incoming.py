@@ -6,6 +6,7 @@ comes.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,56 +43,71 @@ class Pool(NamedTuple):
 
 
 def read_pool(
-    patterns: Sequence[str], known: Mapping[str, Any] | None, holdout: float, say: Callable[[str], None]
-) -> Pool:
-    """Reads all data files there are: those that a lineage knows, in its order, then new ones, by name.
+    patterns: Sequence[str],
+    known: Sequence[Row],
+    base: Mapping[str, Any] | None,
+    holdout: float,
+    say: Callable[[str], None],
+) -> Pool | None:
+    """Reads all data files there are: known ones in their order, then new ones, by name.
 
-    A file that cannot be read, or has images of another size, is left out and told. An image that comes twice counts
-    once; where its labels differ, the last one holds, so that a later file can correct an earlier one.
+    A file that cannot be used is left out and told. An image that comes twice counts once; where its labels differ, the
+    last one holds, so that a later file can correct an earlier one.
+
+    Args:
+      patterns: files or globs.
+      known: a row a file that earlier models were trained on: path, sha256, images.
+      base: what must be kept, the lineage of the model to go on from: class_names, image_shape; None for the first.
+      holdout: fraction of the images to hold out.
+      say: takes a line for every decision that the user should know of.
+
+    Returns:
+      The pool; None where known files are all that was asked for, and they are gone.
+
+    Raises:
+      DataError: a file that is named does not exist and is not known, there is no image, or there are too few.
     """
-    old = {Path(row["path"]): row for row in known["files"]} if known else {}
-    matched = sorted({Path(path).absolute() for pattern in patterns for path in _expand(pattern)} - set(old))
-    present = {path: _sha256(path) for path in [*old, *matched] if path.is_file()}
-    for path, row in old.items():
-        if path not in present:
-            moved = next((other for other, sha in present.items() if sha == row["sha256"] and other not in old), None)
-            fate = f"now {moved}" if moved else f"gone: its {row['images']} images are no longer trained on"
-            say(f"{path} is {fate}")
-        elif present[path] != row["sha256"]:
-            say(f"{path} changed since it was trained on: its present images count")
-
+    old = {Path(row["path"]): row for row in known}
+    files = _in_order(patterns, old, say)
     images: dict[bytes, np.ndarray] = {}
     labels: dict[bytes, int] = {}
-    class_names = tuple(known["class_names"]) if known else ()
-    shape = tuple(known["image_shape"]) if known else None
-    files, duplicates, corrected = [], 0, 0
-    for path, sha256 in present.items():
+    class_names = tuple(base["class_names"]) if base else ()
+    shape = tuple(base["image_shape"]) if base else None
+    rows, duplicates, corrected = [], 0, 0
+    for path in files:
         try:
+            sha256 = _sha256(path)
+            if path in old and old[path]["sha256"] != sha256:
+                say(f"{path} changed since it was trained on: its present images count")
             read = read_images(path)
             if shape is not None and read.images.shape[1:] != shape:
-                raise DataError(f"{path}: images of {read.images.shape[1:]} where the model's are {shape}")
-            class_names = _merge_classes(class_names, read.class_names, int(read.labels.max()), path)
+                where = "the model's are" if base else f"{files[0]} has"
+                raise DataError(f"{path}: images of {read.images.shape[1:]} where {where} {shape}")
+            class_names = _merge_classes(class_names, read.class_names, set(read.labels.tolist()), path)
         except DataError as error:
+            if base is None and shape is not None and "images of" in str(error):
+                raise  # which of two sizes is meant is the user's to say
             say(f"left out: {error}")
+            rows += [old[path]] if path in old else []
             continue
         shape = read.images.shape[1:]
-        files.append({"path": str(path), "sha256": sha256, "images": len(read.labels)})
+        rows.append({"path": str(path), "sha256": sha256, "images": len(read.labels)})
         for image, label in zip(read.images, read.labels.tolist(), strict=True):
             digest = hashlib.sha256(image.tobytes()).digest()
             if digest in images:
                 duplicates += 1
                 corrected += labels[digest] != label
             images[digest], labels[digest] = image, label
+    if not images:
+        if known:
+            return None
+        raise DataError(f"there is no image to train on: {len(files)} files for {', '.join(patterns) or 'no pattern'}")
     if duplicates:
         mended = f"; {corrected} with another label, of which the last holds" if corrected else ""
         say(f"{duplicates} images came more than once and count once{mended}")
-    if known and len(class_names) > len(known["class_names"]):
-        say(f"new classes: {', '.join(class_names[len(known['class_names']) :])}")
-    if not images:
-        raise DataError(
-            f"there is no image to train on: {len(present)} files for {', '.join(patterns) or 'no pattern'}"
-        )
-    return _split(images, labels, class_names, files, holdout)
+    if base and len(class_names) > len(base["class_names"]):
+        say(f"new classes: {', '.join(class_names[len(base['class_names']) :])}")
+    return _split(images, labels, class_names, rows, holdout)
 
 
 def is_held_out(digest: bytes, holdout: float) -> bool:
@@ -99,10 +115,37 @@ def is_held_out(digest: bytes, holdout: float) -> bool:
     return int.from_bytes(digest[:8], "big") < holdout * 2**64
 
 
-def _expand(pattern: str) -> Iterable[str]:
-    """The files that a glob matches; a plain path must exist."""
+def _in_order(patterns: Sequence[str], old: Mapping[Path, Row], say: Callable[[str], None]) -> list[Path]:
+    """The files there are: known ones at their old place, also where they have moved, then new ones by name."""
+    matched = sorted({Path(path).absolute() for pattern in patterns for path in _expand(pattern, old)} - set(old))
+    new = []
+    for path in matched:
+        if path.is_file():
+            new.append(path)
+        else:
+            say(f"left out: {path} is no file")
+    gone = {path for path in old if not path.is_file()}
+    moved: dict[str, Path] = {}
+    if gone:
+        for path in new:
+            with contextlib.suppress(DataError):
+                moved.setdefault(_sha256(path), path)
+    known = []
+    for path, row in old.items():
+        place = moved.get(row["sha256"]) if path in gone else path
+        if place is None:
+            say(f"{path} is gone: its {row['images']} images are no longer trained on")
+        elif place not in known:
+            known.append(place)
+            if place != path:
+                say(f"{path} is now {place}")
+    return [*known, *(path for path in new if path not in known)]
+
+
+def _expand(pattern: str, old: Mapping[Path, Row]) -> Iterable[str]:
+    """The files that a glob matches; a plain path must exist, now or earlier."""
     found = glob.glob(str(Path(pattern).expanduser()), recursive=True)
-    if not found and not glob.has_magic(pattern):
+    if not found and not glob.has_magic(pattern) and Path(pattern).expanduser().absolute() not in old:
         raise DataError(f"no such data file: {pattern}")
     return found
 
@@ -115,15 +158,29 @@ def _sha256(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _merge_classes(known: tuple[str, ...], names: tuple[str, ...] | None, highest: int, path: Path) -> tuple[str, ...]:
-    """The classes known after a file: its names, if it has some, must go on where the known ones end."""
+def _merge_classes(
+    known: tuple[str, ...], names: tuple[str, ...] | None, labels: set[int], path: Path
+) -> tuple[str, ...]:
+    """The classes known after a file. Its names must go on where the known ones end; a number stands for no name yet.
+
+    Labels of a file without names must go on without a gap: a gap is most likely a mistake.
+    """
     if names is None:
-        return known + tuple(map(str, range(len(known), highest + 1)))
-    if all(name == str(number) for number, name in enumerate(known)):  # only numbers so far
-        known = names[: len(known)] + known[len(names) :]
-    if names[: len(known)] != known[: len(names)]:
-        raise DataError(f"{path}: class_names {', '.join(names)} are not those of the model, {', '.join(known)}")
-    return known + names[len(known) :]
+        new = sorted(label for label in labels if label >= len(known))
+        if new != list(range(len(known), len(known) + len(new))):
+            raise DataError(
+                f"{path}: the label {new[-1]} where {len(known)} classes are known leaves a gap; number the classes "
+                "from 0 on without one, or add class_names"
+            )
+        return known + tuple(map(str, new))
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: class_names has a name twice: {', '.join(names)}")
+    merged = [*known, *names[len(known) :]]
+    for number, name in enumerate(names):
+        if merged[number] not in (name, str(number)):
+            raise DataError(f"{path}: class_names {', '.join(names)} are not those of the model, {', '.join(known)}")
+        merged[number] = name
+    return tuple(merged)
 
 
 def _split(

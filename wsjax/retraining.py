@@ -33,7 +33,7 @@ from wsjax.data import channel_statistics
 from wsjax.incoming import Pool, read_pool
 from wsjax.records import CONFIG, LOCK, Records, Row, RunError, about_run, hold, open_run, read_json, write_json
 from wsjax.reinit import shrink_perturb
-from wsjax.rounds import Observer, Round, Settings, run_rounds
+from wsjax.rounds import NonFiniteLoss, Observer, Round, Settings, run_rounds
 from wsjax.stopping import StopRule
 from wsjax.summary import FIRST, round_ends
 from wsjax.train import Data, Task, TrainState, init_state, reestimate
@@ -106,7 +106,7 @@ def retrain(
       observe: called with every epoch's rows.
 
     Returns:
-      The new model's lineage; None where nothing is new.
+      The new model's lineage, also where a killed call had trained it; None where nothing is new.
 
     Raises:
       RunError: another process works in the folder, its model is of another architecture or cannot be read.
@@ -114,15 +114,16 @@ def retrain(
     """
     folder = Path(folder)
     with hold(folder):
-        _settle(folder)
+        settled = _settle(folder)
         newest, parent = _newest(folder), _current(folder)
         known = lineage_of(folder, newest) if newest else None
-        if parent is not None:
-            _check_same(folder, lineage_of(folder, parent)["settings"], recipe)
-        pool = read_pool(patterns, known, recipe.holdout, say)
-        if newest and not np.setdiff1d(pool.samples, np.load(_model_folder(folder, newest) / SAMPLES)).size:
-            return None
-        number = newest + 1
+        base = None if parent is None else lineage_of(folder, parent)
+        if base is not None:
+            _check_same(folder, base["settings"], recipe)
+        pool = read_pool(patterns, known["files"] if known else (), base, recipe.holdout, say)
+        if pool is None or (newest and not np.setdiff1d(pool.samples, _samples(folder, newest)).size):
+            return settled
+        number = max(newest, _place(folder)["decided"]) + 1
         part = _model_folder(folder, number).with_suffix(".part")
         old = None if parent is None else load_model(folder, recipe.make_task, parent)
         lineage = _train(part, number, old, pool, recipe, known, say, observe)
@@ -156,8 +157,10 @@ def load_model(folder: Path | str, make_task: MakeTask, number: int | None = Non
     template = jax.jit(lambda key: init_state(task, optax.identity(), key))(jax.random.key(0))
     template = template._replace(opt_state=())
     place = _model_folder(Path(folder), lineage["model"]) / PARAMETERS
-    with contextlib.closing(checkpoint.open_folder(place)) as saved:
-        found = checkpoint.restore(saved, template)
+    found = None
+    if place.is_dir():
+        with contextlib.closing(checkpoint.open_folder(place)) as saved:
+            found = checkpoint.restore(saved, template)
     if found is None:
         raise RunError(
             f"model {lineage['model']} in {place} cannot be read; restore it from a copy, or go back one: --rollback"
@@ -170,7 +173,11 @@ def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
     number = number or _current(Path(folder))
     if number is None:
         raise RunError(f"{folder} has no model yet")
-    return read_json(_model_folder(Path(folder), number) / LINEAGE)
+    path = _model_folder(Path(folder), number) / LINEAGE
+    lineage = read_json(path)
+    if not {"settings", "files", "class_names", "promoted"} <= set(lineage):
+        raise RunError(f"{path} is damaged; restore it, or remove models/{number:04d}")
+    return lineage
 
 
 def start_from(old: Any, fresh: Any, shrink: float, perturb: float) -> Any:
@@ -221,8 +228,11 @@ def _train(
     cost = _cost(number, pool, scores, end)
     scratch = known["scratch"] if known else cost
     if recipe.compare_scratch and parent is not None:
-        fresh, fresh_end = run(part / "scratch", None, **what)
-        scratch = _cost(number, pool, score(task, fresh), fresh_end)
+        try:
+            fresh, fresh_end = run(part / "scratch", None, **what)
+            scratch = _cost(number, pool, score(task, fresh), fresh_end)
+        except NonFiniteLoss as error:  # that is no fault of the new model
+            say(f"from scratch: {error}")
 
     lineage = {
         "model": number,
@@ -257,18 +267,42 @@ def _newest(folder: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
+def _place(folder: Path) -> dict[str, Any]:
+    """Which model is current (None where there is none), and up to which number that is decided."""
+    path = folder / CURRENT
+    if not path.exists():
+        return {"current": None, "decided": 0}
+    place = read_json(path)
+    if not {"current", "decided"} <= set(place):
+        raise RunError(f"{path} is damaged; remove it, and the newest model that was promoted is current")
+    return place
+
+
 def _current(folder: Path) -> int | None:
     """The number of the current model, None where there is none."""
-    return read_json(folder / CURRENT)["current"] if (folder / CURRENT).exists() else None
+    return _place(folder)["current"]
 
 
-def _settle(folder: Path) -> None:
-    """Carries out the decision on the newest model, which a killed call may have left open."""
-    newest = _newest(folder)
-    place = read_json(folder / CURRENT) if (folder / CURRENT).exists() else {"current": None, "decided": 0}
-    if newest > place["decided"]:
-        current = newest if lineage_of(folder, newest)["promoted"] else place["current"]
-        write_json(folder / CURRENT, {"current": current, "decided": newest})
+def _settle(folder: Path) -> dict[str, Any] | None:
+    """Carries out the decisions that a killed call left open; returns the newest such model's lineage, if any."""
+    place, settled = _place(folder), None
+    for number in range(place["decided"] + 1, _newest(folder) + 1):
+        if (_model_folder(folder, number) / LINEAGE).exists():
+            settled = lineage_of(folder, number)
+            current = number if settled["promoted"] else place["current"]
+            place = {"current": current, "decided": number}
+    if settled is not None:
+        write_json(folder / CURRENT, place)
+    return settled
+
+
+def _samples(folder: Path, number: int) -> np.ndarray:
+    """The hashes of the images and labels that a model has seen."""
+    path = _model_folder(folder, number) / SAMPLES
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{path} cannot be read ({error}); restore it, or remove models/{number:04d}") from error
 
 
 def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> None:
@@ -288,8 +322,10 @@ def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> No
 def _open_part(folder: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Records]:
     """Opens an unfinished model's folder, or clears it first if it was for other data or settings."""
     settings = json.loads(json.dumps(settings))
-    if (folder / CONFIG).exists() and read_json(folder / CONFIG)["config"] != settings:
-        say(f"what {folder} holds was for other data or settings: it starts anew")
+    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if folder.exists() and config.get("config") != settings:
+        if config:
+            say(f"what {folder} holds was for other data or settings: it starts anew")
         shutil.rmtree(folder)
     about = about_run("retrain", [f"{device.platform} ({device.device_kind})" for device in jax.devices()])
     with open_run(folder, settings, about) as records:
