@@ -163,6 +163,7 @@ def test_figure2_compares_at_the_images_that_the_run_reached(tmp_path):
     # the report's third round: RI 48.92, WS 48.78
     assert "at 3,000 images: RI 36.5 [30.1, 42.9] (published 48.9); WS 33.5 [27.1, 39.9] (published 48.8)" in text
     assert "gap RI - WS 3.0 [3.0, 3.0] (published 0.1)" in text
+    assert "RI - WS changes by +1.00 points [+1.00, +1.00] a round." in text
     # RI takes 2 + 20 + 30 steps (the first round is common), WS 2 + 4 + 6
     assert "Steps over all rounds, in percent of RI's: WS 23.1 [23.1, 23.1]." in text
     assert "2 of 12 rounds ended at the cap of 4 epochs." in text

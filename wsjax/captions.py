@@ -161,6 +161,10 @@ def online_caption(
     ends = [row for row in summary["rounds"] if row["samples"] == samples]
     numbers = "; ".join(_accuracies(ends, published or {}))
     sentences.append(f"Test accuracy in percent at {samples:,} images: {numbers}.")
+    if slope := summary["gap_slope"]:
+        low, high = slope["low"], slope["high"]
+        bounds = "" if low is None else f" [{100 * low:+.2f}, {100 * high:+.2f}]"
+        sentences.append(f"RI - WS changes by {100 * slope['mean']:+.2f} points{bounds} a round.")
     shares = {way: share for way, share in summary["steps_of_RI"].items() if share is not None}
     if run.finished and shares:
         took = "; ".join(f"{way} {_share(share)}" for way, share in shares.items())
