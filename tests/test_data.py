@@ -425,6 +425,24 @@ def test_real_cifar10():
     assert set(np.bincount(dataset.train_labels)) == {5_000}
     assert set(np.bincount(dataset.test_labels)) == {1_000}
     assert dataset.class_names[0] == "airplane"
-    mean, std = data._channel_statistics(dataset.train_images)
+    mean, std = data.channel_statistics(dataset.train_images)
     np.testing.assert_allclose(mean, dataset.mean, atol=5e-5)
     np.testing.assert_allclose(std, (0.2470, 0.2435, 0.2616), atol=5e-5)
+
+
+def test_images_without_a_split(tmp_path):
+    images, labels = np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 1])
+    path = tmp_path / "day.npz"
+    np.savez(path, images=images, labels=labels, class_names=np.array(["a", "b"]))
+    read = data.read_images(path)
+    assert (read.images.shape, read.labels.tolist(), read.class_names) == ((3, 4, 4, 1), [0, 1, 1], ("a", "b"))
+    assert read.labels.dtype == np.int32
+    np.savez(path, images=images, labels=labels + 2**32)
+    with pytest.raises(data.DataError, match="has the label 4294967297; number the classes from 0 on"):
+        data.read_images(path)
+    np.savez(path, images=images, labels=labels, class_names=np.array(["a"]))
+    with pytest.raises(data.DataError, match="class_names allow only 0 to 0"):
+        data.read_images(path)
+    np.savez(path, images=images)
+    with pytest.raises(data.DataError, match="lacks labels; found: images; wanted: images .* and labels"):
+        data.read_images(path)

@@ -154,6 +154,8 @@ def read_images(path: str | os.PathLike[str]) -> Images:
     arrays = _read_npz(Path(path), ("images", "labels"), "images (uint8 [N, height, width, channels]) and labels")
     images, labels = arrays["images"], arrays["labels"]
     _check_images("images", "labels", images, labels, path, at_least=1)
+    if labels.max() > np.iinfo(np.int32).max:
+        raise DataError(f"{path}: labels has the label {labels.max()}; number the classes from 0 on")
     names = _strings(arrays["class_names"], path) if "class_names" in arrays else None
     if names is not None and labels.max() >= len(names):
         raise DataError(f"{path}: labels has {labels.max()}, but class_names allow only 0 to {len(names) - 1}")
@@ -317,8 +319,6 @@ def _check_images(
         raise DataError(f"{origin}: {name} has {len(images)}; it must have at least {at_least}")
     if labels.min() < 0:
         raise DataError(f"{origin}: {labels_name} has the label {labels.min()}; number the classes from 0 on")
-    if labels.max() > np.iinfo(np.int32).max:
-        raise DataError(f"{origin}: {labels_name} has the label {labels.max()}; number the classes from 0 on")
 
 
 def _class_names(arrays: Mapping[str, np.ndarray], origin: str | Path, source: _Source | None) -> tuple[str, ...]:
