@@ -444,5 +444,5 @@ def test_images_without_a_split(tmp_path):
     with pytest.raises(data.DataError, match="class_names allow only 0 to 0"):
         data.read_images(path)
     np.savez(path, images=images)
-    with pytest.raises(data.DataError, match="lacks labels; found: images; wanted: images .* and labels"):
+    with pytest.raises(data.DataError, match=r"lacks labels; found: images; wanted: images .* and labels"):
         data.read_images(path)
