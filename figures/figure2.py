@@ -10,6 +10,7 @@ report's settings expect RI near 78.3 % and WS near 73.2 % (panel a), and WS 9.5
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -27,6 +28,8 @@ class Config:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of online runs; several are merged where only seeds, methods and shrinks differ."""
+    cost: Literal["seconds", "steps"] = "seconds"
+    """What a round costs: seconds, or steps, which do not depend on the machine."""
     out: Path = HERE / "results" / "figure2"
     """The files to write, without their endings."""
 
@@ -60,7 +63,7 @@ def main(config: Config) -> str:
             "SVHN at 99 % and 99.9 %."
         )
 
-    figure = plots.online_curves(ends["rounds"], published=curves)
+    figure = plots.online_curves(ends["rounds"], published=curves, cost=config.cost)
     plots.save_captioned(figure, caption, config.out)
     return caption
 

@@ -10,7 +10,7 @@ their settings expect SP at shrink 0.4 or 0.6 near or above RI, at a third to a 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -26,6 +26,8 @@ class Config:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of online runs; several are merged where only seeds, methods and shrinks differ."""
+    cost: Literal["seconds", "steps"] = "seconds"
+    """What a round costs: seconds, or steps, which do not depend on the machine."""
     out: Path = HERE / "results" / "figure6"
     """The files to write, without their endings."""
 
@@ -54,7 +56,7 @@ def main(config: Config) -> str:
         caption += captions.online_caption(run, ends)
         caption += " No published curve: the report's Figure 6 is ResNet-18 on CIFAR-10, stopped at 99 %."
 
-    figure = plots.online_curves(ends["rounds"], published=curves)
+    figure = plots.online_curves(ends["rounds"], published=curves, cost=config.cost)
     plots.save_captioned(figure, caption, config.out)
     return caption
 

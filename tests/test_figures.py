@@ -108,7 +108,7 @@ def write_online_run(folder, sizes=(1000, 2000, 3000), finished=True, **settings
 
 def draw(number, *runs, out):
     script = runpy.run_path(str(FIGURES / f"figure{number}.py"))
-    return script["main"](script["Config"](runs, out))
+    return script["main"](script["Config"](runs, out=out))
 
 
 def command(number, *arguments):

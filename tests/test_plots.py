@@ -170,6 +170,13 @@ def test_online_curves_by_hand():
     np.testing.assert_allclose(dashed[0].get_xydata(), [[10, 11], [20, 22]])  # cut where the measured rounds end
 
 
+def test_online_curves_draw_steps_where_asked():
+    rounds = [{"method": "RI", "seed": 0, "samples": 10 * n, "test_accuracy": 0.1, "steps": 7 * n} for n in (1, 2)]
+    cost = plots.online_curves(rounds, cost="steps").axes[1]
+    np.testing.assert_allclose(cost.lines[0].get_xydata(), [[10, 7], [20, 14]])
+    assert cost.get_ylabel() == "Steps a round"
+
+
 def test_accuracies_at_a_number_of_samples_that_a_curve_has():
     published = {("test_accuracy", "RI"): [[10, 11.0], [20, 22.0]], ("train_seconds", "RI"): [[10, 5.0]]}
     assert plots.accuracies_at(published, 20) == {"RI": 22.0}

@@ -25,7 +25,8 @@ from wsjax.records import Row, write_whole
 from wsjax.stats import Interval, mean_interval
 from wsjax.summary import FIRST
 
-ONLINE_PANELS = (("test_accuracy", "Test accuracy (%)", 100), ("train_seconds", "Seconds a round", 1))
+COSTS = {"seconds": ("train_seconds", "Seconds a round", 1), "steps": ("steps", "Steps a round", 1)}
+"""What a round's cost can be drawn as: field, label, scale."""
 
 Published = Mapping[tuple[str, str], ArrayLike]
 """Published curves: (field, method) to points [P, 2]. Offline (epoch, percent), the epochs counted from 1 within the
@@ -104,18 +105,20 @@ def offline_curves(
     return figure
 
 
-def online_curves(rounds: Sequence[Row], *, published: Published | None = None) -> Figure:
-    """Draws test accuracy, and training seconds a round, by the number of samples.
+def online_curves(rounds: Sequence[Row], *, published: Published | None = None, cost: str = "seconds") -> Figure:
+    """Draws test accuracy, and what a round costs, by the number of samples.
 
     Args:
         rounds: a row a round, of any methods and seeds; each method is averaged over the seeds that reached a round.
         published: drawn dashed behind the measured curves: (field, method) to points (samples, percent or seconds).
+        cost: one of `COSTS`: training seconds, or steps, which do not depend on the machine.
     """
     published = published or {}
     methods = sorted({row["method"] for row in rounds}, key=method_order)
     colors = method_colors(methods)
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    for axis, (field, label, scale) in zip(figure.subplots(1, 2), ONLINE_PANELS, strict=True):
+    panels = (("test_accuracy", LABELS["test_accuracy"], 100), COSTS[cost])
+    for axis, (field, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
         for method in methods:
             own = [row for row in rounds if row["method"] == method]
             samples = sorted({row["samples"] for row in own})
