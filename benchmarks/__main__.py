@@ -53,9 +53,10 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     if "JAX_NUM_CPU_DEVICES" not in os.environ:  # several seeds train on a core each
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     from benchmarks import roofline, subjects
+    from wsjax import parallel
 
     torch.set_num_threads(os.cpu_count() or 1)
-    devices = [f"{device.platform} ({device.device_kind})" for device in jax.devices()]
+    devices = parallel.device_names()
     about = about_run("benchmarks", devices)
     about["versions"]["torch"] = torch.__version__
     ceilings = roofline.ceilings()

@@ -19,6 +19,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,6 @@ def advice() -> Iterator[None]:
 
 def build_recipe(config: Config) -> Any:
     """The settings as a `retraining.Recipe`."""
-    from functools import partial
-
     from wsjax.retraining import Recipe
     from wsjax.rounds import Settings
 

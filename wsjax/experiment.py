@@ -232,15 +232,13 @@ def run(
     Returns:
       (folder, rows, summary).
     """
-    import jax
-
     from wsjax import parallel, rounds
 
     mesh = build_mesh(config)
     folder = config.workdir / name / run_name(config)
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in PLACES}
     settings |= {"num_train": len(dataset.train_labels), "num_test": len(dataset.test_labels)}
-    about = about_run(name, [f"{device.platform} ({device.device_kind})" for device in jax.devices()])
+    about = about_run(name, parallel.device_names())
     ways = build_ways(config)
     first, *later = (size * cap for size, cap in plan)
     work = len(config.seeds) * (first + len(ways) * sum(later))

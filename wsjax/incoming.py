@@ -24,6 +24,10 @@ Data = tuple[np.ndarray, np.ndarray]
 _LEAST = {False: 2, True: 1}  # images to train on (BatchNorm has no variance over one), and held out
 
 
+class _OtherSize(DataError):
+    """A file's images are not of the size of the others."""
+
+
 class Pool(NamedTuple):
     """All images there are, each once.
 
@@ -82,10 +86,10 @@ def read_pool(
             read = read_images(path)
             if shape is not None and read.images.shape[1:] != shape:
                 where = "the model's are" if base else f"{files[0]} has"
-                raise DataError(f"{path}: images of {read.images.shape[1:]} where {where} {shape}")
+                raise _OtherSize(f"{path}: images of {read.images.shape[1:]} where {where} {shape}")
             class_names = _merge_classes(class_names, read.class_names, set(read.labels.tolist()), path)
         except DataError as error:
-            if base is None and shape is not None and "images of" in str(error):
+            if base is None and isinstance(error, _OtherSize):
                 raise  # which of two sizes is meant is the user's to say
             say(f"left out: {error}")
             rows += [old[path]] if path in old else []

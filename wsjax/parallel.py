@@ -30,6 +30,11 @@ def replica_mesh(devices: int | None = None) -> Mesh:
     return _mesh(REPLICAS, devices)
 
 
+def device_names() -> list[str]:
+    """What every device is, as a run's record tells it."""
+    return [f"{device.platform} ({device.device_kind})" for device in jax.devices()]
+
+
 def axis_of(mesh: Mesh | None) -> str | None:
     """The axis over which batches are split, for a model's `axis_name`: "data", or None."""
     return DATA if mesh is not None and DATA in mesh.axis_names else None

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wsjax import checkpoint
+from wsjax import checkpoint, parallel
 from wsjax.data import channel_statistics
 from wsjax.incoming import Pool, read_pool
 from wsjax.records import CONFIG, LOCK, Records, Row, RunError, about_run, hold, open_run, read_json, write_json
@@ -204,9 +204,9 @@ def _train(
     settings = recipe.settings._replace(evaluate="round", evaluation="running")
     start = None
     if parent is not None:
-        params, batch_stats = jax.jit(task.init)(jax.random.key(recipe.seed + number))
-        params = start_from(parent.state.params, params, recipe.shrink, recipe.perturb)
-        start = params, jax.tree.map(lambda fresh, old: old, batch_stats, parent.state.batch_stats)
+        fresh, _ = jax.jit(task.init)(jax.random.key(recipe.seed + number))
+        params = start_from(parent.state.params, fresh, recipe.shrink, recipe.perturb)
+        start = params, parent.state.batch_stats
 
     def run(folder: Path, start: Any, **key: Any) -> tuple[TrainState, Row]:
         with _open_part(folder, key, say) as records:
@@ -229,8 +229,8 @@ def _train(
     scratch = known["scratch"] if known else cost
     if recipe.compare_scratch and parent is not None:
         try:
-            fresh, fresh_end = run(part / "scratch", None, **what)
-            scratch = _cost(number, pool, score(task, fresh), fresh_end)
+            other, other_end = run(part / "scratch", None, **what)
+            scratch = _cost(number, pool, score(task, other), other_end)
         except NonFiniteLoss as error:  # that is no fault of the new model
             say(f"from scratch: {error}")
 
@@ -327,8 +327,7 @@ def _open_part(folder: Path, settings: Mapping[str, Any], say: Callable[[str], N
         if config:
             say(f"what {folder} holds was for other data or settings: it starts anew")
         shutil.rmtree(folder)
-    about = about_run("retrain", [f"{device.platform} ({device.device_kind})" for device in jax.devices()])
-    with open_run(folder, settings, about) as records:
+    with open_run(folder, settings, about_run("retrain", parallel.device_names())) as records:
         yield records
 
 
