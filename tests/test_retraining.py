@@ -398,14 +398,19 @@ def test_a_moved_file_keeps_its_place(job):
     assert job.call() is None
 
 
-def test_a_number_is_never_given_twice(job):
-    for seed, name in enumerate("ab"):
+@pytest.mark.parametrize("removed_first", [True, False])
+def test_a_number_is_never_given_twice(job, removed_first):
+    for seed, name in enumerate("abc"):
         job.add(name, seed=seed)
         job.call()
-    roll_back(job.folder)
-    shutil.rmtree(job.folder / "models" / "0002")
-    assert job.call()["model"] == 3
-    assert job.load().lineage["model"] == 3
+    (job.folder / "current.json").write_text('{"current": 2, "decided": 3}')  # as if model 3 had been kept aside
+    if not removed_first:
+        roll_back(job.folder)
+    shutil.rmtree(job.folder / "models" / "0003")
+    if removed_first:
+        roll_back(job.folder)
+    assert job.call()["model"] == 4
+    assert job.load().lineage["model"] == 4
 
 
 def test_rollback_takes_back_new_classes(job):

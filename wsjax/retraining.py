@@ -146,7 +146,7 @@ def roll_back(folder: Path | str) -> tuple[int, int]:
         parent = None if current is None else lineage_of(folder, current)["parent"]
         if current is None or parent is None:
             raise RunError(f"{folder}: model {current} has no parent to roll back to")
-        write_json(folder / CURRENT, {"current": parent, "decided": _newest(folder)})
+        write_json(folder / CURRENT, {"current": parent, "decided": _place(folder)["decided"]})
         return current, parent
 
 
