@@ -53,7 +53,7 @@ def test_rounds_grow_by_the_increment_and_the_summary_adds_up(tmp_path):
         (("--devices", "0"), "--devices must be positive, not 0"),
         (("--devices", "5"), r"--devices=5: 5 devices asked for; there are 4 \(cpu\)"),
         (("--replicas", "gpu"), "unknown replicas 'gpu'; available: devices"),
-        (("--devices", "2", "--replicas", "devices"), "--devices splits batches and --replicas=devices spreads seeds"),
+        (("--devices", "2", "--replicas", "devices"), "--devices splits batches and --replicas=devices spreads runs"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):

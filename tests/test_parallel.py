@@ -10,7 +10,7 @@ from test_rounds import TWO_ROUNDS, WAYS, data, mlp_task, run, same, timeless
 from wsjax import models, parallel
 from wsjax.parallel import data_mesh, replica_mesh
 from wsjax.records import Records
-from wsjax.rounds import Round, Settings, run_rounds
+from wsjax.rounds import Round, Settings, make_legs, run_rounds
 from wsjax.stopping import after_epochs
 from wsjax.train import image_task, make_optimizer
 
@@ -117,6 +117,18 @@ def test_a_stopped_replica_does_no_steps():
     assert [row["epoch"] for row in result.rows if row["seed"] == 0] == [1, 2, 3, 4, 5]
     assert [row["epoch"] for row in result.rows if row["seed"] == 1] == [1]
     assert len(calls) == 3 * (5 + 1)  # three batches an epoch
+
+
+def test_ways_run_side_by_side_where_seeds_leave_devices_idle():
+    def legs(*arguments):
+        return [leg.replicas for leg in make_legs(2, ("RI", "WS", "SP"), *arguments)]
+
+    first, *later = legs((7,), True, replica_mesh(2))
+    assert first == (("first", 7),)
+    assert later == [(("RI", 7), ("WS", 7)), (("SP", 7),)]
+    assert legs((1, 2), True, replica_mesh(2))[1] == (("RI", 1), ("RI", 2))  # they are not idle
+    for mesh in (None, data_mesh(2)):
+        assert legs((7,), True, mesh)[1:] == [(("RI", 7),), (("WS", 7),), (("SP", 7),)]
 
 
 def test_groups_and_meshes_by_hand():

@@ -139,7 +139,7 @@ class Common(Training, Source):
     devices: int | None = None
     """Split every batch over so many devices (cores, on a CPU). Default: one."""
     replicas: str | None = None
-    """devices: train seeds side by side, spread over all devices (cores, on a CPU). Default: all on one."""
+    """devices: train seeds, and ways if they are more, side by side, spread over all devices (on a CPU, cores)."""
     coordinator: str | None = None
     """Several hosts: HOST:PORT of process 0; every process gets the same command but for --process_id."""
     num_processes: int | None = None
@@ -162,7 +162,7 @@ def check_config(config: Common) -> None:
     check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
     if config.replicas is not None:
         choose("replicas", config.replicas, ("devices",))
-        check(config.devices is None, "--devices splits batches and --replicas=devices spreads seeds: give one of them")
+        check(config.devices is None, "--devices splits batches and --replicas=devices spreads runs: give one of them")
     check(
         not _several_processes(config) or (config.devices is None and config.replicas is None),
         "several processes split batches over all their devices: leave out --devices and --replicas",

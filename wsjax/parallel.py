@@ -2,7 +2,7 @@
 
 A mesh has one axis. Over "data" every batch is split into equal parts, gradients and BatchNorm's moments are summed
 over the devices, and all hold the same state: N devices give one device's result up to rounding. Over "replicas" every
-device trains seeds of its own, and nothing is communicated.
+device trains replicas of its own, and nothing is communicated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def data_mesh(devices: int | None = None) -> Mesh:
 
 
 def replica_mesh(devices: int | None = None) -> Mesh:
-    """A mesh that spreads seeds over so many devices, by default all there are."""
+    """A mesh that spreads replicas over so many devices, by default all there are."""
     return _mesh(REPLICAS, devices)
 
 
@@ -46,6 +46,11 @@ def groups(seeds: Sequence[int], stack: bool, mesh: Mesh | None) -> list[tuple[i
     if mesh is not None and REPLICAS in mesh.axis_names:
         size = max(len(seeds) // mesh.size, 1) * mesh.size if stack else mesh.size
     return [tuple(seeds[i : i + size]) for i in range(0, len(seeds), size)]
+
+
+def replica_devices(mesh: Mesh | None) -> int:
+    """The number of devices that replicas are spread over."""
+    return mesh.size if mesh is not None and REPLICAS in mesh.axis_names else 1
 
 
 def fit(mesh: Mesh | None, replicas: int) -> Mesh | None:

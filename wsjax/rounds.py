@@ -1,8 +1,9 @@
 """The loop of rounds: train on the data there is until a stop rule holds, re-initialise, go on with more data.
 
-A *way* is a name and a re-initialiser; every way starts from the same first round. A *leg* is what runs in one piece:
-one way (or the first round that all share), for a stack of seeds that train together as one vmapped program. A leg's
-checkpoints and its rows are all that a resume needs, because every random key is a function of (seed, round, epoch).
+A *way* is a name and a re-initialiser; every way starts from the same first round. A *replica* is a way (or the first
+round that all share) with a seed. A *leg* is what runs in one piece: a stack of replicas that train together as one
+program. A leg's checkpoints and its rows are all that a resume needs, because every random key is a function of (seed,
+round, epoch).
 """
 
 from __future__ import annotations
@@ -98,24 +99,38 @@ class Study(NamedTuple):
 
 
 class Leg(NamedTuple):
-    """One way for a stack of seeds, over rounds [begin, end), numbered from 1."""
+    """Replicas (method, seed), those of a method side by side, over rounds [begin, end), numbered from 1."""
 
-    method: str
-    seeds: tuple[int, ...]
+    replicas: tuple[tuple[str, int], ...]
     begin: int
     end: int
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The replicas' seeds."""
+        return tuple(seed for _, seed in self.replicas)
+
+    @property
+    def parts(self) -> list[tuple[str, slice]]:
+        """Each method, and where its replicas are."""
+        methods = [method for method, _ in self.replicas]
+        return [
+            (name, slice(methods.index(name), methods.index(name) + methods.count(name)))
+            for name in dict.fromkeys(methods)
+        ]
+
+    @property
     def name(self) -> str:
         """The leg's folder of checkpoints."""
-        seeds = "-".join(map(str, self.seeds))
-        if len(seeds) > 60:  # a file's name has its limit
-            seeds = f"{len(self.seeds)}-{hashlib.sha256(seeds.encode()).hexdigest()[:12]}"
-        return f"{quote(self.method, safe='')}-seeds-{seeds}"
+        parts = [(quote(method, safe=""), "-".join(map(str, self.seeds[where]))) for method, where in self.parts]
+        name = "+".join(f"{method}-seeds-{seeds}" for method, seeds in parts)
+        if len(name) > 200:  # a file's name has its limit
+            name = f"{len(self.replicas)}-replicas-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        return name
 
     def has(self, row: Row) -> bool:
         """Whether a row belongs to this leg."""
-        return row["method"] == self.method and row["seed"] in self.seeds
+        return (row["method"], row["seed"]) in self.replicas
 
 
 def run_rounds(
@@ -155,7 +170,8 @@ def run_rounds(
         whose kernels do not vmap well.
       start: (params, batch_stats) that round 1 starts from, for every seed; by default a newly drawn network.
       mesh: `wsjax.parallel.data_mesh()` splits every batch over devices, and then a model with batch statistics takes
-        them over the axis "data"; `replica_mesh()` trains seeds side by side, on a device each.
+        them over the axis "data"; `replica_mesh()` trains seeds side by side, on a device each, and
+        ways too where devices are left.
       records: takes the rows. Where it holds rows already, the run continues as far as `checkpoints` reach.
       checkpoints: folder for checkpoints; None keeps none. Records and checkpoints belong to one run: give others for
         other settings, which are not compared here (`wsjax.records.open_run` does that).
@@ -173,20 +189,34 @@ def run_rounds(
     _check(train, test, rounds, ways, seeds, settings)
     states: dict[tuple[str, int], TrainState] = {}
     studies: dict[int, Study] = {}
-    for group in parallel.groups(seeds, stack, mesh):
-        if len(group) not in studies:
-            fitting = parallel.fit(mesh, len(group))
-            studies[len(group)] = make_study(task, optimizer, train, test, rounds, settings, fitting)
-        study = studies[len(group)]
-        leg = Leg(FIRST, group, 1, 2)
-        begin = None if start is None else _given(optimizer, start, len(group))
-        first = _run_leg(study, leg, begin, None, records, checkpoints, observe)
-        states |= _by_seed(leg, first)
-        for way in ways:
-            leg = Leg(way, group, 2, len(rounds) + 1)
-            states |= _by_seed(leg, _run_leg(study, leg, first, ways[way], records, checkpoints, observe))
+
+    for leg in make_legs(len(rounds), tuple(ways), seeds, stack, mesh):
+        count = len(leg.replicas)
+        if count not in studies:
+            fitting = parallel.fit(mesh, count)
+            studies[count] = make_study(task, optimizer, train, test, rounds, settings, fitting)
+        if leg.begin > 1:
+            begin = _stack([states[FIRST, seed] for seed in leg.seeds])
+        else:
+            begin = None if start is None else _given(optimizer, start, count)
+        end = _run_leg(studies[count], leg, begin, ways, records, checkpoints, observe)
+        states |= zip(leg.replicas, _unstack(end), strict=True)
     compiled = [program for study in studies.values() for program in (study.draw, study.epoch, study.evaluate)]
     return Result(records.rows, states, sum(program.compile_seconds for program in compiled))
+
+
+def make_legs(rounds: int, ways: Sequence[str], seeds: Sequence[int], stack: bool, mesh: Mesh | None) -> list[Leg]:
+    """What runs in one piece, in order: the first round of some seeds, then the later ones, way by way.
+
+    Where a way's seeds would leave devices of a replica mesh idle, ways run side by side.
+    """
+    legs = []
+    for group in parallel.groups(seeds, stack, mesh):
+        legs.append(Leg(tuple((FIRST, seed) for seed in group), 1, 2))
+        replicas = [(way, seed) for way in ways for seed in group]
+        size = max(len(group), parallel.replica_devices(mesh))
+        legs += [Leg(tuple(replicas[i : i + size]), 2, rounds + 1) for i in range(0, len(replicas), size)]
+    return legs
 
 
 def make_study(
@@ -243,16 +273,16 @@ def _run_leg(
     study: Study,
     leg: Leg,
     start: TrainState | None,
-    reinit: Reinit | None,
+    ways: Mapping[str, Reinit],
     records: Records,
     checkpoints: Path | str | None,
     observe: Observer | None,
 ) -> TrainState:
     """Runs a leg, or what is left of it, and returns its stacked state."""
     if checkpoints is None:
-        return _run_leg_in(None, study, leg, start, reinit, records, observe)
+        return _run_leg_in(None, study, leg, start, ways, records, observe)
     with contextlib.closing(checkpoint.open_folder(Path(checkpoints) / leg.name)) as folder:
-        return _run_leg_in(folder, study, leg, start, reinit, records, observe)
+        return _run_leg_in(folder, study, leg, start, ways, records, observe)
 
 
 def _run_leg_in(
@@ -260,7 +290,7 @@ def _run_leg_in(
     study: Study,
     leg: Leg,
     start: TrainState | None,
-    reinit: Reinit | None,
+    ways: Mapping[str, Reinit],
     records: Records,
     observe: Observer | None,
 ) -> TrainState:
@@ -279,7 +309,7 @@ def _run_leg_in(
     while number < leg.end:
         if epoch == 0 and number > 1:
             fresh = parallel.place(_fresh(study, keys, number), study.mesh)
-            state = parallel.place(_boundary(study, state, fresh, reinit), study.mesh)
+            state = parallel.place(_boundary(study, leg, state, fresh, ways), study.mesh)
         state = _run_round(study, leg, number, epoch, state, keys, pools, records, folder, observe)
         number, epoch = number + 1, 0
     return state
@@ -302,13 +332,14 @@ def _run_round(
     num_samples = parallel.place(jnp.asarray(size, jnp.int32), study.mesh, replicated=True)
     round_keys = _fold(keys["epoch"], number)
     done = [row for row in records.rows if leg.has(row) and row["round"] == number]
-    history = {seed: [row["train_accuracy"] for row in done if row["seed"] == seed] for seed in leg.seeds}
-    active = np.array([not any(row["seed"] == seed and row["stop"] for row in done) for seed in leg.seeds])
+    own = [[row for row in done if (row["method"], row["seed"]) == replica] for replica in leg.replicas]
+    history = [[row["train_accuracy"] for row in rows] for rows in own]
+    active = np.array([not any(row["stop"] for row in rows) for rows in own])
 
     while active.any():
         epoch += 1
-        own = parallel.place((jnp.asarray(active), _fold(round_keys, epoch)), study.mesh)
-        arguments = (state, own[0], study.train, pools, num_samples, own[1])
+        now = parallel.place((jnp.asarray(active), _fold(round_keys, epoch)), study.mesh)
+        arguments = (state, now[0], study.train, pools, num_samples, now[1])
         train_epoch = study.epoch.prepare(*arguments)
         begin = time.perf_counter()
         state, fitted = jax.block_until_ready(train_epoch(*arguments))
@@ -317,11 +348,10 @@ def _run_round(
         ran = np.flatnonzero(active)
         fitted = jax.tree.map(np.asarray, fitted)
         for i in ran:
-            seed = leg.seeds[i]
             if step := int(fitted["bad_step"][i]):
                 raise NonFiniteLoss(f"the loss is not finite: {_place(leg, i, number, epoch)}, step {step}")
-            history[seed].append(float(fitted["accuracy"][i]))
-        reasons = [stop(history[seed]) for seed in leg.seeds]
+            history[i].append(float(fitted["accuracy"][i]))
+        reasons = [stop(accuracies) for accuracies in history]
         active &= [reason is None for reason in reasons]
 
         tested, eval_seconds = None, 0.0
@@ -337,14 +367,14 @@ def _run_round(
 
         rows = [
             {
-                "method": leg.method,
-                "seed": leg.seeds[i],
+                "method": leg.replicas[i][0],
+                "seed": leg.replicas[i][1],
                 "round": number,
                 "epoch": epoch,
                 "samples": size,
                 "steps": epoch * int(fitted["steps"][i]),
                 "samples_seen": epoch * size,
-                "train_accuracy": history[leg.seeds[i]][-1],
+                "train_accuracy": history[i][-1],
                 "train_loss": float(fitted["loss"][i]),
                 **_tested(tested, i, study.settings.evaluate == "epoch" or reasons[i] is not None),
                 "stop": reasons[i],
@@ -362,9 +392,15 @@ def _run_round(
     return state
 
 
-def _by_seed(leg: Leg, state: TrainState) -> dict[tuple[str, int], TrainState]:
-    """A leg's stacked state, seed by seed."""
-    return {(leg.method, seed): jax.tree.map(lambda x, i=i: x[i], state) for i, seed in enumerate(leg.seeds)}
+@jax.jit
+def _stack(states: Sequence[TrainState]) -> TrainState:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+@jax.jit
+def _unstack(state: TrainState) -> list[TrainState]:
+    replicas = jax.tree.leaves(state)[0].shape[0]
+    return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(replicas)]
 
 
 def _tested(metrics: Any, i: Any, wanted: bool) -> dict[str, float | None]:
@@ -374,16 +410,24 @@ def _tested(metrics: Any, i: Any, wanted: bool) -> dict[str, float | None]:
     return {"test_accuracy": float(metrics["accuracy"][i]), "test_loss": float(metrics["loss"][i])}
 
 
-def _boundary(study: Study, old: TrainState, fresh: TrainState, reinit: Reinit | None) -> TrainState:
-    """The state that a round starts from. The old one stays valid: other ways start from it too."""
-    assert reinit is not None
+def _boundary(study: Study, leg: Leg, old: TrainState, fresh: TrainState, ways: Mapping[str, Reinit]) -> TrainState:
+    """The states that a round starts from, each way's by its own re-initialiser."""
+    starts = []
+    for method, where in leg.parts:
+        old_part, fresh_part = jax.tree.map(lambda x, where=where: x[where], (old, fresh))
+        starts.append(_reinitialised(study.settings, old_part, fresh_part, ways[method]))
+    # The next epoch donates its state: without a copy it would take the old one's arrays with it, and other ways start
+    # from these too.
+    return jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *starts)
+
+
+def _reinitialised(settings: Settings, old: TrainState, fresh: TrainState, reinit: Reinit) -> TrainState:
     if reinit is random_init:
         return fresh
     params = jax.vmap(reinit)(old.params, fresh.params)
-    batch_stats = old.batch_stats if study.settings.batch_stats == "keep" else fresh.batch_stats
-    opt_state = old.opt_state if study.settings.opt_state == "keep" else fresh.opt_state
-    # The next epoch donates its state: without a copy it would take the old one's arrays with it.
-    return jax.tree.map(jnp.copy, TrainState(params, batch_stats, opt_state, fresh.step))
+    batch_stats = old.batch_stats if settings.batch_stats == "keep" else fresh.batch_stats
+    opt_state = old.opt_state if settings.opt_state == "keep" else fresh.opt_state
+    return TrainState(params, batch_stats, opt_state, fresh.step)
 
 
 def _keys(seeds: Sequence[int]) -> dict[str, jax.Array]:
@@ -419,13 +463,13 @@ def _given(optimizer: optax.GradientTransformation, start: tuple[Any, Any], seed
 
 def _covered(records: Records, leg: Leg, number: int, epoch: int) -> bool:
     """Whether the rows tell, without a hole, how every seed came as far as a checkpoint."""
-    own: dict[tuple[int, int], list[Row]] = {}
+    own: dict[tuple[str, int, int], list[Row]] = {}
     for row in records.rows:
         if leg.has(row) and (row["round"], row["epoch"]) <= (number, epoch):
-            own.setdefault((row["seed"], row["round"]), []).append(row)
-    for seed in leg.seeds:
+            own.setdefault((row["method"], row["seed"], row["round"]), []).append(row)
+    for replica in leg.replicas:
         for round_number in range(leg.begin, number + 1):
-            rows = own.get((seed, round_number), [])
+            rows = own.get((*replica, round_number), [])
             if not rows or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
                 return False
             if not rows[-1]["stop"] and (round_number, len(rows)) != (number, epoch):
@@ -434,7 +478,8 @@ def _covered(records: Records, leg: Leg, number: int, epoch: int) -> bool:
 
 
 def _place(leg: Leg, i: Any, number: int, epoch: int) -> str:
-    return f"{leg.method}, seed {leg.seeds[i]}, round {number}, epoch {epoch}"
+    method, seed = leg.replicas[i]
+    return f"{method}, seed {seed}, round {number}, epoch {epoch}"
 
 
 def _check(
