@@ -65,16 +65,19 @@ def gradients(model, variables, images, labels, weights):
 
 
 class TorchNet:
-    """A network of ours, in PyTorch, from our variables: tensors by path, in PyTorch's layouts."""
+    """A network of ours, in PyTorch, from our variables: tensors by path, in PyTorch's layouts.
+
+    In float64: a ReLU whose input is almost 0 can fall to either side in float32, in PyTorch as well as here.
+    """
 
     def __init__(self, torch, model, variables):
         self.torch, self.model = torch, model
-        tensors = {k: torch.tensor(to_torch(k, np.asarray(v))) for k, v in flat(variables).items()}
+        tensors = {k: torch.tensor(to_torch(k, np.asarray(v, np.float64))) for k, v in flat(variables).items()}
         self.tensors = {k: t.requires_grad_(k.startswith("params/")) for k, t in tensors.items()}
         self.params = [t for k, t in self.tensors.items() if k.startswith("params/")]
 
     def __call__(self, images):
-        return (self.resnet if isinstance(self.model, ResNet) else self.mlp)(self.torch.tensor(images))
+        return (self.resnet if isinstance(self.model, ResNet) else self.mlp)(self.torch.tensor(images).double())
 
     def mlp(self, images):
         x = images.flatten(1)
@@ -158,14 +161,14 @@ def test_three_steps_equal_pytorch(name, optimiser):
         return optax.apply_updates(params, updates), opt_state
 
     for step in range(3):
-        images, labels = batch(seed=step)
+        images, labels = batch(16, seed=step)
         theirs.zero_grad()
         torch.nn.functional.cross_entropy(net(images), torch.tensor(labels)).backward()
         theirs.step()
-        _, batch_stats, grads = gradients(model, variables, images, labels, np.ones(6))
+        _, batch_stats, grads = gradients(model, variables, images, labels, np.ones(16))
         params, opt_state = update(grads, opt_state, variables["params"])
         variables = {"params": params, "batch_stats": batch_stats}
-    assert_near(variables, net.tensors, 3e-4)
+    assert_near(variables, net.tensors, 1e-4)
 
 
 # --- BatchNorm and padding ---

@@ -1,14 +1,14 @@
-"""Convolution and max pooling that stay fast on a CPU and inside compiled loops.
+"""Convolution and max pooling that are fast on a CPU too, and inside compiled loops.
 
-XLA's own convolution is what a GPU wants, and gets here. On a CPU three things make it slow, and are cured here:
+XLA's own convolution is what a GPU wants, and gets here. On a CPU the compiled kernels of `wsjax.kernels` take its place.
+Where these can't be had, XLA's convolution is kept from two traps:
 
 - Autodiff writes a convolution's gradients with permuted axes. A CPU has no fast kernel for these, and inside
   `lax.scan` and its kin XLA doesn't put them right (https://github.com/jax-ml/jax/issues/12868). So both gradients are
   written out as convolutions of NHWC images with HWIO kernels.
 - An image smaller than the kernel falls to a naive loop, up to 100 times slower than a matrix product for each tap.
-- The gradients of large images' kernels and of the max pool are slow; see `_kernel_gradient_shifted` and `max_pool`.
 
-The ways are chosen by shape when a function is traced, and all of them give the same values up to rounding.
+The ways are chosen when a function is traced, and all of them give the same values up to rounding.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# The kernel's gradient from shifted copies has the lead from this size and this many channels on (measured on a CPU).
-_SHIFTED_MIN_SIZE = 16
-_SHIFTED_MIN_CHANNELS = 16
+from wsjax import kernels
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
     """Convolves images with a kernel (a cross-correlation, as is usual).
 
@@ -31,50 +28,68 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
 
     Args:
         x: images [B, H, W, C].
-        kernel: [KH, KW, C, D], of the images' dtype.
+        kernel: [K, K, C, D], of the images' dtype.
         stride: step of the window along both sides.
         padding: number of zeros added on each side of the images.
 
     Returns:
-        [B, (H + 2 * padding - KH) // stride + 1, (W + 2 * padding - KW) // stride + 1, D].
+        [B, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1, D].
     """
-    native = partial(_conv_native, stride=stride, padding=padding)
-    if not _is_smaller(x, kernel):
-        return native(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=partial(_conv_taps, stride=stride, padding=padding), default=native)
+    if kernel.shape[0] == 1 and padding == 0 and stride > 1:  # most pixels are not looked at
+        x, stride = x[:, ::stride, ::stride], 1
+    return _conv(x, kernel, stride, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    window = dict(stride=stride, padding=padding)
+    plain = _conv_taps if _is_smaller(x, kernel) else _conv_native
+    size = [(length + 2 * padding - kernel.shape[0]) // stride + 1 for length in x.shape[1:3]]
+    shape = (x.shape[0], *size, kernel.shape[3])
+    return _on_cpu("convolve", shape, (x, kernel), partial(plain, **window), partial(_conv_native, **window), **window)
 
 
 def _conv_forward(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Array, tuple[Array, Array]]:
-    return conv(x, kernel, stride, padding), (x, kernel)
+    return _conv(x, kernel, stride, padding), (x, kernel)
 
 
 def _conv_backward(stride: int, padding: int, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    window = dict(stride=stride, padding=padding)
-    images = _images_gradient_taps if _is_smaller(dy, saved[1]) else _images_gradient
-    kernel = _kernel_gradient_shifted if _is_shiftable(*saved, **window) else _kernel_gradient
+    (x, kernel), window = saved, dict(stride=stride, padding=padding)
+    plain_x = _images_gradient_taps if _is_smaller(dy, kernel) else _images_gradient
 
-    def by_platform(cpu: Callable[..., Array], argument: int) -> Array:
-        default = partial(_gradient_native, argument, **window)
-        return lax.platform_dependent(*saved, dy, cpu=partial(cpu, **window), default=default)
+    def plain(gradient: Callable[..., Array]) -> Callable[..., Array]:
+        return lambda *_: gradient(x, kernel, dy, **window)
 
-    return by_platform(images, 0), by_platform(kernel, 1)
+    dx = _on_cpu(
+        "images_gradient", x.shape, (dy, kernel), plain(plain_x), plain(partial(_gradient_native, 0)), **window
+    )
+    dkernel = _on_cpu(
+        "kernel_gradient", kernel.shape, (x, dy), plain(_kernel_gradient), plain(partial(_gradient_native, 1)), **window
+    )
+    return dx, dkernel
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _on_cpu(
+    name: str,
+    shape: tuple[int, ...],
+    arrays: tuple[Array, ...],
+    plain: Callable[..., Array],
+    default: Callable[..., Array],
+    **window: int,
+) -> Array:
+    """The compiled kernel of that name on a CPU, else XLA's `plain` one; on other devices the `default`."""
+    if kernels.support(*arrays):
+        result = jax.ShapeDtypeStruct(shape, arrays[0].dtype)
+        plain = partial(kernels.call, name, result, **window)
+    return lax.platform_dependent(*arrays, cpu=plain, default=default)
 
 
 def _is_smaller(x: Array, kernel: Array) -> bool:
     """Whether the images [B, H, W, _] are smaller than the kernel [KH, KW, _, _]."""
     return x.shape[1] < kernel.shape[0] or x.shape[2] < kernel.shape[1]
-
-
-def _is_shiftable(x: Array, kernel: Array, stride: int, padding: int) -> bool:
-    """Whether `_kernel_gradient_shifted` applies, and wins."""
-    height, width, *channels = kernel.shape
-    if height == width == 1:
-        return padding == 0
-    same_size = height == width == 2 * padding + 1 and stride == 1
-    return same_size and min(x.shape[1:3]) >= _SHIFTED_MIN_SIZE and min(channels) >= _SHIFTED_MIN_CHANNELS
 
 
 def _conv_native(x: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -126,33 +141,6 @@ def _kernel_gradient(x: Array, kernel: Array, dy: Array, stride: int, padding: i
         images, taps, (1, 1), pads, rhs_dilation=(stride, stride), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     return gradient.transpose(1, 2, 0, 3)
-
-
-def _kernel_gradient_shifted(x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
-    """dL/dkernel [K, K, C, D] as one matrix product, for padding K // 2 and a stride of 1 (or any if K is 1).
-
-    Tap (i, j) pairs x with dy shifted by (i - K // 2, j - K // 2). Shifting x along the rows and dy along the columns
-    takes 2 K copies in place of K^2, and a product of [K C, B H W] by [B H W, K D] rather than a lopsided one.
-    """
-    x = x[:, ::stride, ::stride]
-    size, _, channels, features = kernel.shape
-    offsets = range(-padding, padding + 1)
-    shifted_x = jnp.concatenate([_shift(x, offset, axis=2) for offset in offsets], -1)
-    shifted_dy = jnp.concatenate([_shift(dy, -offset, axis=1) for offset in offsets], -1)
-    gradient = shifted_x.reshape(-1, size * channels).T @ shifted_dy.reshape(-1, size * features)
-    return gradient.reshape(size, channels, size, features).transpose(2, 0, 1, 3)
-
-
-def _shift(x: Array, offset: int, axis: int) -> Array:
-    """x[n + offset] at every n along the axis, and zero beyond the edge."""
-    if offset == 0:
-        return x
-    size, steps = x.shape[axis], abs(offset)
-    # A concatenation: XLA's CPU code for it is faster than for a pad.
-    zeros = jnp.zeros_like(lax.slice_in_dim(x, 0, steps, axis=axis))
-    if offset > 0:
-        return jnp.concatenate([lax.slice_in_dim(x, steps, size, axis=axis), zeros], axis)
-    return jnp.concatenate([zeros, lax.slice_in_dim(x, 0, size - steps, axis=axis)], axis)
 
 
 @jax.custom_vjp
@@ -214,3 +202,15 @@ def _pool_winner(x: Array) -> Array:
         winner = jnp.where(pixel > best, jnp.int8(tap), winner)
         best = jnp.maximum(best, pixel)
     return winner
+
+
+def _shift(x: Array, offset: int, axis: int) -> Array:
+    """x[n + offset] at every n along the axis, and zero beyond the edge."""
+    if offset == 0:
+        return x
+    size, steps = x.shape[axis], abs(offset)
+    # A concatenation: XLA's CPU code for it is faster than for a pad.
+    zeros = jnp.zeros_like(lax.slice_in_dim(x, 0, steps, axis=axis))
+    if offset > 0:
+        return jnp.concatenate([lax.slice_in_dim(x, steps, size, axis=axis), zeros], axis)
+    return jnp.concatenate([zeros, lax.slice_in_dim(x, 0, size - steps, axis=axis)], axis)

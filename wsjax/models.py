@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wsjax.conv import conv, max_pool
+from wsjax.norm import batch_norm, normalise
 
 BN_MOMENTUM = 0.1
 """The new batch's share in BatchNorm's running statistics (PyTorch's convention)."""
@@ -192,35 +193,16 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         if not train:
-            return _normalise(x, mean.value, var.value, scale, bias)
-        batch_mean, batch_var, count = _moments(x, weights, self.axis_name)
+            return normalise(x, mean.value, var.value, scale, bias, BN_EPSILON)
+        weights = jnp.ones(x.shape[0]) if weights is None else weights
+        y, (batch_mean, batch_var, count) = batch_norm(x, weights, scale, bias, BN_EPSILON, self.axis_name)
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             # A batch of padding alone says nothing.
             momentum = jnp.where(count > 0, BN_MOMENTUM, 0.0)
             unbiased_var = batch_var * count / jnp.maximum(count - 1, 1)
             mean.value += momentum * (batch_mean - mean.value)
             var.value += momentum * (unbiased_var - var.value)
-        return _normalise(x, batch_mean, batch_var, scale, bias)
-
-
-def _normalise(x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
-    return ((x - mean) * (scale * lax.rsqrt(var + BN_EPSILON)) + bias).astype(x.dtype)
-
-
-def _moments(x: Array, weights: Array | None, axis_name: str | None) -> tuple[Array, Array, Array]:
-    """The mean [C] and biased variance [C] over the rows of weight 1, and how many values enter each of them."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    weights = jnp.ones(x.shape[0], x.dtype) if weights is None else weights.astype(x.dtype)
-
-    def total(values: Array) -> Array:
-        return values if axis_name is None else lax.psum(values, axis_name)
-
-    count = total(weights.sum() * (x.shape[1] * x.shape[2]))
-    share = weights[:, None, None, None] / jnp.maximum(count, 1)
-    mean = total((x * share).sum((0, 1, 2)))
-    # From the deviations, not E[x^2] - E[x]^2, which cancels where the mean is large.
-    var = total((jnp.square(x - mean) * share).sum((0, 1, 2)))
-    return mean, var, count
+        return y
 
 
 def _uniform(bound: float) -> Callable[..., Array]:

@@ -1,0 +1,604 @@
+// Convolutions and channel sums for a CPU, called from XLA's programs; wsjax/kernels.py compiles and registers them.
+//
+// Images are [N, H, W, C], kernels [K, K, C, D]: a pixel's channels, and the channels of neighbouring pixels in a row,
+// lie side by side. So a convolution is, for every row of taps, a product of a run of K * C input values with a
+// [K * C, D] matrix, and no patches are copied: a tile of PIXELS output pixels by a few vectors of output channels
+// stays in registers while the runs stream by. The same loop serves the images' gradient, a convolution of dy with the
+// flipped kernel, once for every residue of the pixels' positions modulo the stride. The kernel's gradient holds a tile
+// of RUN values of the run by a few vectors of channels, and streams the pixels.
+//
+// Work is cut into tasks by shapes alone, and every output is summed in one order: the number of threads changes no bit.
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, PIXELS = 8, RUN = 12;  // of 32 registers
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, PIXELS = 6, RUN = 6;  // of 16
+#else
+constexpr int VECTOR_BYTES = 16, PIXELS = 8, RUN = 8;
+#endif
+constexpr int PANEL = 2;                        // vectors of output channels in a tile
+constexpr int64_t TASKS = 16;                   // a call's tasks, about
+constexpr int64_t CACHE_BYTES = 512 << 10;      // of input that a task works on at a time: part of a core's cache
+constexpr int64_t BLOCK_BYTES = 16 << 10;       // of pixels that are summed at a time: part of a core's first cache
+constexpr int64_t ALIGNMENT = 64;
+
+template <typename T>
+constexpr int LANES = VECTOR_BYTES / sizeof(T);
+template <typename T>
+constexpr int WIDTH = PANEL * LANES<T>;  // output channels in a panel
+template <typename T>
+struct Simd {
+  typedef T Vector __attribute__((vector_size(VECTOR_BYTES)));
+  typedef T Anywhere __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));  // in memory
+};
+template <typename T>
+using Vector = typename Simd<T>::Vector;
+
+template <typename T>
+Vector<T> load(const T* from) {
+  return *reinterpret_cast<const typename Simd<T>::Anywhere*>(from);
+}
+
+template <typename T>
+void store(T* to, const typename Simd<T>::Vector& values) {
+  *reinterpret_cast<typename Simd<T>::Anywhere*>(to) = values;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory that is not initialised.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size)
+      : data_(static_cast<T*>(std::aligned_alloc(ALIGNMENT, ceil_div(size * sizeof(T) + 1, ALIGNMENT) * ALIGNMENT))) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+// Calls task(i) for every i below `count`, on XLA's threads and on this one, and returns when all are done.
+template <typename Task>
+void parallel_for(ffi::ThreadPool& pool, int64_t count, const Task& task) {
+  struct Progress {
+    std::atomic<int64_t> next{0}, done{0};
+  };
+  auto progress = std::make_shared<Progress>();
+  // A helper that comes too late finds nothing to do, and touches nothing but `progress`.
+  auto work = [progress, count, &task] {
+    for (int64_t i; (i = progress->next.fetch_add(1)) < count; progress->done.fetch_add(1)) task(i);
+  };
+  const int64_t helpers = std::min(pool.num_threads(), count) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule(std::function<void()>(work));
+  work();
+  while (progress->done.load() < count) std::this_thread::yield();
+}
+
+struct Images {
+  int64_t count, height, width, channels;
+  int64_t size() const { return height * width * channels; }  // of one image
+};
+
+struct Border {
+  int64_t before, after;  // pixels of zeros, on both axes
+};
+
+// Copies images into a border of zeros.
+template <typename T>
+void add_border(const T* from, const Images& shape, Border border, T* to) {
+  const int64_t row = shape.width * shape.channels;
+  const int64_t left = border.before * shape.channels, right = border.after * shape.channels;
+  const int64_t wide = left + row + right;
+  for (int64_t n = 0; n < shape.count; ++n) {
+    to = std::fill_n(to, border.before * wide, T(0));
+    for (int64_t y = 0; y < shape.height; ++y, from += row) {
+      to = std::fill_n(to, left, T(0));
+      to = std::copy_n(from, row, to);
+      to = std::fill_n(to, right, T(0));
+    }
+    to = std::fill_n(to, border.after * wide, T(0));
+  }
+}
+
+// A correlation of bordered input with a window of taps, on a grid of pixels.
+struct Phase {
+  int64_t rows, columns;                      // taps
+  int64_t grid_height, grid_width;            // output pixels of an image
+  int64_t in_row, in_column, in_step;         // where the first pixel's window begins; the way to the next pixel's
+  int64_t out_row, out_column, out_step;      // where the first output pixel lies; the way to the next
+  int64_t weights;                            // where its packed weights begin: [panel][rows][columns * C][WIDTH]
+  int64_t taps() const { return rows * columns; }
+};
+
+// Where a pixel's window begins in the input, and where its output goes.
+struct Place {
+  int64_t in, out;
+};
+
+// out[p][...] = sum over rows i and values l of the run: in[p][i * pitch + l] * weights[i][l][...], VECTORS wide.
+template <typename T, int VECTORS>
+__attribute__((noinline)) void correlate_tile(const T* in, T* out, const Place (&places)[PIXELS], int64_t rows,
+                                              int64_t pitch, int64_t run, const T* weights, int64_t channels) {
+  constexpr int TURNS = PANEL / VECTORS;  // a single vector takes turns on several sums, lest each wait for the last
+  Vector<T> sums[PIXELS][PANEL] = {};
+  const T* at[PIXELS];
+  for (int p = 0; p < PIXELS; ++p) at[p] = in + places[p].in;
+  const auto add = [&](int64_t l, int turn) __attribute__((always_inline)) {
+    Vector<T> w[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) w[v] = load(weights + l * WIDTH<T> + v * LANES<T>);
+#pragma GCC unroll 16
+    for (int p = 0; p < PIXELS; ++p) {
+      const Vector<T> value = at[p][l] - Vector<T>{};
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) sums[p][turn * VECTORS + v] += value * w[v];
+    }
+  };
+  for (int64_t i = 0; i < rows; ++i) {
+    int64_t l = 0;
+    for (; l + TURNS <= run; l += TURNS) {
+#pragma GCC unroll 8
+      for (int turn = 0; turn < TURNS; ++turn) add(l + turn, turn);
+    }
+    for (; l < run; ++l) add(l, 0);
+    weights += run * WIDTH<T>;
+    for (int p = 0; p < PIXELS; ++p) at[p] += pitch;
+  }
+  for (int p = 0; p < PIXELS; ++p) {
+    for (int turn = 1; turn < TURNS; ++turn) {
+      for (int v = 0; v < VECTORS; ++v) sums[p][v] += sums[p][turn * VECTORS + v];
+    }
+    T* to = out + places[p].out;
+    if (channels >= VECTORS * LANES<T>) {
+      for (int v = 0; v < VECTORS; ++v) store(to + v * LANES<T>, sums[p][v]);
+    } else {
+      std::memcpy(to, sums[p], channels * sizeof(T));
+    }
+  }
+}
+
+// The places of a phase's pixels on `count` images.
+std::vector<Place> places_of(const Phase& phase, const Images& in, const Images& out, int64_t count) {
+  std::vector<Place> places;
+  for (int64_t n = 0; n < count; ++n) {
+    for (int64_t y = 0; y < phase.grid_height; ++y) {
+      for (int64_t x = 0; x < phase.grid_width; ++x) {
+        const int64_t in_pixel = (phase.in_row + y * phase.in_step) * in.width + phase.in_column + x * phase.in_step;
+        const int64_t out_pixel =
+            (phase.out_row + y * phase.out_step) * out.width + phase.out_column + x * phase.out_step;
+        places.push_back({n * in.size() + in_pixel * in.channels, n * out.size() + out_pixel * out.channels});
+      }
+    }
+  }
+  return places;
+}
+
+// Correlates images with all phases' weights; what no phase covers of `out` is left alone.
+template <typename T>
+void correlate(ffi::ThreadPool& pool, const T* in, const Images& shape, Border border, const std::vector<Phase>& phases,
+               const T* weights, T* out, const Images& out_shape) {
+  const int64_t panels = ceil_div(out_shape.channels, WIDTH<T>);
+  const Images bordered = {1, shape.height + border.before + border.after, shape.width + border.before + border.after,
+                           shape.channels};
+  const int64_t pitch = bordered.width * shape.channels;
+  int64_t taps = 0;
+  for (const Phase& phase : phases) taps += phase.taps();
+  // Weights too large to stay in the cache beside the input are taken a panel at a time.
+  const bool by_panel = panels * taps * shape.channels * WIDTH<T> * sizeof(T) > CACHE_BYTES;
+  const int64_t panel_tasks = by_panel ? panels : 1, panels_each = by_panel ? 1 : panels;
+  const int64_t images_each = ceil_div(shape.count * panel_tasks, std::max(TASKS, panel_tasks));
+  const int64_t image_tasks = ceil_div(shape.count, images_each);
+  const int64_t at_a_time = std::clamp<int64_t>(CACHE_BYTES / (bordered.size() * sizeof(T)), 1, images_each);
+  const bool copy = border.before || border.after;
+  std::vector<std::vector<Place>> places;
+  for (const Phase& phase : phases) places.push_back(places_of(phase, bordered, out_shape, at_a_time));
+
+  parallel_for(pool, panel_tasks * image_tasks, [&](int64_t task) {
+    const int64_t first_panel = task / image_tasks * panels_each;
+    const int64_t first = task % image_tasks * images_each, last = std::min(first + images_each, shape.count);
+    Scratch<T> scratch(copy ? at_a_time * bordered.size() : 0);
+    for (int64_t n = first; n < last; n += at_a_time) {
+      const int64_t count = std::min(at_a_time, last - n);
+      const T* source = in + n * shape.size();
+      if (copy) {
+        add_border(source, {count, shape.height, shape.width, shape.channels}, border, scratch.get());
+        source = scratch.get();
+      }
+      for (size_t k = 0; k < phases.size(); ++k) {
+        const Phase& phase = phases[k];
+        const int64_t pixels = count * phase.grid_height * phase.grid_width, run = phase.columns * shape.channels;
+        for (int64_t panel = first_panel; panel < first_panel + panels_each; ++panel) {
+          const T* packed = weights + phase.weights + panel * phase.taps() * shape.channels * WIDTH<T>;
+          const int64_t channels = std::min<int64_t>(out_shape.channels - panel * WIDTH<T>, WIDTH<T>);
+          T* to = out + n * out_shape.size() + panel * WIDTH<T>;
+          const auto tile = channels > LANES<T> ? correlate_tile<T, PANEL> : correlate_tile<T, 1>;
+          for (int64_t pixel = 0; pixel < pixels; pixel += PIXELS) {
+            Place group[PIXELS];
+            // The last tile repeats the last pixel.
+            for (int p = 0; p < PIXELS; ++p) group[p] = places[k][std::min(pixel + p, pixels - 1)];
+            tile(source, to, group, phase.rows, pitch, run, packed, channels);
+          }
+        }
+      }
+    }
+  });
+}
+
+struct Window {
+  int64_t size, stride, padding;
+};
+
+// y = the convolution of x with the kernel.
+template <typename T>
+void convolve(ffi::ThreadPool& pool, const T* x, const Images& x_shape, const T* kernel, Window window, T* y,
+              const Images& y_shape) {
+  const int64_t inputs = x_shape.channels, outputs = y_shape.channels, panels = ceil_div(outputs, WIDTH<T>);
+  const int64_t length = window.size * window.size * inputs;  // of a panel, in rows of WIDTH
+  Scratch<T> packed(panels * length * WIDTH<T>);
+  parallel_for(pool, panels, [&](int64_t panel) {
+    const int64_t first = panel * WIDTH<T>, channels = std::min<int64_t>(outputs - first, WIDTH<T>);
+    T* to = packed.get() + panel * length * WIDTH<T>;
+    for (int64_t l = 0; l < length; ++l, to += WIDTH<T>) {
+      std::copy_n(kernel + l * outputs + first, channels, to);
+      std::fill_n(to + channels, WIDTH<T> - channels, T(0));
+    }
+  });
+  const Phase phase = {window.size, window.size, y_shape.height, y_shape.width, 0, 0, window.stride, 0, 0, 1, 0};
+  correlate(pool, x, x_shape, {window.padding, window.padding}, {phase}, packed.get(), y, y_shape);
+}
+
+// The taps of one axis that reach pixels at `residue` modulo the stride: first, first + stride, ...
+struct Reach {
+  int64_t first, count;
+  int64_t begin;  // where the window over dy begins for the first such pixel
+  Reach(int64_t residue, Window window)
+      : first((residue + window.padding) % window.stride),
+        count(first < window.size ? ceil_div(window.size - first, window.stride) : 0),
+        begin((residue + window.padding) / window.stride - (count - 1)) {}
+};
+
+// dx = the gradient for the images: dy is correlated with the flipped kernel.
+template <typename T>
+void images_gradient(ffi::ThreadPool& pool, const T* dy, const Images& dy_shape, const T* kernel, Window window, T* dx,
+                     const Images& dx_shape) {
+  const int64_t inputs = dx_shape.channels, outputs = dy_shape.channels, panels = ceil_div(inputs, WIDTH<T>);
+  const int64_t stride = window.stride;
+  const int64_t before = (window.size - 1) / stride;
+  const int64_t farthest = (std::max(dx_shape.height - dy_shape.height * stride,
+                                     dx_shape.width - dy_shape.width * stride) - 1 + window.padding + stride);
+  const Border border = {before, std::max<int64_t>(farthest / stride, 0)};
+  std::vector<Phase> phases;
+  std::vector<std::pair<Reach, Reach>> reaches;
+  int64_t size = 0;
+  bool covered = true;
+  for (int64_t a = 0; a < std::min(stride, dx_shape.height); ++a) {
+    for (int64_t b = 0; b < std::min(stride, dx_shape.width); ++b) {
+      const Reach rows(a, window), columns(b, window);
+      if (rows.count == 0 || columns.count == 0) {
+        covered = false;
+        continue;
+      }
+      phases.push_back({rows.count, columns.count, ceil_div(dx_shape.height - a, stride),
+                        ceil_div(dx_shape.width - b, stride), before + rows.begin, before + columns.begin, 1, a, b,
+                        stride, size});
+      reaches.emplace_back(rows, columns);
+      size += panels * rows.count * columns.count * outputs * WIDTH<T>;
+    }
+  }
+  if (!covered) {
+    parallel_for(pool, dx_shape.count,
+                 [&](int64_t n) { std::fill_n(dx + n * dx_shape.size(), dx_shape.size(), T(0)); });
+  }
+  Scratch<T> packed(size);
+  parallel_for(pool, panels, [&](int64_t panel) {
+    const int64_t first = panel * WIDTH<T>, channels = std::min<int64_t>(inputs - first, WIDTH<T>);
+    for (size_t k = 0; k < phases.size(); ++k) {
+      const auto& [rows, columns] = reaches[k];
+      T* to = packed.get() + phases[k].weights + panel * phases[k].taps() * outputs * WIDTH<T>;
+      for (int64_t i = rows.count - 1; i >= 0; --i) {
+        for (int64_t j = columns.count - 1; j >= 0; --j, to += outputs * WIDTH<T>) {
+          const int64_t tap = (rows.first + i * stride) * window.size + columns.first + j * stride;
+          const T* from = kernel + (tap * inputs + first) * outputs;
+          for (int64_t d = 0; d < outputs; ++d) {
+            for (int64_t c = 0; c < channels; ++c) to[d * WIDTH<T> + c] = from[c * outputs + d];
+            std::fill_n(to + d * WIDTH<T> + channels, WIDTH<T> - channels, T(0));
+          }
+        }
+      }
+    }
+  });
+  correlate(pool, dy, dy_shape, border, phases, packed.get(), dx, dx_shape);
+}
+
+// sums[m][...] += sum over pixels p: x[offsets[p] + m] * dy[p][...], VECTORS wide, for m < used; RUN * PANEL / VECTORS
+// values are read of each x.
+template <typename T, int VECTORS>
+__attribute__((noinline)) void gradient_tile(const T* x, const int64_t* offsets, const T* dy, int64_t pixels, T* sums,
+                                             int64_t used) {
+  constexpr int VALUES = RUN * PANEL / VECTORS;
+  Vector<T> tile[VALUES][VECTORS] = {};
+  for (int64_t p = 0; p < pixels; ++p, dy += WIDTH<T>) {
+    const T* values = x + offsets[p];
+    Vector<T> d[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; ++v) d[v] = load(dy + v * LANES<T>);
+#pragma GCC unroll 32
+    for (int m = 0; m < VALUES; ++m) {
+      const Vector<T> value = values[m] - Vector<T>{};
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; ++v) tile[m][v] += value * d[v];
+    }
+  }
+#pragma GCC unroll 32
+  for (int m = 0; m < VALUES; ++m) {
+    if (m < used) {
+      for (int v = 0; v < VECTORS; ++v) {
+        T* to = sums + m * WIDTH<T> + v * LANES<T>;
+        store(to, load(to) + tile[m][v]);
+      }
+    }
+  }
+}
+
+// dkernel = the gradient for the kernel.
+template <typename T>
+void kernel_gradient(ffi::ThreadPool& pool, const T* x, const Images& x_shape, const T* dy, const Images& dy_shape,
+                     Window window, T* dkernel) {
+  const int64_t inputs = x_shape.channels, outputs = dy_shape.channels, panels = ceil_div(outputs, WIDTH<T>);
+  const Border border = {window.padding, window.padding};
+  const Images bordered = {1, x_shape.height + 2 * window.padding, x_shape.width + 2 * window.padding, inputs};
+  const int64_t run = window.size * inputs, length = window.size * run, grid = dy_shape.height * dy_shape.width;
+  const int64_t groups = std::min(ceil_div(TASKS, panels), x_shape.count);  // of images, summed apart
+  const int64_t images_each = ceil_div(x_shape.count, groups);
+  const int64_t at_a_time = std::clamp<int64_t>(CACHE_BYTES / (bordered.size() * sizeof(T)), 1, images_each);
+  Scratch<T> sums(groups * panels * length * WIDTH<T>);
+
+  parallel_for(pool, groups * panels, [&](int64_t task) {
+    const int64_t panel = task % panels, first = task / panels * images_each;
+    const int64_t last = std::min(first + images_each, x_shape.count);
+    const int64_t channels = std::min<int64_t>(outputs - panel * WIDTH<T>, WIDTH<T>);
+    const auto tile = channels > LANES<T> ? gradient_tile<T, PANEL> : gradient_tile<T, 1>;
+    const int64_t step = channels > LANES<T> ? RUN : RUN * PANEL;
+    T* own = sums.get() + task * length * WIDTH<T>;
+    std::fill_n(own, length * WIDTH<T>, T(0));
+    Scratch<T> values(at_a_time * bordered.size() + RUN * PANEL), gradients(at_a_time * grid * WIDTH<T>);
+    Scratch<int64_t> offsets(at_a_time * grid);
+    for (int64_t n = first; n < last; n += at_a_time) {
+      const int64_t count = std::min(at_a_time, last - n), pixels = count * grid;
+      add_border(x + n * x_shape.size(), {count, x_shape.height, x_shape.width, inputs}, border, values.get());
+      for (int64_t p = 0; p < pixels; ++p) {
+        const int64_t image = p / grid, row = p % grid / dy_shape.width, column = p % dy_shape.width;
+        offsets.get()[p] = image * bordered.size() + (row * bordered.width + column) * window.stride * inputs;
+        T* to = gradients.get() + p * WIDTH<T>;
+        std::copy_n(dy + (n * grid + p) * outputs + panel * WIDTH<T>, channels, to);
+        std::fill_n(to + channels, WIDTH<T> - channels, T(0));
+      }
+      for (int64_t i = 0; i < window.size; ++i) {
+        for (int64_t l = 0; l < run; l += step) {
+          tile(values.get() + i * bordered.width * inputs + l, offsets.get(), gradients.get(), pixels,
+               own + (i * run + l) * WIDTH<T>, run - l);
+        }
+      }
+    }
+  });
+
+  parallel_for(pool, panels * window.size, [&](int64_t task) {
+    const int64_t panel = task % panels, channels = std::min<int64_t>(outputs - panel * WIDTH<T>, WIDTH<T>);
+    for (int64_t l = task / panels * run; l < (task / panels + 1) * run; ++l) {
+      T* to = dkernel + l * outputs + panel * WIDTH<T>;
+      for (int64_t d = 0; d < channels; ++d) {
+        T sum = 0;
+        for (int64_t g = 0; g < groups; ++g) sum += sums.get()[((g * panels + panel) * length + l) * WIDTH<T> + d];
+        to[d] = sum;
+      }
+    }
+  });
+}
+
+// Calls task(first pixel, pixels) for the blocks that images [first, last) of `grid` pixels are summed in, and with
+// each block's weight, where it is not 0.
+template <typename T, typename Task>
+void for_blocks(const T* weights, int64_t first, int64_t last, int64_t grid, int64_t channels, const Task& task) {
+  const int64_t block = std::max<int64_t>(BLOCK_BYTES / (channels * sizeof(T)), 1);
+  for (int64_t n = first; n < last; ++n) {
+    if (weights[n] == T(0)) continue;
+    for (int64_t p = 0; p < grid; p += block) task(n * grid + p, std::min(block, grid - p), weights[n]);
+  }
+}
+
+// The mean over all pixels and the sum of squared deviations from it, each channel apart, of images with weights.
+//
+// One pass through memory: the moments of blocks that stay in the cache are merged (Chan, Golub and LeVeque 1979).
+template <typename T>
+void moments(ffi::ThreadPool& pool, const T* x, const Images& shape, const T* weights, T* mean, T* squares) {
+  const int64_t channels = shape.channels, grid = shape.height * shape.width;
+  const int64_t images_each = ceil_div(shape.count, TASKS), tasks = ceil_div(shape.count, images_each);
+  struct Moments {
+    T weight = 0;
+    std::vector<T> mean, squares;
+    explicit Moments(int64_t channels) : mean(channels), squares(channels) {}
+    void merge(T other_weight, const T* other_mean, const T* other_squares) {
+      const T total = weight + other_weight, share = total > 0 ? other_weight / total : T(0);
+      for (size_t c = 0; c < mean.size(); ++c) {
+        const T difference = other_mean[c] - mean[c];
+        mean[c] += difference * share;
+        squares[c] += other_squares[c] + difference * difference * weight * share;
+      }
+      weight = total;
+    }
+  };
+  std::vector<Moments> parts(tasks, Moments(channels));
+  parallel_for(pool, tasks, [&](int64_t task) {
+    Scratch<T> scratch(2 * channels);
+    T *sums = scratch.get(), *deviations = sums + channels;
+    const int64_t first = task * images_each, last = std::min(first + images_each, shape.count);
+    for_blocks(weights, first, last, grid, channels, [&](int64_t pixel, int64_t pixels, T weight) {
+      const T* block = x + pixel * channels;
+      std::fill_n(scratch.get(), 2 * channels, T(0));
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t c = 0; c < channels; ++c) sums[c] += block[p * channels + c];
+      }
+      for (int64_t c = 0; c < channels; ++c) sums[c] /= pixels;
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const T deviation = block[p * channels + c] - sums[c];
+          deviations[c] += deviation * deviation;
+        }
+      }
+      for (int64_t c = 0; c < channels; ++c) deviations[c] *= weight;
+      parts[task].merge(weight * pixels, sums, deviations);
+    });
+  });
+  Moments whole(channels);
+  for (const Moments& part : parts) whole.merge(part.weight, part.mean.data(), part.squares.data());
+  std::copy_n(whole.mean.data(), channels, mean);
+  std::copy_n(whole.squares.data(), channels, squares);
+}
+
+// sum over all pixels of dy, and of dy * (x - mean), each channel apart.
+template <typename T>
+void moments_gradient(ffi::ThreadPool& pool, const T* dy, const T* x, const Images& shape, const T* mean, T* sums,
+                      T* products) {
+  const int64_t channels = shape.channels, grid = shape.height * shape.width;
+  const int64_t images_each = ceil_div(shape.count, TASKS), tasks = ceil_div(shape.count, images_each);
+  const std::vector<T> ones(shape.count, T(1));
+  std::vector<T> parts(tasks * 2 * channels, T(0));
+  parallel_for(pool, tasks, [&](int64_t task) {
+    Scratch<T> scratch(2 * channels);
+    const int64_t first = task * images_each, last = std::min(first + images_each, shape.count);
+    for_blocks(ones.data(), first, last, grid, channels, [&](int64_t pixel, int64_t pixels, T) {
+      T *block_sums = scratch.get(), *block_products = block_sums + channels;
+      std::fill_n(scratch.get(), 2 * channels, T(0));
+      for (int64_t p = pixel; p < pixel + pixels; ++p) {
+        for (int64_t c = 0; c < channels; ++c) {
+          block_sums[c] += dy[p * channels + c];
+          block_products[c] += dy[p * channels + c] * (x[p * channels + c] - mean[c]);
+        }
+      }
+      for (int64_t c = 0; c < 2 * channels; ++c) parts[task * 2 * channels + c] += scratch.get()[c];
+    });
+  });
+  std::fill_n(sums, channels, T(0));
+  std::fill_n(products, channels, T(0));
+  for (int64_t task = 0; task < tasks; ++task) {
+    for (int64_t c = 0; c < channels; ++c) {
+      sums[c] += parts[task * 2 * channels + c];
+      products[c] += parts[(task * 2 + 1) * channels + c];
+    }
+  }
+}
+
+Images images_of(const ffi::AnyBuffer& buffer) {
+  const auto shape = buffer.dimensions();
+  return {shape[0], shape[1], shape[2], shape[3]};
+}
+
+// Calls `function` with a zero of the buffer's type.
+template <typename Function>
+ffi::Error by_type(const ffi::AnyBuffer& buffer, const Function& function) {
+  if (buffer.element_type() == ffi::F32) return function(float()), ffi::Error::Success();
+  if (buffer.element_type() == ffi::F64) return function(double()), ffi::Error::Success();
+  return ffi::Error::InvalidArgument("only float32 and float64");
+}
+
+ffi::Error convolve_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> y,
+                         int64_t stride, int64_t padding) {
+  const Window window = {kernel.dimensions()[0], stride, padding};
+  return by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    convolve(pool, x.reinterpret_data<T>(), images_of(x), kernel.reinterpret_data<T>(), window,
+             y->reinterpret_data<T>(), images_of(*y));
+  });
+}
+
+ffi::Error images_gradient_call(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer kernel,
+                                ffi::Result<ffi::AnyBuffer> dx, int64_t stride, int64_t padding) {
+  const Window window = {kernel.dimensions()[0], stride, padding};
+  return by_type(dy, [&](auto zero) {
+    using T = decltype(zero);
+    images_gradient(pool, dy.reinterpret_data<T>(), images_of(dy), kernel.reinterpret_data<T>(), window,
+                    dx->reinterpret_data<T>(), images_of(*dx));
+  });
+}
+
+ffi::Error kernel_gradient_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer dy,
+                                ffi::Result<ffi::AnyBuffer> dkernel, int64_t stride, int64_t padding) {
+  const Window window = {dkernel->dimensions()[0], stride, padding};
+  return by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    kernel_gradient(pool, x.reinterpret_data<T>(), images_of(x), dy.reinterpret_data<T>(), images_of(dy), window,
+                    dkernel->reinterpret_data<T>());
+  });
+}
+
+ffi::Error moments_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer weights, ffi::Result<ffi::AnyBuffer> mean,
+                        ffi::Result<ffi::AnyBuffer> squares) {
+  return by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    moments(pool, x.reinterpret_data<T>(), images_of(x), weights.reinterpret_data<T>(), mean->reinterpret_data<T>(),
+            squares->reinterpret_data<T>());
+  });
+}
+
+ffi::Error moments_gradient_call(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer x, ffi::AnyBuffer mean,
+                                 ffi::Result<ffi::AnyBuffer> sums, ffi::Result<ffi::AnyBuffer> products) {
+  return by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    moments_gradient(pool, dy.reinterpret_data<T>(), x.reinterpret_data<T>(), images_of(x), mean.reinterpret_data<T>(),
+                     sums->reinterpret_data<T>(), products->reinterpret_data<T>());
+  });
+}
+
+auto convolution() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Ret<ffi::AnyBuffer>()
+      .Attr<int64_t>("stride")
+      .Attr<int64_t>("padding");
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_convolve, convolve_call, convolution());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_images_gradient, images_gradient_call, convolution());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_kernel_gradient, kernel_gradient_call, convolution());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_moments, moments_call,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_moments_gradient, moments_gradient_call,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>());
