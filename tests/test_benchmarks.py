@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import __main__ as benchmarks  # noqa: E402
-from benchmarks import communication, roofline, subjects, torch_side  # noqa: E402
+from benchmarks import communication, jax_side, roofline, subjects, torch_side  # noqa: E402
 from wsjax.cli import UsageError  # noqa: E402
 
 TINY = subjects.Scale(
@@ -56,7 +56,7 @@ def test_both_sides_have_the_same_networks():
         (subjects.models.resnet18(10, 4), torch_side.resnet18(4, True)),
         (subjects.models.mlp(10, (5, 6)), torch_side.mlp((5, 6))),
     ):
-        params = subjects.jax.eval_shape(subjects._task(ours).init, subjects.jax.random.key(0))[0]
+        params = subjects.jax.eval_shape(jax_side.task_of(ours).init, subjects.jax.random.key(0))[0]
         count = sum(leaf.size for leaf in subjects.jax.tree.leaves(params))
         assert count == sum(p.numel() for p in theirs.parameters())
 
@@ -64,9 +64,9 @@ def test_both_sides_have_the_same_networks():
 def test_a_steps_communication_is_its_gradients_and_its_batchnorm_moments():
     config = communication.Config(width=2, batch_size=8, devices=2)
     found = communication.main(config)
-    params = subjects.jax.eval_shape(subjects._task(subjects.models.resnet18(10, 2)).init, subjects.jax.random.key(0))[
-        0
-    ]
+    params = subjects.jax.eval_shape(
+        jax_side.task_of(subjects.models.resnet18(10, 2)).init, subjects.jax.random.key(0)
+    )[0]
     gradients = 4 * sum(leaf.size for leaf in subjects.jax.tree.leaves(params))
     # 20 BatchNorms sum a mean and a variance forward, and two more vectors backward: at most 4 of the widest each.
     assert gradients < found["bytes"] < gradients + 20 * 4 * 4 * 16 + 1000
