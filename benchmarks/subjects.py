@@ -40,6 +40,8 @@ class Scale(NamedTuple):
     """Steps in a ResNet's epoch."""
     mlp_samples: int = 50_000
     loader_samples: int = 10_000
+    loader_workers: tuple[int, ...] = (2,)
+    """Of a DataLoader, beside none, which is the report's."""
     test_samples: int = 2_000
     increment: int = 1_000
     seeds: int = 5
@@ -60,14 +62,15 @@ def resnet_step(scale: Scale) -> Iterator[Case]:
 
 
 def resnet_epoch(scale: Scale) -> Iterator[Case]:
-    """A whole epoch: against a loop over tensors in memory, a DataLoader, and our own step in a Python loop."""
+    """A whole epoch: against a loop over tensors in memory, the report's DataLoader, our own step in a Python loop."""
     width, samples = scale.resnets[0][0], scale.steps * BATCH
     images, labels = random_images(samples)
     task = task_of(models.resnet18(10, width))
     epoch = jax_side.epoch(task, images, labels)
     flops, traffic = (scale.steps * cost for cost in roofline.resnet18_costs(width, True, BATCH))
     costs: dict[str, Any] = {"flops": flops, "bytes": traffic, "compile_seconds": epoch.compile_seconds}
-    for against, theirs in _torch_epochs(torch_side.resnet18(width, True), images, labels):
+    net = torch_side.resnet18(width, True)
+    for against, theirs in (_memory_epoch(net, images, labels), _loader_epoch(net, images, labels)):
         yield Case(f"ResNet-18 epoch, width {width}", epoch, theirs, against, **costs)
 
     one = jax_side.step(task, images[:BATCH], labels[:BATCH])
@@ -100,8 +103,9 @@ def mlp_epoch(scale: Scale) -> Iterator[Case]:
     task = task_of(models.mlp(10, HIDDEN))
     epoch = jax_side.epoch(task, images, labels)
     flops, traffic = roofline.mlp_costs(HIDDEN, len(labels), BATCH)
-    _, (against, theirs) = _torch_epochs(torch_side.mlp(HIDDEN), images, labels)
-    yield Case(f"MLP epoch, {len(labels):,} images", epoch, theirs, against, flops, traffic, epoch.compile_seconds)
+    for workers in (0, *scale.loader_workers):
+        against, theirs = _loader_epoch(torch_side.mlp(HIDDEN), images, labels, workers)
+        yield Case(f"MLP epoch, {len(labels):,} images", epoch, theirs, against, flops, traffic, epoch.compile_seconds)
 
 
 def evaluation(scale: Scale) -> Iterator[Case]:
@@ -245,15 +249,18 @@ def torch_first_step(width: int, batch: int) -> None:
     torch_side.run(torch_side.step, net, torch_side.sgd(net), *torch_side.tensors(*random_images(batch)))()
 
 
-def _torch_epochs(net: Any, images: np.ndarray, labels: np.ndarray) -> list[tuple[str, Callable[[], None]]]:
-    """An epoch in PyTorch: over tensors in memory, and over a DataLoader that converts images one by one."""
+def _memory_epoch(net: Any, images: np.ndarray, labels: np.ndarray) -> tuple[str, Callable[[], None]]:
+    """PyTorch's epoch over tensors in memory, normalised beforehand."""
     inputs, targets = torch_side.tensors(images, labels)
     optimizer = torch_side.sgd(net)
-    loader = torch.utils.data.DataLoader(torch_side.OneByOne(images, labels), BATCH, shuffle=True)
-    return [
-        ("tensors in memory", lambda: torch_side.epoch(net, optimizer, torch_side.shuffled(inputs, targets, BATCH))),
-        ("a DataLoader", lambda: torch_side.epoch(net, optimizer, loader)),
-    ]
+    return "tensors in memory", lambda: torch_side.epoch(net, optimizer, torch_side.shuffled(inputs, targets, BATCH))
+
+
+def _loader_epoch(net: Any, images: np.ndarray, labels: np.ndarray, workers: int = 0) -> tuple[str, Callable[[], None]]:
+    """PyTorch's epoch over a DataLoader as the report's."""
+    optimizer, loader = torch_side.sgd(net), torch_side.loader(images, labels, BATCH, workers)
+    against = "a DataLoader as the report's" + f", {workers} workers" * bool(workers)
+    return against, lambda: torch_side.epoch(net, optimizer, loader)
 
 
 def _command(code: str, *arguments: str) -> Callable[[], None]:

@@ -12,7 +12,15 @@ from benchmarks import communication, jax_side, roofline, subjects, torch_side  
 from wsjax.cli import UsageError  # noqa: E402
 
 TINY = subjects.Scale(
-    resnets=((2, 4),), steps=1, mlp_samples=200, loader_samples=200, test_samples=50, increment=20, seeds=2, width=2
+    resnets=((2, 4),),
+    steps=1,
+    mlp_samples=200,
+    loader_samples=200,
+    loader_workers=(1,),
+    test_samples=50,
+    increment=20,
+    seeds=2,
+    width=2,
 )
 
 
@@ -59,6 +67,18 @@ def test_both_sides_have_the_same_networks():
         params = subjects.jax.eval_shape(jax_side.task_of(ours).init, subjects.jax.random.key(0))[0]
         count = sum(leaf.size for leaf in subjects.jax.tree.leaves(params))
         assert count == sum(p.numel() for p in theirs.parameters())
+
+
+def test_a_loader_gives_the_images_that_lie_in_memory():
+    images, labels = jax_side.random_images(5)
+    found = list(torch_side.loader(images, labels, batch_size=3))
+    assert [len(targets) for _, targets in found] == [3, 2]
+    inputs, targets = torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])
+    expected, expected_targets = torch_side.tensors(images, labels)
+    order = [int(((expected - x).abs().amax((1, 2, 3))).argmin()) for x in inputs]
+    assert sorted(order) == list(range(5))
+    torch.testing.assert_close(inputs, expected[order].contiguous(), atol=1e-6, rtol=0)
+    assert targets.tolist() == expected_targets[order].tolist()
 
 
 def test_a_steps_communication_is_its_gradients_and_its_batchnorm_moments():
