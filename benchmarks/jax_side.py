@@ -65,9 +65,14 @@ def random_images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return random.integers(0, 256, (count, *SHAPE), np.uint8), random.integers(0, 10, count).astype(np.int32)
 
 
-def task_of(model: Any) -> Task:
+def task_of(model: Any, precision: str = "float32") -> Task:
     """The task of classifying such images."""
-    return image_task(model, SHAPE, REPORT_MEAN, REPORT_STD)
+    return image_task(model, SHAPE, REPORT_MEAN, REPORT_STD, precision)
+
+
+def use_tensor_cores() -> None:
+    """Float32 products in TF32, which is also what XLA does on such a GPU where nothing is said."""
+    jax.config.update("jax_default_matmul_precision", "tensorfloat32")
 
 
 def start(task: Task) -> tuple[Any, optax.GradientTransformation]:

@@ -46,7 +46,17 @@ class Scale(NamedTuple):
     increment: int = 1_000
     seeds: int = 5
     width: int = 64
-    """Of the ResNet whose state is saved and shrunk."""
+    """Of the ResNet that a GPU trains, and whose state is saved and shrunk."""
+    gpu_samples: int = 50_000
+    compilers: tuple[str, ...] = ("eager", "torch.compile")
+    """What PyTorch runs under on a GPU."""
+
+
+TINY = Scale(
+    resnets=((2, 4),), steps=1, mlp_samples=200, loader_samples=200, loader_workers=(1,), test_samples=50, increment=20,
+    seeds=2, width=2, gpu_samples=200, compilers=("eager",),
+)  # fmt: skip
+"""To see that everything runs."""
 
 
 def resnet_step(scale: Scale) -> Iterator[Case]:
@@ -178,7 +188,9 @@ def reinitialise(scale: Scale) -> Iterator[Case]:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     program = Program(lambda a, b: shrink_perturb(a, b, 0.4, 0.1))
     mix = program.prepare(params, other)
-    old, new = ([torch.ones(leaf.shape) for leaf in jax.tree.leaves(params)] for _ in range(2))
+    old, new = (
+        [torch.ones(leaf.shape, device=torch_side.DEVICE) for leaf in jax.tree.leaves(params)] for _ in range(2)
+    )
 
     def theirs() -> Any:
         with torch.no_grad():
@@ -194,7 +206,7 @@ def checkpoints(scale: Scale) -> Iterator[Case]:
     """Saving and loading a ResNet-18's training state with Adam's; ours checks a digest of every array."""
     task = task_of(models.resnet18(10, scale.width))
     state: Any = jax.jit(lambda key: init_state(task, optax.adam(1e-3), key))(jax.random.key(0))
-    tensors = [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(state)]
+    tensors = [torch.from_numpy(np.array(leaf)).to(torch_side.DEVICE) for leaf in jax.tree.leaves(state)]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     place = Path(tempfile.mkdtemp(prefix="wsjax-benchmark-"))
     folder = checkpoint.open_folder(place / "orbax")

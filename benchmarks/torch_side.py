@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -106,21 +107,38 @@ def loader(images: np.ndarray, labels: np.ndarray, batch_size: int, workers: int
     return torch.utils.data.DataLoader(data, batch_size, shuffle=True, **(spawned if workers else {}))
 
 
-def step(net: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """One training step."""
-    loss = nn.functional.cross_entropy(net(inputs), targets)
+def step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    precision: str = "float32",
+) -> torch.Tensor:
+    """One training step, in bfloat16 by autocast."""
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        loss = nn.functional.cross_entropy(net(inputs), targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss
 
 
-def epoch(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Any]) -> None:
+def epoch(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Any], precision: str = "float32") -> None:
     """One pass over batches."""
     net.train()
     for inputs, targets in batches:
-        step(net, optimizer, inputs.to(DEVICE), targets.to(DEVICE))
+        step(net, optimizer, inputs.to(DEVICE), targets.to(DEVICE), precision)
     synchronize()
+
+
+def compiled(
+    net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Any], precision: str = "float32"
+) -> tuple[nn.Module, float]:
+    """The network under torch.compile, and the seconds of its first steps: give a batch of every size to come."""
+    begin = time.perf_counter()
+    fast = cast(nn.Module, torch.compile(net, dynamic=False))
+    epoch(fast, optimizer, batches, precision)
+    return fast, time.perf_counter() - begin
 
 
 def shuffled(
@@ -142,6 +160,12 @@ def accuracy(net: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, batch_
 def sgd(net: nn.Module) -> torch.optim.Optimizer:
     """The study's SGD."""
     return torch.optim.SGD(net.parameters(), 0.001)
+
+
+def use_tensor_cores() -> None:
+    """As XLA does by itself: float32 products in TF32, and for each convolution the kernel that measured best."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
 
 
 def synchronize() -> None:
