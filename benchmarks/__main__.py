@@ -77,7 +77,7 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     )
     rows: list[dict[str, Any]] = []
     result = {**about, "processor": processor(), "cores": os.cpu_count(), "tf32": has_cuda}
-    result |= {"ceilings": ceilings, "rows": rows}
+    result |= {"xla_flags": os.environ.get("XLA_FLAGS", ""), "ceilings": ceilings, "rows": rows}
     scale = scale or (subjects.TINY if config.tiny else subjects.Scale())
     for name in chosen:
         for case in (subjects.SUBJECTS | gpu_subjects.SUBJECTS)[name](scale):

@@ -1,7 +1,11 @@
 """The benchmarks, tiny: they run and answer with numbers. How fast they are is not a test's business."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +110,16 @@ def test_a_compiled_network_is_the_same_one_and_says_what_compiling_took():
     assert seconds > 0
     assert not torch.equal(net[-1].weight, before)  # it was trained for a step
     torch.testing.assert_close(fast(inputs), net(inputs))
+
+
+def test_the_gpu_script_leaves_out_flags_that_xla_does_not_know(tmp_path):
+    known, unknown = "--xla_gpu_autotune_level=4", "--xla_gpu_no_such_flag=1"
+    environment = {"PARTS": "", "PYTHON": sys.executable, "XLA_FLAGS": "", "FLAGS": f"{unknown} {known}"}
+    script = Path(benchmarks.__file__).parent / "gpu.sh"
+    done = subprocess.run(
+        [script, tmp_path / "out"], env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == [f"left out, since it does not work here: {unknown}", f"XLA_FLAGS= {known}"]
 
 
 def test_a_loader_gives_the_images_that_lie_in_memory():
