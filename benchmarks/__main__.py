@@ -4,8 +4,9 @@
 
 Every case warms up once, then both sides run in turn (A B A B); ratios are taken pair by pair and their median counts.
 The floor is the least time that the case's operations and memory traffic, counted by hand, can take on this machine,
-by a large matrix product and a large copy measured in the same run. Needs torch. On 2 CPU cores all subjects take
-about 10 minutes; the machine must be otherwise idle.
+by a large matrix product and a large copy measured in the same run; the peak is that product alone. Needs torch. On 2
+CPU cores all subjects take about 10 minutes; the machine must be otherwise idle. Where PyTorch and JAX see a GPU, both
+multiply float32 in TF32, and resnet_gpu joins in: against torch.compile too, and in bfloat16.
 """
 
 from __future__ import annotations
@@ -25,50 +26,62 @@ from wsjax.records import about_run, write_json
 NAMES = (
     "resnet_step", "resnet_epoch", "mlp_epoch", "evaluation", "online", "reinitialise", "checkpoints", "startup",
 )  # fmt: skip
+GPU_NAMES = ("resnet_gpu",)
+
+
+def names(has_cuda: bool) -> tuple[str, ...]:
+    """The subjects that are for such a machine."""
+    return NAMES + GPU_NAMES * has_cuda
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What is timed."""
 
-    only: tuple[str, ...] = NAMES
-    """Subjects."""
+    only: tuple[str, ...] = ()
+    """Subjects. Default: all that are for this machine."""
     out: Path | None = None
     """Write all rows to this JSON file, and a picture beside it."""
     repeats: int = 5
     """Pairs a case."""
+    tiny: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Tiny sizes, to see that everything runs: the numbers say nothing."""
 
 
 def main(config: Config, scale: Any = None) -> dict[str, Any]:
     """Times the subjects, prints a row a case, and returns what the JSON file holds."""
     for name in config.only:
-        cli.choose("subject", name, NAMES)
+        cli.choose("subject", name, names(has_cuda=True))
     cli.check(config.repeats > 0, f"--repeats must be positive, not {config.repeats}")
     try:
         import torch
     except ImportError as error:
         raise cli.UsageError(f"the benchmarks need PyTorch ({error}); python -m pip install torch") from error
+    has_cuda = set_up()
     import jax
 
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:  # several seeds train on a core each
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
-    from benchmarks import roofline, subjects
+    from benchmarks import gpu_subjects, roofline, subjects
     from wsjax import parallel
 
-    torch.set_num_threads(os.cpu_count() or 1)
     devices = parallel.device_names()
     about = about_run("benchmarks", devices)
     about["versions"]["torch"] = torch.__version__
-    ceilings = roofline.ceilings()
+    chosen = config.only or names(has_cuda)
+    precisions = ("float32", "bfloat16") if set(chosen) & set(GPU_NAMES) else ("float32",)
+    sizes = roofline.FILLS_A_GPU if has_cuda else {}
+    ceilings = {precision: roofline.ceilings(precision, **sizes) for precision in precisions}
+    at_most = ", ".join(f"{found['flops'] / 1e9:,.0f} GFLOP/s in {name}" for name, found in ceilings.items())
     cli.say(
         f"{processor()}, {os.cpu_count()} cores, {', '.join(dict.fromkeys(devices))}; jax {jax.__version__}, torch "
-        f"{torch.__version__}; at most {ceilings['flops'] / 1e9:,.0f} GFLOP/s and {ceilings['bytes'] / 1e9:,.1f} GB/s"
+        f"{torch.__version__}; at most {at_most} and {ceilings['float32']['bytes'] / 1e9:,.1f} GB/s"
     )
     rows: list[dict[str, Any]] = []
-    result = {**about, "processor": processor(), "cores": os.cpu_count(), "ceilings": ceilings, "rows": rows}
-    for name in config.only:
-        for case in subjects.SUBJECTS[name](scale or subjects.Scale()):
-            rows.append({"group": name, **measure(case, config.repeats, ceilings)})
+    result = {**about, "processor": processor(), "cores": os.cpu_count(), "tf32": has_cuda}
+    result |= {"xla_flags": os.environ.get("XLA_FLAGS", ""), "ceilings": ceilings, "rows": rows}
+    scale = scale or (subjects.TINY if config.tiny else subjects.Scale())
+    for name in chosen:
+        for case in (subjects.SUBJECTS | gpu_subjects.SUBJECTS)[name](scale):
+            rows.append({"group": name, **measure(case, config.repeats, ceilings[case.precision])})
             cli.say(sentence(rows[-1]))
             if config.out is not None:  # after every row: what was measured is kept if the next one fails
                 write_json(config.out, result)
@@ -76,6 +89,26 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
         draw(rows, config.out.with_suffix(".png"))
         cli.say(f"Rows: {config.out}\nPicture: {config.out.with_suffix('.png')}")
     return result
+
+
+def set_up() -> bool:
+    """Sets up the devices for both sides alike, and says whether they are GPUs."""
+    import jax
+    import torch
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:  # several seeds train on a core each
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs a GPU's memory too
+    torch.set_num_threads(os.cpu_count() or 1)
+    has_cuda = torch.cuda.is_available()
+    seen = f"PyTorch {'sees' if has_cuda else 'does not see'} a GPU, and JAX works on {jax.default_backend()}"
+    cli.check(has_cuda == (jax.default_backend() == "gpu"), f"{seen}: install both for one kind of device")
+    if has_cuda:
+        from benchmarks import jax_side, torch_side
+
+        torch_side.use_tensor_cores()
+        jax_side.use_tensor_cores()
+    return has_cuda
 
 
 def measure(case: Any, repeats: int, ceilings: dict[str, float]) -> dict[str, Any]:
@@ -86,7 +119,8 @@ def measure(case: Any, repeats: int, ceilings: dict[str, float]) -> dict[str, An
     runs = {"ours": case.ours} | ({} if case.theirs is None else {"theirs": case.theirs})
     seconds = in_turn(runs, repeats)
     ours = statistics.median(seconds["ours"])
-    row = {"subject": case.subject, "against": case.against, "seconds": ours, "compile_seconds": case.compile_seconds}
+    row = {"subject": case.subject, "against": case.against, "precision": case.precision, "seconds": ours}
+    row |= {"compile_seconds": case.compile_seconds, "other_compile_seconds": case.other_compile_seconds}
     if "theirs" in seconds:
         ratios = [a / b for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
         row |= {"other_seconds": statistics.median(seconds["theirs"]), "ratio": statistics.median(ratios)}
@@ -94,6 +128,7 @@ def measure(case: Any, repeats: int, ceilings: dict[str, float]) -> dict[str, An
     if case.flops or case.bytes:
         floor = roofline.floor_seconds(case.flops, case.bytes, ceilings)
         row |= {"flops": case.flops, "bytes": case.bytes, "floor_seconds": floor, "over_floor": ours / floor}
+        row |= {"of_peak": case.flops / ceilings["flops"] / ours}
     return row | {"notes": dict(case.notes or {})}
 
 
@@ -105,8 +140,12 @@ def sentence(row: dict[str, Any]) -> str:
         text += f" ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
     if "over_floor" in row:
         text += f"; {row['over_floor']:.1f} times the floor"
+    if row.get("of_peak"):
+        text += f", {row['of_peak']:.0%} of the peak"
     if row["compile_seconds"]:
         text += f"; compiled in {row['compile_seconds']:.1f} s"
+    if row["other_compile_seconds"]:
+        text += f", the other in {row['other_compile_seconds']:.1f} s"
     return text + "".join(f"; {name}: {value:.3g}" for name, value in row["notes"].items())
 
 

@@ -12,16 +12,18 @@ import jax.numpy as jnp
 from benchmarks.timing import in_turn
 
 FLOAT = 4  # bytes
+VALUE = {"float32": 4, "bfloat16": 2}  # bytes
+FILLS_A_GPU = {"size": 2**14, "floats": 2**29}
 
 
-def ceilings(repeats: int = 5, size: int = 2048, floats: int = 2**26) -> dict[str, float]:
+def ceilings(precision: str = "float32", repeats: int = 5, size: int = 2**11, floats: int = 2**26) -> dict[str, float]:
     """Measured: operations a second of a large matrix product, bytes a second of a large copy; the better side's."""
     import torch
 
     from benchmarks.torch_side import DEVICE, run
 
-    a, product = jnp.ones((size, size)), jax.jit(jnp.matmul)
-    b = torch.ones(size, size, device=DEVICE)
+    a, product = jnp.ones((size, size), precision), jax.jit(jnp.matmul)
+    b = torch.ones(size, size, dtype=getattr(torch, precision), device=DEVICE)
     # In place: memory that is new to the process costs more than the traffic that is to be measured.
     x, add = [jnp.ones(floats)], jax.jit(lambda x: x + 1, donate_argnums=0)
     y = torch.ones(floats, device=DEVICE)
@@ -48,12 +50,14 @@ def floor_seconds(flops: float, traffic: float, ceilings: dict[str, float]) -> f
     return max(flops / ceilings["flops"], traffic / ceilings["bytes"])
 
 
-def resnet18_costs(width: int, stem_pool: bool, batch: int, train: bool = True) -> tuple[float, float]:
+def resnet18_costs(
+    width: int, stem_pool: bool, batch: int, train: bool = True, precision: str = "float32"
+) -> tuple[float, float]:
     """Operations and bytes of a step of ResNet-18 on 32x32 images, or of its forward pass.
 
     A multiply-add is two operations; a step's gradients cost twice its forward pass. Every convolution reads its input
     and writes its output, in a step also their gradients, and reads the input again; parameters are read in both
-    passes, and read and written with their gradients in the update.
+    passes, and read and written with their gradients in the update, in float32.
     """
     size, channels, macs, values, params = 32, width, 32 * 32 * 9 * 3 * width, 32 * 32 * (3 + width), 27 * width
     if stem_pool:
@@ -72,7 +76,8 @@ def resnet18_costs(width: int, stem_pool: bool, batch: int, train: bool = True) 
             channels = features
     macs, params = macs + channels * 10, params + channels * 10
     passes = (3, 5) if train else (1, 1)
-    return 2.0 * passes[0] * macs * batch, float(FLOAT * (passes[0] * values * batch + passes[1] * params))
+    traffic = VALUE[precision] * passes[0] * values * batch + FLOAT * passes[1] * params
+    return 2.0 * passes[0] * macs * batch, float(traffic)
 
 
 def mlp_costs(hidden: Sequence[int], samples: int, batch: int, train: bool = True) -> tuple[float, float]:

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,19 +18,17 @@ import numpy as np
 import optax
 import torch
 
-from benchmarks import roofline, torch_side
+from benchmarks import jax_side, roofline, torch_side
+from benchmarks.jax_side import BATCH, SideBySide, random_images, task_of
 from benchmarks.timing import Case
-from wsjax import checkpoint, models, parallel
-from wsjax.data import REPORT_MEAN, REPORT_STD
+from wsjax import checkpoint, models
 from wsjax.program import Program
 from wsjax.reinit import shrink_perturb
-from wsjax.rounds import Round, Settings, over_replicas, run_rounds
+from wsjax.rounds import Round, Settings, run_rounds
 from wsjax.stopping import after_epochs
-from wsjax.train import Batch, Task, image_task, init_state, make_epoch, make_evaluate, make_optimizer, make_train_step
+from wsjax.train import init_state, make_evaluate, make_optimizer
 
-BATCH = 128
 HIDDEN = (100, 100, 100)
-SHAPE = (32, 32, 3)
 
 
 class Scale(NamedTuple):
@@ -43,21 +40,30 @@ class Scale(NamedTuple):
     """Steps in a ResNet's epoch."""
     mlp_samples: int = 50_000
     loader_samples: int = 10_000
+    loader_workers: tuple[int, ...] = (2,)
+    """Of a DataLoader, beside none, which is the report's."""
     test_samples: int = 2_000
     increment: int = 1_000
     seeds: int = 5
     width: int = 64
-    """Of the ResNet whose state is saved and shrunk."""
+    """Of the ResNet that a GPU trains, and whose state is saved and shrunk."""
+    gpu_samples: int = 50_000
+    compilers: tuple[str, ...] = ("eager", "torch.compile")
+    """What PyTorch runs under on a GPU."""
+
+
+TINY = Scale(
+    resnets=((2, 4),), steps=1, mlp_samples=200, loader_samples=200, loader_workers=(1,), test_samples=50, increment=20,
+    seeds=2, width=2, gpu_samples=200, compilers=("eager",),
+)  # fmt: skip
+"""To see that everything runs."""
 
 
 def resnet_step(scale: Scale) -> Iterator[Case]:
     """A training step on a batch that lies on the device, without and with the stem's pool."""
     for stem_pool, (width, batch) in itertools.product((False, True), scale.resnets):
-        images, labels = _data(batch)
-        task = _task(models.resnet18(10, width, stem_pool))
-        state, optimizer = _state(task)
-        data = Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(batch))
-        ours = _Stateful(make_train_step(task, optimizer), state, data)
+        images, labels = random_images(batch)
+        ours = jax_side.step(task_of(models.resnet18(10, width, stem_pool)), images, labels)
         net = torch_side.resnet18(width, stem_pool)
         theirs = torch_side.run(torch_side.step, net, torch_side.sgd(net), *torch_side.tensors(images, labels))
         name = f"ResNet-18 step, width {width}, batch {batch}" + ", stem pool" * stem_pool
@@ -66,19 +72,18 @@ def resnet_step(scale: Scale) -> Iterator[Case]:
 
 
 def resnet_epoch(scale: Scale) -> Iterator[Case]:
-    """A whole epoch: against a loop over tensors in memory, a DataLoader, and our own step in a Python loop."""
+    """A whole epoch: against a loop over tensors in memory, the report's DataLoader, our own step in a Python loop."""
     width, samples = scale.resnets[0][0], scale.steps * BATCH
-    images, labels = _data(samples)
-    task = _task(models.resnet18(10, width))
-    state, optimizer = _state(task)
-    epoch = _epoch(task, images, labels)
+    images, labels = random_images(samples)
+    task = task_of(models.resnet18(10, width))
+    epoch = jax_side.epoch(task, images, labels)
     flops, traffic = (scale.steps * cost for cost in roofline.resnet18_costs(width, True, BATCH))
     costs: dict[str, Any] = {"flops": flops, "bytes": traffic, "compile_seconds": epoch.compile_seconds}
-    for against, theirs in _torch_epochs(torch_side.resnet18(width, True), images, labels):
+    net = torch_side.resnet18(width, True)
+    for against, theirs in (_memory_epoch(net, images, labels), _loader_epoch(net, images, labels)):
         yield Case(f"ResNet-18 epoch, width {width}", epoch, theirs, against, **costs)
 
-    batch = Batch(jnp.asarray(images[:BATCH]), jnp.asarray(labels[:BATCH]), jnp.ones(BATCH))
-    one = _Stateful(make_train_step(task, optimizer), state, batch)
+    one = jax_side.step(task, images[:BATCH], labels[:BATCH])
 
     def loop() -> Any:
         return [one() for _ in range(scale.steps)]
@@ -88,11 +93,11 @@ def resnet_epoch(scale: Scale) -> Iterator[Case]:
 
 def mlp_epoch(scale: Scale) -> Iterator[Case]:
     """An epoch of the MLP and of logistic regression: one seed, several side by side, and against a DataLoader."""
-    images, labels = _data(scale.mlp_samples)
+    images, labels = random_images(scale.mlp_samples)
     for name, hidden in (("MLP", HIDDEN), ("logistic regression", ())):
-        task = _task(models.mlp(10, hidden))
+        task = task_of(models.mlp(10, hidden))
         for seeds in (1, scale.seeds):
-            epoch = _epoch(task, images, labels) if seeds == 1 else _Side(task, images, labels, seeds)
+            epoch = jax_side.epoch(task, images, labels) if seeds == 1 else SideBySide(task, images, labels, seeds)
             inputs, targets = torch_side.tensors(images, labels)
             nets = [torch_side.mlp(hidden) for _ in range(seeds)]
 
@@ -105,16 +110,17 @@ def mlp_epoch(scale: Scale) -> Iterator[Case]:
             yield Case(subject, epoch, in_memory, "tensors in memory", flops, traffic, epoch.compile_seconds)
 
     images, labels = images[: scale.loader_samples], labels[: scale.loader_samples]
-    task = _task(models.mlp(10, HIDDEN))
-    epoch = _epoch(task, images, labels)
+    task = task_of(models.mlp(10, HIDDEN))
+    epoch = jax_side.epoch(task, images, labels)
     flops, traffic = roofline.mlp_costs(HIDDEN, len(labels), BATCH)
-    _, (against, theirs) = _torch_epochs(torch_side.mlp(HIDDEN), images, labels)
-    yield Case(f"MLP epoch, {len(labels):,} images", epoch, theirs, against, flops, traffic, epoch.compile_seconds)
+    for workers in (0, *scale.loader_workers):
+        against, theirs = _loader_epoch(torch_side.mlp(HIDDEN), images, labels, workers)
+        yield Case(f"MLP epoch, {len(labels):,} images", epoch, theirs, against, flops, traffic, epoch.compile_seconds)
 
 
 def evaluation(scale: Scale) -> Iterator[Case]:
     """Evaluation on a test split."""
-    images, labels = _data(scale.test_samples)
+    images, labels = random_images(scale.test_samples)
     inputs, targets = torch_side.tensors(images, labels)
     width = scale.resnets[0][0]
     for name, model, net, costs in (
@@ -123,8 +129,8 @@ def evaluation(scale: Scale) -> Iterator[Case]:
         (f"ResNet-18, width {width}", models.resnet18(10, width), torch_side.resnet18(width, True),
          roofline.resnet18_costs(width, True, len(labels), train=False)),
     ):  # fmt: skip
-        task = _task(model)
-        state, _ = _state(task)
+        task = task_of(model)
+        state, _ = jax_side.start(task)
         data = (jnp.asarray(images), jnp.asarray(labels))
         program = Program(make_evaluate(task, BATCH))
         arguments = (state, data, data, jnp.zeros(1, jnp.int32), jnp.asarray(1))
@@ -140,8 +146,8 @@ def evaluation(scale: Scale) -> Iterator[Case]:
 def online(scale: Scale, epochs: int = 5, rounds: int = 10) -> Iterator[Case]:
     """A run of growing rounds, compilation, evaluation and records in memory included, each of as many epochs."""
     sizes = [scale.increment * number for number in range(1, rounds + 1)]
-    train, test = _data(sizes[-1]), _data(scale.test_samples, seed=1)
-    task, optimizer = _task(models.mlp(10, HIDDEN)), make_optimizer("sgd", 0.001)
+    train, test = random_images(sizes[-1]), random_images(scale.test_samples, seed=1)
+    task, optimizer = task_of(models.mlp(10, HIDDEN)), make_optimizer("sgd", 0.001)
     notes: dict[str, Any] = {}
 
     def ours() -> None:
@@ -176,13 +182,15 @@ def online(scale: Scale, epochs: int = 5, rounds: int = 10) -> Iterator[Case]:
 
 def reinitialise(scale: Scale) -> Iterator[Case]:
     """shrink_perturb on a ResNet-18's parameters."""
-    task = _task(models.resnet18(10, scale.width))
+    task = task_of(models.resnet18(10, scale.width))
     params = jax.jit(lambda key: task.init(key)[0])(jax.random.key(0))
     other = jax.tree.map(jnp.copy, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     program = Program(lambda a, b: shrink_perturb(a, b, 0.4, 0.1))
     mix = program.prepare(params, other)
-    old, new = ([torch.ones(leaf.shape) for leaf in jax.tree.leaves(params)] for _ in range(2))
+    old, new = (
+        [torch.ones(leaf.shape, device=torch_side.DEVICE) for leaf in jax.tree.leaves(params)] for _ in range(2)
+    )
 
     def theirs() -> Any:
         with torch.no_grad():
@@ -196,9 +204,9 @@ def reinitialise(scale: Scale) -> Iterator[Case]:
 
 def checkpoints(scale: Scale) -> Iterator[Case]:
     """Saving and loading a ResNet-18's training state with Adam's; ours checks a digest of every array."""
-    task = _task(models.resnet18(10, scale.width))
+    task = task_of(models.resnet18(10, scale.width))
     state: Any = jax.jit(lambda key: init_state(task, optax.adam(1e-3), key))(jax.random.key(0))
-    tensors = [torch.from_numpy(np.array(leaf)) for leaf in jax.tree.leaves(state)]
+    tensors = [torch.from_numpy(np.array(leaf)).to(torch_side.DEVICE) for leaf in jax.tree.leaves(state)]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     place = Path(tempfile.mkdtemp(prefix="wsjax-benchmark-"))
     folder = checkpoint.open_folder(place / "orbax")
@@ -250,77 +258,21 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Case]]] = {
 def torch_first_step(width: int, batch: int) -> None:
     """Trains a ResNet-18 for one step in PyTorch."""
     net = torch_side.resnet18(width, True)
-    torch_side.run(torch_side.step, net, torch_side.sgd(net), *torch_side.tensors(*_data(batch)))()
+    torch_side.run(torch_side.step, net, torch_side.sgd(net), *torch_side.tensors(*random_images(batch)))()
 
 
-class _Stateful:
-    """A compiled function `(state, ...) -> (state, metrics)` that keeps its state."""
-
-    def __init__(self, function: Callable[..., Any], state: Any, *arguments: Any):
-        program = Program(function, donate_argnums=(0,))
-        self._state, self._arguments = jax.tree.map(jnp.copy, state), arguments
-        self._run = program.prepare(self._state, *arguments)
-        self.compile_seconds = program.compile_seconds
-
-    def __call__(self) -> Any:
-        self._state, metrics = self._run(self._state, *self._arguments)
-        return metrics
-
-
-def _data(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random images of CIFAR-10's size."""
-    random = np.random.default_rng(seed)
-    return random.integers(0, 256, (count, *SHAPE), np.uint8), random.integers(0, 10, count).astype(np.int32)
-
-
-def _task(model: Any) -> Task:
-    return image_task(model, SHAPE, REPORT_MEAN, REPORT_STD)
-
-
-def _state(task: Task) -> tuple[Any, optax.GradientTransformation]:
-    optimizer = make_optimizer("sgd", 0.001)
-    return jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0)), optimizer
-
-
-def _epoch(task: Task, images: np.ndarray, labels: np.ndarray) -> _Stateful:
-    """An epoch as one program."""
-    state, optimizer = _state(task)
-    data, count = (jnp.asarray(images), jnp.asarray(labels)), len(labels)
-    epoch = make_epoch(task, optimizer, BATCH)
-    return _Stateful(epoch, state, data, jnp.arange(count), jnp.asarray(count), jax.random.key(0))
-
-
-class _Side:
-    """An epoch of several seeds, side by side on all devices, as `run_rounds` spreads them over a replica mesh."""
-
-    def __init__(self, task: Task, images: np.ndarray, labels: np.ndarray, seeds: int):
-        optimizer, count, self.compile_seconds = make_optimizer("sgd", 0.001), len(labels), 0.0
-        epoch = over_replicas(make_epoch(task, optimizer, BATCH), (0, None, 0, None, 0))
-        self._runs = []
-        for group in parallel.groups(range(seeds), False, parallel.replica_mesh()):
-            mesh = parallel.fit(parallel.replica_mesh(), len(group))
-            keys = jax.random.split(jax.random.key(0), len(group))
-            state = parallel.place(jax.vmap(partial(init_state, task, optimizer))(keys), mesh)
-            data = parallel.place((jnp.asarray(images), jnp.asarray(labels)), mesh, replicated=True)
-            pools, keys = parallel.place((jnp.tile(jnp.arange(count), (len(group), 1)), keys), mesh)
-            samples = parallel.place(jnp.asarray(count), mesh, replicated=True)
-            spread = parallel.over_mesh(epoch, mesh, [True, False, True, False, True])
-            self._runs.append(_Stateful(spread, state, data, pools, samples, keys))
-            self.compile_seconds += self._runs[-1].compile_seconds
-
-    def __call__(self) -> Any:
-        return [jax.block_until_ready(run()) for run in self._runs]
-
-
-def _torch_epochs(net: Any, images: np.ndarray, labels: np.ndarray) -> list[tuple[str, Callable[[], None]]]:
-    """An epoch in PyTorch: over tensors in memory, and over a DataLoader that converts images one by one."""
+def _memory_epoch(net: Any, images: np.ndarray, labels: np.ndarray) -> tuple[str, Callable[[], None]]:
+    """PyTorch's epoch over tensors in memory, normalised beforehand."""
     inputs, targets = torch_side.tensors(images, labels)
     optimizer = torch_side.sgd(net)
-    loader = torch.utils.data.DataLoader(torch_side.OneByOne(images, labels), BATCH, shuffle=True)
-    return [
-        ("tensors in memory", lambda: torch_side.epoch(net, optimizer, torch_side.shuffled(inputs, targets, BATCH))),
-        ("a DataLoader", lambda: torch_side.epoch(net, optimizer, loader)),
-    ]
+    return "tensors in memory", lambda: torch_side.epoch(net, optimizer, torch_side.shuffled(inputs, targets, BATCH))
+
+
+def _loader_epoch(net: Any, images: np.ndarray, labels: np.ndarray, workers: int = 0) -> tuple[str, Callable[[], None]]:
+    """PyTorch's epoch over a DataLoader as the report's."""
+    optimizer, loader = torch_side.sgd(net), torch_side.loader(images, labels, BATCH, workers)
+    against = "a DataLoader as the report's" + f", {workers} workers" * bool(workers)
+    return against, lambda: torch_side.epoch(net, optimizer, loader)
 
 
 def _command(code: str, *arguments: str) -> Callable[[], None]:

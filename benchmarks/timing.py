@@ -20,6 +20,8 @@ class Case(NamedTuple):
       flops: floating-point operations of a run, by hand; 0 where they do not count.
       bytes: memory traffic of a run that cannot be avoided, by hand.
       compile_seconds: what `ours` took to compile.
+      precision: what both sides compute in: "float32" (products in TF32 on a GPU) or "bfloat16".
+      other_compile_seconds: what `theirs` took to compile.
       notes: more measurements, filled in by the runs.
     """
 
@@ -30,6 +32,8 @@ class Case(NamedTuple):
     flops: float = 0.0
     bytes: float = 0.0
     compile_seconds: float = 0.0
+    precision: str = "float32"
+    other_compile_seconds: float = 0.0
     notes: dict[str, Any] | None = None
 
 

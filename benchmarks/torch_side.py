@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from wsjax.data import REPORT_MEAN, REPORT_STD
@@ -65,35 +67,78 @@ def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch
 
 
 class OneByOne(torch.utils.data.Dataset):
-    """Images that are converted and normalised one at a time, as the usual transforms do."""
+    """What torchvision's CIFAR10 with ToTensor and Normalize does for every image: the report's data set.
+
+    An image is a picture of Pillow first; channel statistics become tensors, and are checked, for each image.
+    """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
-        self.images, self.labels = images, labels
-        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (REPORT_MEAN, REPORT_STD))
+        self.images, self.labels = images, labels.tolist()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = torch.from_numpy(self.images[index]).permute(2, 0, 1).contiguous().float().div(255)
-        return (image - self.mean) / self.std, int(self.labels[index])
+        picture = Image.fromarray(self.images[index])
+        return _normalised(_to_tensor(picture), REPORT_MEAN, REPORT_STD), self.labels[index]
 
 
-def step(net: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """One training step."""
-    loss = nn.functional.cross_entropy(net(inputs), targets)
+def _to_tensor(picture: Image.Image) -> torch.Tensor:
+    """A picture as float32 [C, H, W] in [0, 1]."""
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels.permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+
+
+def _normalised(image: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """A normalised copy of an image."""
+    means, scales = (torch.as_tensor(values, dtype=image.dtype).view(-1, 1, 1) for values in (mean, std))
+    if (scales == 0).any():
+        raise ValueError(f"a standard deviation is 0: {std}")
+    return image.clone().sub_(means).div_(scales)
+
+
+def loader(images: np.ndarray, labels: np.ndarray, batch_size: int, workers: int = 0) -> Iterable[Any]:
+    """A DataLoader as the report's, in this process or with workers that live on from epoch to epoch.
+
+    Workers are spawned, since this process has threads, which a fork would not survive.
+    """
+    data = OneByOne(images, labels)
+    spawned: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "spawn", "persistent_workers": True}
+    return torch.utils.data.DataLoader(data, batch_size, shuffle=True, **(spawned if workers else {}))
+
+
+def step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    precision: str = "float32",
+) -> torch.Tensor:
+    """One training step, in bfloat16 by autocast."""
+    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        loss = nn.functional.cross_entropy(net(inputs), targets)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss
 
 
-def epoch(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any] | Any) -> None:
+def epoch(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Any], precision: str = "float32") -> None:
     """One pass over batches."""
     net.train()
     for inputs, targets in batches:
-        step(net, optimizer, inputs.to(DEVICE), targets.to(DEVICE))
+        step(net, optimizer, inputs.to(DEVICE), targets.to(DEVICE), precision)
     synchronize()
+
+
+def compiled(
+    net: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Any], precision: str = "float32"
+) -> tuple[nn.Module, float]:
+    """The network under torch.compile, and the seconds of its first steps: give a batch of every size to come."""
+    begin = time.perf_counter()
+    fast = cast(nn.Module, torch.compile(net, dynamic=False))
+    epoch(fast, optimizer, batches, precision)
+    return fast, time.perf_counter() - begin
 
 
 def shuffled(
@@ -115,6 +160,12 @@ def accuracy(net: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, batch_
 def sgd(net: nn.Module) -> torch.optim.Optimizer:
     """The study's SGD."""
     return torch.optim.SGD(net.parameters(), 0.001)
+
+
+def use_tensor_cores() -> None:
+    """As XLA does by itself: float32 products in TF32, and for each convolution the kernel that measured best."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
 
 
 def synchronize() -> None:

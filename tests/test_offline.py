@@ -105,7 +105,8 @@ def test_a_run_leaves_what_a_reader_needs(offline, tmp_path):
 def test_a_users_own_images_a_resnet_and_several_shrinks(offline, tmp_path):
     own = save(tmp_path / "own.npz")
     arguments = ("--dataset", own, "--width", 2, "--epochs", 1, "--shrink", 0.1, 0.3, "--perturb", 0.01, 0.1)
-    code, out, error = offline(*arguments, "--batch_size", 8, "--learning_rate", 0.01, "--evaluation", "reestimated")
+    arguments += ("--batch_size", 8, "--learning_rate", 0.01, "--evaluation", "reestimated", "--precision", "bfloat16")
+    code, out, error = offline(*arguments)
     assert code == 0, error
     summary = read_run(tmp_path / "runs" / "offline" / "own-resnet18-sgd").summary
     names = [row["method"] for row in summary["rows"]]
@@ -172,6 +173,7 @@ def test_help_loads_no_jax():
         (("--methods", "RI", "SPP"), r"unknown method 'SPP'; available: RI, WS, SP"),
         (("--optimizer", "adamw"), r"unknown optimizer 'adamw'; available: sgd, msgd, adam; did you mean 'adam'"),
         (("--stop", "never"), r"unknown stop 'never'; available: epochs, accuracy, plateau"),
+        (("--precision", "float16"), r"unknown precision 'float16'; available: float32, bfloat16"),
         (("--epochs", 0), r"--epochs must be positive, not 0"),
         (("--first_epochs", -3), r"--first_epochs must be positive, not -3"),
         (("--batch_size", -1), r"--batch_size must be positive, not -1"),

@@ -206,6 +206,16 @@ def test_other_settings_are_refused_by_their_names(tmp_path):
         assert run.rows == rows(1)
 
 
+def test_a_run_from_before_there_was_a_choice_of_precision_goes_on_in_float32(tmp_path):
+    with open_run(tmp_path, SETTINGS, ABOUT):
+        pass
+    with open_run(tmp_path, {**SETTINGS, "precision": "float32"}, ABOUT):
+        pass
+    refused = pytest.raises(RunError, match="precision float32 there, bfloat16 here")
+    with refused, open_run(tmp_path, {**SETTINGS, "precision": "bfloat16"}, ABOUT):
+        pass
+
+
 @pytest.mark.parametrize("text", [b"", b'{"config": {"lea', b"\xff\xff", b"[]", b"null"])
 def test_a_damaged_config_is_named(tmp_path, text):
     with open_run(tmp_path, SETTINGS, ABOUT):

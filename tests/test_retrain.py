@@ -40,7 +40,7 @@ def test_a_jobs_life(tmp_path):
     assert call(tmp_path) == (0, "no new data: nothing changed", "")
 
     add(tmp_path, "tuesday", slice(500, 1000))
-    code, said, _ = call(tmp_path, "--compare_scratch")
+    code, said, _ = call(tmp_path, "--compare_scratch", "--precision=bfloat16")
     assert code == 0
     for part in ("model 2, from model 1, shrunk and perturbed: ", "before 9", "now 9", "(measured with model 2, on "):
         assert part in said

@@ -1,5 +1,7 @@
 """Training: steps, epochs and evaluations on tasks small enough to check by hand."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,28 @@ def test_a_step_by_hand():
     np.testing.assert_allclose(state.params["w"], 0.5)
     assert {name: float(value) for name, value in metrics.items()} == {"loss": 5.0, "correct": 0.0, "samples": 2.0}
     assert int(state.step) == 1
+
+
+@pytest.mark.parametrize(
+    "model",
+    [models.ResNet(3, stage_sizes=(1, 1), width=8), models.mlp(3), models.logistic_regression(3)],
+    ids=["resnet", "mlp", "logistic"],
+)
+def test_a_step_in_bfloat16_is_near_that_in_float32_and_leaves_float32(model):
+    optimizer, batch = make_optimizer("adam", 0.001), Batch(*images(32), jnp.ones(32))
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        task = image_task(model, (8, 8, 1), (0.5,), (0.25,), dtype)
+        step = jax.jit(make_train_step(task, optimizer))
+        before = init_state(task, optimizer, KEY)
+        state, metrics = step(before, batch)
+        assert {leaf.dtype for leaf in jax.tree.leaves((state, metrics))} == {jnp.dtype("float32"), jnp.dtype("int32")}
+        program = str(jax.make_jaxpr(step)(before, batch))
+        products = re.findall(r":(\w+)\[[\d,]*\] = (?:conv_general_dilated|dot_general)\b", program)
+        assert set(products) == {{"float32": "f32", "bfloat16": "bf16"}[dtype]}
+        found[dtype] = float(metrics["loss"]), optax.tree.norm(state.opt_state[-1][0].mu)
+    np.testing.assert_allclose(found["bfloat16"], found["float32"], rtol=0.02)
+    assert found["bfloat16"] != found["float32"]
 
 
 def test_weight_decay_is_coupled():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsjax.plots import LABELS, Published, method_order
-from wsjax.records import Row, RunError, RunRecords
+from wsjax.records import Row, RunError, RunRecords, differing
 from wsjax.stats import mean_interval
 from wsjax.summary import paired
 
@@ -32,6 +32,7 @@ _WORDS = {
     "learning_rate": "learning rate {}",
     "weight_decay": "weight decay {}",
     "batch_size": "batch {}",
+    "precision": "computed in {}",
     "epochs": "{} epochs a round",
     "first_epochs": "{} in the first",
     "stop": "stop by {}",
@@ -101,8 +102,8 @@ def merge_runs(
             raise RunError(f"not a run of the {experiment} experiment but of {run.config.get('experiment')!r}")
     settings = [run.config["config"] for run in runs]
     for other in settings[1:]:
-        names = [name for name in settings[0] | other if settings[0].get(name) != other.get(name)]
-        differ = [f"{name} {settings[0].get(name)} and {other.get(name)}" for name in names if name not in _FREE]
+        pairs = differing(settings[0], other).items()
+        differ = [f"{name} {first} and {second}" for name, (first, second) in pairs if name not in _FREE]
         if differ:
             raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
 

@@ -42,6 +42,7 @@ CHOICES = {
     "model": MODELS,
     "activation": ("tanh", "relu"),
     "optimizer": OPTIMIZERS,
+    "precision": ("float32", "bfloat16"),
     "batch_stats": ("keep", "reset"),
     "opt_state": ("rebuild", "keep"),
     "evaluation": ("running", "reestimated", "batch"),
@@ -100,6 +101,8 @@ class Training:
     """Coupled L2, added to the gradient of every parameter."""
     batch_size: int = 128
     """Samples a step."""
+    precision: str = "float32"
+    """What layers compute in: float32 or bfloat16. Parameters, statistics and the loss are float32 in both."""
     epochs: int = 200
     """Epochs a round: its length, or the cap of the other stop rules."""
     stop: tuple[str, ...] = ("epochs",)
@@ -178,7 +181,7 @@ def check_config(config: Common) -> None:
 
 def check_training(config: Training) -> None:
     """Checks the fields of `Training`; raises UsageError."""
-    for name in ("model", "activation", "optimizer"):
+    for name in ("model", "activation", "optimizer", "precision"):
         choose(name, getattr(config, name), CHOICES[name])
     for rule in config.stop:
         choose("stop", rule, STOPS)
@@ -350,11 +353,14 @@ def build_task(
         "mlp": partial(models.mlp, hidden=config.hidden, activation=config.activation),
         "logistic": models.logistic_regression,
     }
-    return train.image_task(build[config.model](num_classes), image_shape, mean, std)
+    return train.image_task(build[config.model](num_classes), image_shape, mean, std, config.precision)
 
 
 def load_model(folder: Path | str, number: int | None = None) -> Model:
-    """Loads a model that experiments/retrain.py trained, by default the current one; `model(images)` gives logits."""
+    """Loads a model that experiments/retrain.py trained, by default the current one; `model(images)` gives logits.
+
+    It computes in float32, however it was trained.
+    """
     from wsjax import retraining
 
     def make_task(num_classes: int, shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Task:

@@ -1,8 +1,9 @@
 """The study's networks in Flax linen: ResNet-18, a small MLP and logistic regression, with PyTorch's initialisers.
 
 Every network is called as `model.apply(variables, images, train=..., weights=...)` with normalised float images
-[B, H, W, C] and returns float32 logits [B, num_classes]. `weights` [B] marks real rows by 1 and padding by 0. Only
-ResNets hold "batch_stats"; pass `mutable=["batch_stats"]` to have them updated when `train` is true.
+[B, H, W, C], computes in their dtype, and returns float32 logits [B, num_classes]. `weights` [B] marks real rows by 1
+and padding by 0. Only ResNets hold "batch_stats"; pass `mutable=["batch_stats"]` to have them updated when `train` is
+true.
 """
 
 import math

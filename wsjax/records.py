@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 Row = dict[str, Any]
 
 CONFIG, RECORDS, SUMMARY, LOCK = "config.json", "records.jsonl", "summary.json", "lock"
+BEFORE = {"precision": "float32"}
+"""Settings that runs did not always have, with what they were before."""
 PACKAGES = ("wsjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -131,6 +133,12 @@ def read_run(folder: Path | str) -> RunRecords:
     return RunRecords(read_json(folder / CONFIG), rows, summary)
 
 
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that two runs differ in: their values there, by name."""
+    pairs = {name: (one.get(name, BEFORE.get(name)), other.get(name, BEFORE.get(name))) for name in {**one, **other}}
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
+
+
 def read_rows(path: Path) -> list[Row]:
     """Reads a file of rows. A last line that was cut short is left out; any other bad line raises RunError."""
     lines = path.read_bytes().split(b"\n")
@@ -201,10 +209,8 @@ def _write_all(file: Any, data: bytes) -> None:
 
 
 def _check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    names = [name for name in {**stored, **given} if stored.get(name) != given.get(name)]
-    if names:
-        differ = "; ".join(f"{name} {stored.get(name)} there, {given.get(name)} here" for name in names)
-        raise RunError(f"{folder} holds a run of other settings ({differ}); name a new one with --run=NAME")
+    if differ := [f"{name} {there} there, {here} here" for name, (there, here) in differing(stored, given).items()]:
+        raise RunError(f"{folder} holds a run of other settings ({'; '.join(differ)}); name a new one with --run=NAME")
 
 
 def _version(package: str) -> str | None:

@@ -81,7 +81,7 @@ def stateless_task(
     )
 
 
-def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any) -> Task:
+def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any, dtype: Any = jnp.float32) -> Task:
     """Makes the Task of classifying uint8 images with one of `wsjax.models`.
 
     Args:
@@ -89,6 +89,8 @@ def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any) ->
       image_shape: (H, W, C).
       mean: C channel means of the images scaled to [0, 1].
       std: C standard deviations, likewise.
+      dtype: what layers compute in: that of the images they get. Parameters, their gradients, BatchNorm's moments and
+        the loss are float32.
     """
     # (x / 255 - mean) / std, as one multiply-add
     scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
@@ -99,7 +101,7 @@ def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any) ->
         return variables["params"], variables.get("batch_stats", {})
 
     def apply(params: Params, batch_stats: BatchStats, inputs: jax.Array, weights: jax.Array, train: bool) -> Any:
-        images = inputs.astype(jnp.float32) * scale + shift
+        images = (inputs.astype(jnp.float32) * scale + shift).astype(dtype)
         variables = {"params": params, "batch_stats": batch_stats}
         if not train:
             return model.apply(variables, images, train=False), batch_stats
