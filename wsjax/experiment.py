@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from wsjax.cli import UsageError, check, choose, duration, print_table, progress, say
+from wsjax.cli import UsageError, check, choose, duration, explain_abort, print_table, progress, say
 from wsjax.records import Row, about_run, follow_run, open_run, write_json
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def load_data(config: Common) -> Dataset:
 
     if _several_processes(config):
         parallel.initialize(config.coordinator, config.num_processes, config.process_id)
+        explain_abort()
     else:
         use_devices(config.devices or (os.cpu_count() if config.replicas else None))
     dataset = data.load(config.dataset, config.data_dir)
@@ -252,6 +253,7 @@ def run(
     caps = [cap for _, cap in plan]
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(parallel.together())
         records = stack.enter_context(open_run(folder, settings, about)) if parallel.is_main() else None
         parallel.wait_for_all("records")
         records = follow_run(folder) if records is None else records
