@@ -62,6 +62,7 @@ def main(config: Config) -> None:
     """Retrains, says what came of it, and exits with a code that says it too."""
     check(config)
     experiment.use_compilation_cache()
+    experiment.use_devices(config.devices)
     from wsjax import retraining
 
     if config.rollback:
@@ -118,6 +119,7 @@ def build_recipe(config: Config) -> Any:
         tolerance=config.tolerance,
         seed=config.seed,
         compare_scratch=config.compare_scratch,
+        mesh=experiment.data_mesh(config.devices),
     )
 
 

@@ -202,6 +202,39 @@ def test_a_real_ctrl_c(tmp_path):
     assert (out, err, run.returncode) == ("", "error: interrupted; the same command continues the run\n", 130)
 
 
+ONE_OF_SEVERAL = """
+import atexit, ctypes, sys, threading, time, types
+from wsjax import cli
+
+def main(config):
+    cli.explain_abort()
+    if sys.argv[1] == "usage":
+        raise cli.UsageError("no such file")
+    if sys.argv[1] == "bug":
+        1 / 0
+    threading.Thread(target=ctypes.CDLL(None).abort).start()  # in C, on a thread of its own
+    time.sleep(30)
+
+atexit.register(print, "waited for the others")
+sys.modules["jax"] = types.SimpleNamespace(distributed=types.SimpleNamespace(is_initialized=lambda: True))
+with cli.user_errors():
+    main(None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "last_line"),
+    [
+        ("usage", 2, "error: no such file"),
+        ("bug", 1, "ZeroDivisionError: division by zero"),
+        ("abort", 2, f"error: JAX ended this process, most likely because {cli.PROCESS_LOST}"),
+    ],
+)
+def test_one_of_several_processes_ends_at_once(how, code, last_line):
+    done = subprocess.run([sys.executable, "-c", ONE_OF_SEVERAL, how], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (code, "", last_line)
+
+
 def test_choose():
     assert choose("model", "mlp", ["mlp", "ResNet18"]) == "mlp"
 

@@ -8,7 +8,7 @@ import pytest
 from test_rounds import TWO_ROUNDS, WAYS, data, mlp_task, run, same, timeless
 
 from wsjax import models, parallel
-from wsjax.parallel import data_mesh, replica_mesh
+from wsjax.parallel import ProcessLost, data_mesh, replica_mesh
 from wsjax.records import Records
 from wsjax.rounds import Round, Settings, make_legs, run_rounds
 from wsjax.stopping import after_epochs
@@ -144,6 +144,27 @@ def test_groups_and_meshes_by_hand():
     assert parallel.fit(replica_mesh(4), 8).size == 4
     assert parallel.fit(replica_mesh(4), 6).size == 3
     assert parallel.fit(None, 3) is None
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_communication_that_broke_off_is_a_lost_process(monkeypatch, wrapped):
+    def fail(message):
+        with parallel.together():
+            try:
+                raise ValueError(message)
+            except ValueError as error:
+                if not wrapped:
+                    raise
+                raise OSError(f"cannot write checkpoint 3: {error}") from error
+
+    lost = "UNKNOWN: Gloo AllReduce failed: Connection closed by peer"
+    with pytest.raises((ValueError, OSError), match="Gloo"):  # there is no other process
+        fail(lost)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ProcessLost, match=f"^{lost}$"):
+        fail(f"{lost}\nmore")
+    with pytest.raises((ValueError, OSError), match="bug"):
+        fail("bug")
 
 
 def test_more_devices_than_there_are():

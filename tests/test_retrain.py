@@ -40,8 +40,9 @@ def test_a_jobs_life(tmp_path):
     assert call(tmp_path) == (0, "no new data: nothing changed", "")
 
     add(tmp_path, "tuesday", slice(500, 1000))
-    code, said, _ = call(tmp_path, "--compare_scratch", "--precision=bfloat16")
+    code, said, _ = call(tmp_path, "--compare_scratch", "--precision=bfloat16", "--devices=2")
     assert code == 0
+    assert json.loads((tmp_path / "model/models/0002/lineage.json").read_text())["settings"]["devices"] == 2
     for part in ("model 2, from model 1, shrunk and perturbed: ", "before 9", "now 9", "(measured with model 2, on "):
         assert part in said
 
@@ -66,6 +67,8 @@ def test_a_jobs_life(tmp_path):
         (("--data", "x", "--holdout", "1"), "--holdout must lie between 0 and 1, not 1.0"),
         (("--data", "x", "--tolerance", "2"), "--tolerance must lie in [0, 1], not 2.0"),
         (("--data", "x", "--shrink", "nan"), "--shrink must be finite, not nan"),
+        (("--data", "x", "--devices", "0"), "--devices must be positive, not 0"),
+        (("--data", "x", "--devices", "5"), "--devices=5: 5 devices asked for; there are 4 (cpu)"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):

@@ -10,14 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from wsjax import experiment, incoming, retraining
+from wsjax import experiment, incoming, models, parallel, retraining
 from wsjax.data import DataError
 from wsjax.incoming import is_held_out, read_pool
 from wsjax.records import RunError
 from wsjax.retraining import Recipe, load_model, retrain, roll_back, start_from
 from wsjax.rounds import Settings
-from wsjax.stopping import after_epochs
-from wsjax.train import Task, correct, cross_entropy
+from wsjax.stopping import after_epochs, any_of, at_accuracy
+from wsjax.train import Task, correct, cross_entropy, image_task
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.integers(60, 196, (4, 4, 4, 1))
@@ -345,7 +345,7 @@ def test_refusals(job):
         job.call()
 
 
-def mean_task(num_classes, image_shape, mean, std):
+def mean_task(num_classes, image_shape, mean, std, axis_name):
     """Logistic regression on images less a running mean, as BatchNorm keeps one."""
 
     def init(key):
@@ -366,6 +366,30 @@ def test_batch_statistics_are_those_of_the_train_images(job):
     train = read_pool([str(job.incoming / "a.npz")], (), None, 0.25, print).train[0]
     model = load_model(job.folder, mean_task)
     np.testing.assert_allclose(model.state.batch_stats["mean"], train.mean() / 255, rtol=1e-5)
+
+
+def resnet_task(num_classes, image_shape, mean, std, axis_name):
+    model = models.ResNet(num_classes, stage_sizes=(1,), width=4, stem_pool=False, axis_name=axis_name)
+    return image_task(model, image_shape, mean, std)
+
+
+def test_devices_that_split_a_batch_give_one_devices_models(tmp_path):
+    def train(folder, mesh):
+        folder.mkdir()
+        job = Job(folder)
+        stop = any_of(at_accuracy(0.9), after_epochs(20))
+        for seed, name in enumerate("ab"):  # the second model starts from the first one's parameters
+            job.add(name, seed=seed)
+            job.call(recipe(optimizer=optax.sgd(0.05), mesh=mesh)._replace(make_task=resnet_task, stop=stop))
+        return load_model(job.folder, resnet_task)
+
+    one, two = train(tmp_path / "one", None), train(tmp_path / "two", parallel.data_mesh(2))
+    metrics = [model.lineage["metrics"] for model in (one, two)]
+    assert [row["stop"] for row in metrics] == ["accuracy", "accuracy"]
+    for field in ("model", "epochs", "accuracy"):
+        assert metrics[0][field] == metrics[1][field]
+    for x, y in zip(jax.tree.leaves(one.state), jax.tree.leaves(two.state), strict=True):
+        assert np.linalg.norm(x - y) <= 2e-6 * max(np.linalg.norm(x), 1e-2)
 
 
 def test_load_model_knows_the_architecture_of_the_scripts_models(job):

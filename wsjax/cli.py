@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import difflib
 import os
+import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 from rich import box
@@ -24,6 +27,7 @@ from rich.table import Table
 LINE_EVERY = 15.0  # seconds between lines of progress where the output is no terminal
 ESTIMATE_AFTER = 2  # epochs: the first one is still warming up
 ESTIMATE_FROM = 60.0  # seconds: shorter runs are not worth a line
+PROCESS_LOST = "another process of this run has ended; give the same commands again to continue the run"
 
 
 class UsageError(Exception):
@@ -58,13 +62,41 @@ def user_errors() -> Iterator[None]:
     """Ends the program with one line and exit code 2 (130 for Ctrl-C) where an error is the user's to mend."""
     try:
         yield
-    except BaseException as error:
-        if not _is_for_user(error):
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_for_user(error):
+            _error_console().print(f"error: {_one_line(error)}", style="red", markup=False, highlight=False)
+            _exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+        if not _is_one_of_several():
             raise
-        stopped = isinstance(error, KeyboardInterrupt)
-        message = "interrupted; the same command continues the run" if stopped else _one_line(error)
-        _error_console().print(f"error: {message}", style="red", markup=False, highlight=False)
-        sys.exit(130 if stopped else 2)
+        traceback.print_exc()
+        _exit(1)
+
+
+def explain_abort() -> None:
+    """Has a line of ours follow what JAX says when it aborts this process because another one of the run has ended.
+
+    JAX hears of that on a C++ thread, which aborts without coming back to Python, where a handler of Python's own would
+    run. libc calls this one on that very thread.
+    """
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(number: int) -> None:
+    os.write(2, f"error: JAX ended this process, most likely because {PROCESS_LOST}\n".encode())
+    os._exit(2)
+
+
+def _exit(code: int) -> NoReturn:
+    """Ends the program: one of several processes without JAX's own end, which waits until all others have ended too."""
+    if _is_one_of_several():
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
 def _error_console() -> Console:
@@ -73,12 +105,15 @@ def _error_console() -> Console:
 
 def _is_for_user(error: BaseException) -> bool:
     """Whether an error is the user's to mend: by name, for the modules that define them import jax."""
-    names = {"UsageError", "DataError", "RunError", "NonFiniteLoss", "OSError", "KeyboardInterrupt"}
+    names = {"UsageError", "DataError", "RunError", "NonFiniteLoss", "ProcessLost", "OSError", "KeyboardInterrupt"}
     return bool(names & {base.__name__ for base in type(error).__mro__})
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command continues the run"
+    line = " ".join(line.strip() for line in str(error).splitlines())
+    return f"{PROCESS_LOST} ({line})" if type(error).__name__ == "ProcessLost" else line
 
 
 def choose(what: str, value: str, options: Sequence[str]) -> str:

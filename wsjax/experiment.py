@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from wsjax.cli import UsageError, check, choose, duration, print_table, progress, say
+from wsjax.cli import UsageError, check, choose, duration, explain_abort, print_table, progress, say
 from wsjax.records import Row, about_run, follow_run, open_run, write_json
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ class Training:
     """How many last epochs the plateau rule looks at."""
     checkpoint_every: int = 20
     """Epochs between checkpoints."""
+    devices: int | None = None
+    """Split every batch over so many devices (cores, on a CPU). Default: one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +141,6 @@ class Common(Training, Source):
     """Test after every epoch, or only at the end of each round: epoch or round."""
     stack: bool | None = None
     """Train all seeds together as one program. Default: yes, but for the ResNet."""
-    devices: int | None = None
-    """Split every batch over so many devices (cores, on a CPU). Default: one."""
     replicas: str | None = None
     """devices: train seeds, and ways if they are more, side by side, spread over all devices (on a CPU, cores)."""
     coordinator: str | None = None
@@ -162,7 +162,6 @@ def check_config(config: Common) -> None:
         choose(name, getattr(config, name), CHOICES[name])
     for method in config.methods:
         choose("method", method, METHODS)
-    check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
     if config.replicas is not None:
         choose("replicas", config.replicas, ("devices",))
         check(config.devices is None, "--devices splits batches and --replicas=devices spreads runs: give one of them")
@@ -193,6 +192,7 @@ def check_training(config: Training) -> None:
     decay = config.weight_decay
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
+    check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
 
 
 def run_name(config: Common) -> str:
@@ -206,12 +206,20 @@ def is_stacked(config: Common) -> bool:
 
 
 def load_data(config: Common) -> Dataset:
-    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices."""
-    use_devices(config)
+    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices.
+
+    Joins the processes of several hosts, or has a CPU pass for as many devices as are wanted.
+    """
+    use_compilation_cache()
     import jax
 
-    from wsjax import data
+    from wsjax import data, parallel
 
+    if _several_processes(config):
+        parallel.initialize(config.coordinator, config.num_processes, config.process_id)
+        explain_abort()
+    else:
+        use_devices(config.devices or (os.cpu_count() if config.replicas else None))
     dataset = data.load(config.dataset, config.data_dir)
     return data.take(jax.random.key(0), dataset, config.num_train, config.num_test)
 
@@ -248,6 +256,7 @@ def run(
     caps = [cap for _, cap in plan]
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(parallel.together())
         records = stack.enter_context(open_run(folder, settings, about)) if parallel.is_main() else None
         parallel.wait_for_all("records")
         records = follow_run(folder) if records is None else records
@@ -300,20 +309,12 @@ def conclude(folder: Path, title: str, table: Table, ends: dict[str, Any], figur
     say(f"Picture: {picture}\nRecords: {folder} (its checkpoints take {size / 1e6:,.1f} MB)")
 
 
-def use_devices(config: Common) -> None:
-    """Sets up what the settings ask for; to be called before anything touches a device.
-
-    Joins the processes of several hosts, and has a CPU pass for as many devices as are wanted.
-    """
-    use_compilation_cache()
+def use_devices(count: int | None) -> None:
+    """Has a CPU pass for so many devices, unless JAX was told of a number; call it before anything touches a device."""
     import jax
 
-    from wsjax import parallel
-
-    if _several_processes(config):
-        parallel.initialize(config.coordinator, config.num_processes, config.process_id)
-    elif (config.devices or config.replicas) and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", config.devices or os.cpu_count() or 1)
+    if count and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def build_mesh(config: Common) -> Mesh | None:
@@ -324,10 +325,17 @@ def build_mesh(config: Common) -> Mesh | None:
         return parallel.data_mesh()
     if config.replicas:
         return parallel.replica_mesh()
+    return data_mesh(config.devices)
+
+
+def data_mesh(devices: int | None) -> Mesh | None:
+    """The devices that --devices splits every batch over; None for one."""
+    from wsjax import parallel
+
     try:
-        return None if config.devices is None else parallel.data_mesh(config.devices)
+        return None if devices is None else parallel.data_mesh(devices)
     except ValueError as error:
-        raise UsageError(f"--devices={config.devices}: {error}") from error
+        raise UsageError(f"--devices={devices}: {error}") from error
 
 
 def _several_processes(config: Common) -> bool:
@@ -363,9 +371,9 @@ def load_model(folder: Path | str, number: int | None = None) -> Model:
     """
     from wsjax import retraining
 
-    def make_task(num_classes: int, shape: tuple[int, ...], mean: Sequence[float], std: Sequence[float]) -> Task:
+    def make_task(*about: Any) -> Task:
         architecture = retraining.lineage_of(folder, number)["settings"]["architecture"]
-        return build_task(Training(**architecture), num_classes, shape, mean, std)
+        return build_task(Training(**architecture), *about)
 
     return retraining.load_model(folder, make_task, number)
 

@@ -7,7 +7,9 @@ device trains replicas of its own, and nothing is communicated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +20,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, REPLICAS = "data", "replicas"
+BROKEN_OFF = "gloo|nccl|barrier|heartbeat|coordination"
+"""Who speaks in the error of a communication that broke off: collectives on a CPU and a GPU, or JAX's own service."""
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run has ended, or cannot be reached."""
 
 
 def data_mesh(devices: int | None = None) -> Mesh:
@@ -109,6 +117,20 @@ def wait_for_all(name: str) -> None:
     """Waits until every process has come to the point of that name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Turns the error of a communication that broke off into a ProcessLost, which carries its first words.
+
+    JAX has no type for it: a ValueError or a JaxRuntimeError tells of what failed beneath it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1 or not re.search(BROKEN_OFF, str(error), re.IGNORECASE):
+            raise
+        raise ProcessLost(f"{str(error.__cause__ or error).splitlines()[0]:.200}") from error
 
 
 def _put(x: Any, sharding: NamedSharding) -> Any:

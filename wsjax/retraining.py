@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from wsjax import checkpoint, parallel
 from wsjax.data import channel_statistics
@@ -40,8 +41,8 @@ from wsjax.train import Data, Task, TrainState, init_state, reestimate
 
 CURRENT, LINEAGE, SAMPLES, PARAMETERS = "current.json", "lineage.json", "samples.npy", "parameters"
 
-MakeTask = Callable[[int, tuple[int, ...], Sequence[float], Sequence[float]], Task]
-"""`(num_classes, image_shape, mean, std) -> Task`."""
+MakeTask = Callable[[int, tuple[int, ...], Sequence[float], Sequence[float], str | None], Task]
+"""`(num_classes, image_shape, mean, std, axis_name) -> Task`, whose batch statistics are taken over that axis too."""
 
 
 class Recipe(NamedTuple):
@@ -59,6 +60,7 @@ class Recipe(NamedTuple):
       tolerance: how much lower than its parent's a new model's held-out accuracy may be, in [0, 1].
       seed: model n draws all it draws from the key of seed + n, so that every model is perturbed by a new network.
       compare_scratch: whether to train from scratch too, on the same data, for comparison.
+      mesh: `wsjax.parallel.data_mesh()` splits every batch over devices.
     """
 
     make_task: MakeTask
@@ -72,6 +74,7 @@ class Recipe(NamedTuple):
     tolerance: float = 0.02
     seed: int = 0
     compare_scratch: bool = False
+    mesh: Mesh | None = None
 
 
 class Model(NamedTuple):
@@ -153,7 +156,7 @@ def roll_back(folder: Path | str) -> tuple[int, int]:
 def load_model(folder: Path | str, make_task: MakeTask, number: int | None = None) -> Model:
     """Loads a model of a folder, by default the current one. Raises RunError where there is none, or it is damaged."""
     lineage = lineage_of(folder, number)
-    task = make_task(len(lineage["class_names"]), tuple(lineage["image_shape"]), lineage["mean"], lineage["std"])
+    task = make_task(len(lineage["class_names"]), tuple(lineage["image_shape"]), lineage["mean"], lineage["std"], None)
     template = jax.jit(lambda key: init_state(task, optax.identity(), key))(jax.random.key(0))
     template = template._replace(opt_state=())
     place = _model_folder(Path(folder), lineage["model"]) / PARAMETERS
@@ -200,7 +203,8 @@ def _train(
     """Trains model `number` in its unfinished folder, as far as it has not been, and returns its lineage."""
     shape = pool.train[0].shape[1:]
     mean, std = (known["mean"], known["std"]) if known else channel_statistics(pool.train[0])
-    task = recipe.make_task(len(pool.class_names), shape, mean, std)
+    make_task = partial(recipe.make_task, len(pool.class_names), shape, mean, std)
+    task, split_task = make_task(None), make_task(parallel.axis_of(recipe.mesh))
     settings = recipe.settings._replace(evaluate="round", evaluation="running")
     start = None
     if parent is not None:
@@ -211,9 +215,9 @@ def _train(
     def run(folder: Path, start: Any, **key: Any) -> tuple[TrainState, Row]:
         with _open_part(folder, key, say) as records:
             result = run_rounds(
-                task, recipe.optimizer, pool.train, pool.held_out, [Round(len(pool.train[1]), recipe.stop)], {},
-                [recipe.seed + number], settings=settings, start=start, records=records,
-                checkpoints=folder / "checkpoints", observe=observe,
+                split_task, recipe.optimizer, pool.train, pool.held_out, [Round(len(pool.train[1]), recipe.stop)], {},
+                [recipe.seed + number], settings=settings, start=start, mesh=recipe.mesh,
+                records=records, checkpoints=folder / "checkpoints", observe=observe,
             )  # fmt: skip
             (end,) = round_ends(result.rows)
             state = result.states[FIRST, recipe.seed + number]._replace(opt_state=())
