@@ -1,7 +1,7 @@
 """Convolution and max pooling that are fast on a CPU too, and inside compiled loops.
 
-XLA's own convolution is what a GPU wants, and gets here. On a CPU the compiled kernels of `wsjax.kernels` take its place.
-Where these can't be had, XLA's convolution is kept from two traps:
+XLA's own convolution is what a GPU wants, and gets here. On a CPU the compiled kernels of `wsjax.kernels` take its
+place. Where these can't be had, XLA's convolution is kept from two traps:
 
 - Autodiff writes a convolution's gradients with permuted axes. A CPU has no fast kernel for these, and inside
   `lax.scan` and its kin XLA doesn't put them right (https://github.com/jax-ml/jax/issues/12868). So both gradients are

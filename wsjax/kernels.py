@@ -16,16 +16,16 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-pthread")
-_CALLS = ("convolve", "images_gradient", "kernel_gradient", "moments", "moments_gradient")
+_CALLS = ("convolve", "images_gradient", "kernel_gradient", "moments", "normalise", "normalise_gradient")
 
 
 def support(*arrays: jax.Array) -> bool:
@@ -83,7 +83,7 @@ def _compiled() -> Path:
     compiler = next((path for path in map(shutil.which, candidates) if path), None)
     if compiler is None:
         raise OSError(f"no compiler found: {', '.join(candidates)}")
-    recipe = [SOURCE.read_bytes(), jaxlib.__version__.encode(), compiler.encode(), *map(str.encode, FLAGS)]
+    recipe = [SOURCE.read_bytes(), version("jaxlib").encode(), compiler.encode(), *map(str.encode, FLAGS)]
     library = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(recipe)).hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)

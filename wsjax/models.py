@@ -88,7 +88,7 @@ class ResNet(nn.Module):
     def __call__(self, images: Array, *, train: bool, weights: Array | None = None) -> Array:
         """Maps images [B, H, W, C] to logits [B, num_classes]; rows of weight 0 don't enter batch statistics."""
         x = Conv(self.width, name="stem_conv")(images)
-        x = nn.relu(BatchNorm(self.axis_name, name="stem_norm")(x, train, weights))
+        x = BatchNorm(self.axis_name, relu=True, name="stem_norm")(x, train, weights)
         if self.stem_pool:
             x = max_pool(x)
         for stage, blocks in enumerate(self.stage_sizes):
@@ -110,13 +110,12 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
         """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         y = Conv(self.features, stride=self.stride, name="conv1")(x)
-        y = nn.relu(BatchNorm(self.axis_name, name="norm1")(y, train, weights))
+        y = BatchNorm(self.axis_name, relu=True, name="norm1")(y, train, weights)
         y = Conv(self.features, name="conv2")(y)
-        y = BatchNorm(self.axis_name, name="norm2")(y, train, weights)
         if y.shape != x.shape:
             x = Conv(self.features, size=1, stride=self.stride, name="shortcut_conv")(x)
             x = BatchNorm(self.axis_name, name="shortcut_norm")(x, train, weights)
-        return nn.relu(x + y)
+        return BatchNorm(self.axis_name, relu=True, name="norm2")(y, train, weights, shortcut=x)
 
 
 class MLP(nn.Module):
@@ -180,23 +179,28 @@ class BatchNorm(nn.Module):
     """Batch normalisation as PyTorch does it (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
 
     A batch is normalised by its biased variance; the running variance takes the unbiased one. Rows of weight 0 are
-    normalised like the others but do not enter the statistics.
+    normalised like the others but do not enter the statistics. With `relu`, a ReLU comes last.
     """
 
     axis_name: str | None = None
+    relu: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
-        """Normalises [B, H, W, C] over B, H and W, or by the running statistics where `train` is false."""
+    def __call__(self, x: Array, train: bool, weights: Array | None = None, shortcut: Array | None = None) -> Array:
+        """Normalises [B, H, W, C] over B, H and W, or by the running statistics where `train` is false.
+
+        Adds the shortcut, images of the same shape, where there is one.
+        """
         features = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         var = self.variable("batch_stats", "var", jnp.ones, (features,))
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         if not train:
-            return normalise(x, mean.value, var.value, scale, bias, BN_EPSILON)
+            return normalise(x, mean.value, var.value, scale, bias, shortcut, BN_EPSILON, self.relu)
         weights = jnp.ones(x.shape[0]) if weights is None else weights
-        y, (batch_mean, batch_var, count) = batch_norm(x, weights, scale, bias, BN_EPSILON, self.axis_name)
+        y, batch_moments = batch_norm(x, weights, scale, bias, shortcut, BN_EPSILON, self.relu, self.axis_name)
+        batch_mean, batch_var, count = batch_moments
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             # A batch of padding alone says nothing.
             momentum = jnp.where(count > 0, BN_MOMENTUM, 0.0)
