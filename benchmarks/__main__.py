@@ -20,7 +20,7 @@ from typing import Any
 
 import tyro
 
-from wsjax import cli
+from wsjax import cli, process
 from wsjax.records import about_run, write_json
 
 NAMES = (
@@ -53,6 +53,7 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     for name in config.only:
         cli.choose("subject", name, names(has_cuda=True))
     cli.check(config.repeats > 0, f"--repeats must be positive, not {config.repeats}")
+    process.keep_memory()
     try:
         import torch
     except ImportError as error:

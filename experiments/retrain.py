@@ -25,7 +25,7 @@ from typing import Any
 
 import tyro
 
-from wsjax import cli, experiment
+from wsjax import cli, experiment, process
 
 ARCHITECTURE = ("model", "width", "stem_pool", "hidden", "activation")
 KEPT_ASIDE = 3
@@ -61,7 +61,7 @@ DEFAULTS = Config(model="resnet18", width=16, stem_pool=False, optimizer="adam",
 def main(config: Config) -> None:
     """Retrains, says what came of it, and exits with a code that says it too."""
     check(config)
-    experiment.use_compilation_cache()
+    process.set_up()
     experiment.use_devices(config.devices)
     from wsjax import retraining
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from wsjax import process
 from wsjax.cli import UsageError, check, choose, duration, explain_abort, print_table, progress, say
 from wsjax.records import Row, about_run, follow_run, open_run, write_json
 
@@ -210,7 +209,7 @@ def load_data(config: Common) -> Dataset:
 
     Joins the processes of several hosts, or has a CPU pass for as many devices as are wanted.
     """
-    use_compilation_cache()
+    process.set_up()
     import jax
 
     from wsjax import data, parallel
@@ -434,15 +433,6 @@ def sp_factors(config: Common) -> dict[str, tuple[float, float]]:
     return {f"SP {shrink:g}" + f"/{perturb:g}" * several: (shrink, perturb) for shrink, perturb in pairs}
 
 
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told of one: a second start is quicker."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wsjax" / f"xla-{_machine()}"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
 def _observe(advance: Callable[..., None], caps: Sequence[int], rows: list[Row]) -> None:
     """Shows an epoch's rows."""
     last = rows[-1]
@@ -458,13 +448,6 @@ def _work(rows: Sequence[Row], caps: Sequence[int]) -> tuple[int, int]:
     done = sum(row["samples"] for row in rows)
     skipped = sum(row["samples"] * (caps[row["round"] - 1] - row["epoch"]) for row in rows if row["stop"])
     return done, skipped
-
-
-def _machine() -> str:
-    """A short name of this machine's processor: its programs must not reach another kind through a shared home."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
-    return hashlib.sha256("".join([platform.machine(), *flags[:1]]).encode()).hexdigest()[:8]
 
 
 def _check_list(name: str, values: Sequence[Any]) -> None:

@@ -519,14 +519,14 @@ void images_gradient(ffi::ThreadPool& pool, const T* dy, const Images& dy_shape,
   correlate(pool, dy, dy_shape, border, phases, packed.get(), dx, dx_shape);
 }
 
-// sums[m][...] += sum over pixels p: x[offsets[p] + m] * dy[p][...], VECTORS wide, for m < used; RUN * PANEL / VECTORS
-// values are read of each x.
+// sums[m][...] += sum over pixels p: x[offsets[p] + m] * dy[p * step][...], VECTORS wide, for m < used; RUN * PANEL /
+// VECTORS values are read of each x.
 template <typename T, int VECTORS>
-__attribute__((noinline)) void gradient_tile(const T* x, const int64_t* offsets, const T* dy, int64_t pixels, T* sums,
-                                             int64_t used) {
+__attribute__((noinline)) void gradient_tile(const T* x, const int64_t* offsets, const T* dy, int64_t step,
+                                             int64_t pixels, T* sums, int64_t used) {
   constexpr int VALUES = RUN * PANEL / VECTORS;
   Vector<T> tile[VALUES][VECTORS] = {};
-  for (int64_t p = 0; p < pixels; ++p, dy += WIDTH<T>) {
+  for (int64_t p = 0; p < pixels; ++p, dy += step) {
     const T* values = x + offsets[p];
     Vector<T> d[VECTORS];
 #pragma GCC unroll 8
@@ -636,7 +636,7 @@ void kernel_gradient_winograd(ffi::ThreadPool& pool, const T* x, const Images& x
           for (int64_t k = 0; k < PLANES; ++k) {
             for (int64_t c = 0; c < inputs; c += step) {
               tile(values.get() + k * patches * padded + c, offsets.data(), gradients.get() + k * patches * WIDTH<T>,
-                   size, own + panel * length + (k * inputs + c) * WIDTH<T>, inputs - c);
+                   WIDTH<T>, size, own + panel * length + (k * inputs + c) * WIDTH<T>, inputs - c);
             }
           }
         }
@@ -676,8 +676,17 @@ void kernel_gradient(ffi::ThreadPool& pool, const T* x, const Images& x_shape, c
   const int64_t run = window.size * inputs, length = window.size * run, grid = dy_shape.height * dy_shape.width;
   const int64_t groups = std::min(ceil_div(TASKS, panels), x_shape.count);  // of images, summed apart
   const int64_t images_each = ceil_div(x_shape.count, groups);
-  const int64_t at_a_time = std::clamp<int64_t>(CACHE_BYTES / (bordered.size() * sizeof(T)), 1, images_each);
+  const int64_t bytes = (bordered.size() + grid * WIDTH<T>) * sizeof(T);  // of an image and its gradients
+  const int64_t at_a_time = std::clamp<int64_t>(CACHE_BYTES / bytes, 1, images_each);
   Scratch<T> sums(groups * panels * length * WIDTH<T>);
+  std::vector<int64_t> offsets;  // of the pixels' windows
+  for (int64_t n = 0; n < at_a_time; ++n) {
+    for (int64_t row = 0; row < dy_shape.height; ++row) {
+      for (int64_t column = 0; column < dy_shape.width; ++column) {
+        offsets.push_back(n * bordered.size() + (row * bordered.width + column) * window.stride * inputs);
+      }
+    }
+  }
 
   parallel_for(pool, groups * panels, [&](int64_t task) {
     const int64_t panel = task % panels, first = task / panels * images_each;
@@ -687,22 +696,23 @@ void kernel_gradient(ffi::ThreadPool& pool, const T* x, const Images& x_shape, c
     const int64_t step = channels > LANES<T> ? RUN : RUN * PANEL;
     T* own = sums.get() + task * length * WIDTH<T>;
     std::fill_n(own, length * WIDTH<T>, T(0));
-    Scratch<T> values(at_a_time * bordered.size() + RUN * PANEL), gradients(at_a_time * grid * WIDTH<T>);
-    Scratch<int64_t> offsets(at_a_time * grid);
+    const bool is_full = channels % LANES<T> == 0;  // else dy's channels are filled up with zeros
+    Scratch<T> values(at_a_time * bordered.size() + RUN * PANEL), filled(is_full ? 0 : at_a_time * grid * WIDTH<T>);
     for (int64_t n = first; n < last; n += at_a_time) {
       const int64_t count = std::min(at_a_time, last - n), pixels = count * grid;
       add_border(x + n * x_shape.size(), {count, x_shape.height, x_shape.width, inputs}, border, values.get());
-      for (int64_t p = 0; p < pixels; ++p) {
-        const int64_t image = p / grid, row = p % grid / dy_shape.width, column = p % dy_shape.width;
-        offsets.get()[p] = image * bordered.size() + (row * bordered.width + column) * window.stride * inputs;
-        T* to = gradients.get() + p * WIDTH<T>;
-        std::copy_n(dy + (n * grid + p) * outputs + panel * WIDTH<T>, channels, to);
-        std::fill_n(to + channels, WIDTH<T> - channels, T(0));
+      const T* gradients = dy + n * dy_shape.size() + panel * WIDTH<T>;
+      if (!is_full) {
+        for (int64_t p = 0; p < pixels; ++p) {
+          T* to = std::copy_n(gradients + p * outputs, channels, filled.get() + p * WIDTH<T>);
+          std::fill_n(to, WIDTH<T> - channels, T(0));
+        }
+        gradients = filled.get();
       }
       for (int64_t i = 0; i < window.size; ++i) {
         for (int64_t l = 0; l < run; l += step) {
-          tile(values.get() + i * bordered.width * inputs + l, offsets.get(), gradients.get(), pixels,
-               own + (i * run + l) * WIDTH<T>, run - l);
+          tile(values.get() + i * bordered.width * inputs + l, offsets.data(), gradients,
+               is_full ? outputs : WIDTH<T>, pixels, own + (i * run + l) * WIDTH<T>, run - l);
         }
       }
     }

@@ -11,7 +11,6 @@ import ctypes
 import functools
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from wsjax.process import cache_folder
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 COMPILERS = ("c++", "g++", "clang++")
@@ -67,14 +68,6 @@ def available() -> bool:
             f"wsjax_{name}", jax.ffi.pycapsule(getattr(library, f"wsjax_{name}")), platform="cpu"
         )
     return True
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for what is compiled for this kind of processor; a home may be shared by several."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
-    kind = hashlib.sha256("".join([platform.machine(), *flags[:1]]).encode()).hexdigest()[:8]
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wsjax" / kind
 
 
 def _compiled() -> Path:

@@ -1,7 +1,8 @@
 """Normalisation by a batch's moments, with the shortcut and the ReLU that follow it, as pure functions.
 
-On a CPU the compiled kernels of `wsjax.kernels` do it, where they can be had. XLA's CPU code takes several times as long
-for a product that is summed over pixels, and computes a ReLU's input anew, block for block, for the gradient's mask.
+On a CPU the compiled kernels of `wsjax.kernels` do it, where they can be had. XLA's CPU code takes several times as
+long for a product that is summed over pixels, and computes a ReLU's input anew, through all blocks before it, for the
+gradient's mask.
 """
 
 from functools import partial
