@@ -54,7 +54,7 @@ def call(name: str, results: Any, *arrays: jax.Array, **attributes: int) -> Any:
 def available() -> bool:
     """Compiles the kernels, where that was not done yet, and makes them known to XLA; False where that fails."""
     try:
-        library = ctypes.CDLL(str(_compiled()))
+        library = ctypes.CDLL(str(build()))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
@@ -70,7 +70,7 @@ def available() -> bool:
     return True
 
 
-def _compiled() -> Path:
+def build() -> Path:
     """The shared library of this source, jaxlib and compiler, compiled where it is not there yet."""
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
     compiler = next((path for path in map(shutil.which, candidates) if path), None)
