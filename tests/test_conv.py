@@ -130,6 +130,21 @@ def test_every_convolution_of_the_cpu_program_is_canonical_without_kernels(case,
     assert len(convolutions) == {16: 3, 4: 2, 2: 1}[case[0]]
 
 
+@pytest.mark.parametrize("shape", [(0, 4, 4, 2), (2, 2, 4, 2), (2, 4, 4, 0)])
+def test_nothing_gives_nothing(shape, way):
+    x, kernel = jnp.ones(shape), jnp.ones((3, 3, shape[3], 5))
+    y, dx, dkernel = value_and_gradients(lambda x, kernel: conv(x, kernel, 1, 0), x, kernel)
+    assert y.shape == (shape[0], shape[1] - 2, 2, 5)
+    assert not np.any(y)
+    assert not np.any(dx)
+    assert not np.any(dkernel)
+
+
+def test_a_kernel_that_is_not_square_is_refused():
+    with pytest.raises(ValueError, match=r"the kernel is 3 x 1; it must be square\."):
+        conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 1, 2, 2)))
+
+
 def test_unused_gradient_of_the_images_is_not_computed():
     x, kernel = arrays((8, 3, 4, 3, 1, 1))
 

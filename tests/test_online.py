@@ -62,13 +62,25 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert re.fullmatch(f"error: {message}.*\n", done.stderr)
 
 
+RESNET = ("--increment", "30", "--model", "resnet18", "--width", "2", "--threshold", "1", "--epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """The rows of a ResNet's run on one device."""
+    return rows_of_resnet(tmp_path_factory.mktemp("one"))
+
+
+def rows_of_resnet(folder, *flags):
+    done = run(folder, *RESNET, *flags)
+    assert done.returncode == 0, done.stderr
+    rows = read_run(folder / "online" / "digits-resnet18-adam").rows
+    return sorted(rows, key=lambda row: [row[k] for k in KEY])
+
+
 @pytest.mark.parametrize("flags", [("--devices", "2"), ("--replicas", "devices")])
-def test_several_devices_end_where_one_does(tmp_path, flags):
-    arguments = ("--increment", "30", "--model", "resnet18", "--width", "2", "--threshold", "1", "--epochs", "2")
-    one, several = (run(tmp_path / name, *arguments, *more) for name, more in (("one", ()), ("several", flags)))
-    assert (one.returncode, several.returncode) == (0, 0), several.stderr
-    rows = [read_run(tmp_path / name / "online" / "digits-resnet18-adam").rows for name in ("one", "several")]
-    for a, b in zip(*(sorted(own, key=lambda r: [r[k] for k in KEY]) for own in rows), strict=True):
+def test_several_devices_end_where_one_does(one_device, tmp_path, flags):
+    for a, b in zip(one_device, rows_of_resnet(tmp_path, *flags), strict=True):
         assert [a[k] for k in KEY] == [b[k] for k in KEY]
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
 

@@ -96,7 +96,8 @@ def _exit(code: int) -> NoReturn:
 
 
 def _is_one_of_several() -> bool:
-    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _error_console() -> Console:

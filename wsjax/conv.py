@@ -34,7 +34,12 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
 
     Returns:
         [B, (H + 2 * padding - K) // stride + 1, (W + 2 * padding - K) // stride + 1, D].
+
+    Raises:
+        ValueError: if the kernel is not square.
     """
+    if kernel.shape[0] != kernel.shape[1]:
+        raise ValueError(f"the kernel is {kernel.shape[0]} x {kernel.shape[1]}; it must be square.")
     if kernel.shape[0] == 1 and padding == 0 and stride > 1:  # most pixels are not looked at
         x, stride = x[:, ::stride, ::stride], 1
     return _conv(x, kernel, stride, padding)
@@ -44,7 +49,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
 def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     window = dict(stride=stride, padding=padding)
     plain = _conv_taps if _is_smaller(x, kernel) else _conv_native
-    size = [(length + 2 * padding - kernel.shape[0]) // stride + 1 for length in x.shape[1:3]]
+    size = [max((length + 2 * padding - kernel.shape[0]) // stride + 1, 0) for length in x.shape[1:3]]
     shape = (x.shape[0], *size, kernel.shape[3])
     return _on_cpu("convolve", shape, (x, kernel), partial(plain, **window), partial(_conv_native, **window), **window)
 
@@ -81,7 +86,7 @@ def _on_cpu(
     **window: int,
 ) -> Array:
     """The compiled kernel of that name on a CPU, else XLA's `plain` one; on other devices the `default`."""
-    if kernels.support(*arrays):
+    if kernels.support(*arrays) and all(shape) and all(array.size for array in arrays):
         result = jax.ShapeDtypeStruct(shape, arrays[0].dtype)
         plain = partial(kernels.call, name, result, **window)
     return lax.platform_dependent(*arrays, cpu=plain, default=default)

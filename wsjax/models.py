@@ -199,8 +199,8 @@ class BatchNorm(nn.Module):
         if not train:
             return normalise(x, mean.value, var.value, scale, bias, shortcut, BN_EPSILON, self.relu)
         weights = jnp.ones(x.shape[0]) if weights is None else weights
-        y, batch_moments = batch_norm(x, weights, scale, bias, shortcut, BN_EPSILON, self.relu, self.axis_name)
-        batch_mean, batch_var, count = batch_moments
+        result: Any = batch_norm(x, weights, scale, bias, shortcut, BN_EPSILON, self.relu, self.axis_name)
+        y, (batch_mean, batch_var, count) = result
         if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
             # A batch of padding alone says nothing.
             momentum = jnp.where(count > 0, BN_MOMENTUM, 0.0)

@@ -83,10 +83,11 @@ def normalise(
 def _batch_norm_forward(
     x: Array, weights: Array, scale: Array, bias: Array, shortcut: Array | None, *static: Any
 ) -> Any:
-    z, (mean, var, count) = batch_norm(x, weights, scale, bias, shortcut, *static)
     epsilon, relu, _ = static
+    result: Any = batch_norm(x, weights, scale, bias, shortcut, *static)
+    z, (mean, var, count) = result
     saved = x, weights, scale, shortcut is not None, z if relu else None, mean, lax.rsqrt(var + epsilon), count
-    return (z, (mean, var, count)), saved
+    return result, saved
 
 
 def _batch_norm_backward(_: float, relu: bool, axis_name: str | None, saved: Any, cotangents: Any) -> Any:
@@ -125,7 +126,7 @@ normalise.defvjp(_normalise_forward, _normalise_backward)
 
 def _on_cpu(name: str, results: Any, arrays: tuple[Array, ...], plain: Any, **attributes: int) -> Any:
     """The compiled kernel of that name on a CPU; elsewhere, and where it can't be had, what XLA makes of `plain`."""
-    if not kernels.support(*arrays):
+    if arrays[0].size == 0 or not kernels.support(*arrays):
         return plain(*arrays)
     return lax.platform_dependent(*arrays, cpu=partial(kernels.call, name, results, **attributes), default=plain)
 
