@@ -130,7 +130,7 @@ def test_every_convolution_of_the_cpu_program_is_canonical_without_kernels(case,
     assert len(convolutions) == {16: 3, 4: 2, 2: 1}[case[0]]
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 4, 2), (2, 2, 4, 2), (2, 4, 4, 0)])
+@pytest.mark.parametrize("shape", [(0, 4, 4, 2), (2, 4, 4, 0)])
 def test_nothing_gives_nothing(shape, way):
     x, kernel = jnp.ones(shape), jnp.ones((3, 3, shape[3], 5))
     y, dx, dkernel = value_and_gradients(lambda x, kernel: conv(x, kernel, 1, 0), x, kernel)
