@@ -179,6 +179,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axis.errorbar(ratios, names, xerr=spread, fmt="none", ecolor="#444444", elinewidth=0.8)
     axis.axvline(1, color="#444444", linewidth=0.8)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.margins(y=0.01)
     axis.set_xlabel("wsjax's time / the other's (below 1: wsjax is faster)", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)

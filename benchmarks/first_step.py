@@ -1,17 +1,20 @@
 """A ResNet-18's first step, in a process of its own that knows no PyTorch."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax import image_task, init_state, make_optimizer, make_train_step, resnet18
+from wsjax import image_task, init_state, make_optimizer, make_train_step, process, resnet18
 from wsjax.data import REPORT_MEAN, REPORT_STD
 from wsjax.train import Batch
 
 
 def main(width: int, batch_size: int, cache: str) -> None:
-    """Trains for one step, with a folder as the compilation cache."""
-    jax.config.update("jax_compilation_cache_dir", cache)
+    """Trains for one step, with a folder for all that is compiled."""
+    os.environ["XDG_CACHE_HOME"] = cache
+    process.set_up()
     task = image_task(resnet18(10, width), (32, 32, 3), REPORT_MEAN, REPORT_STD)
     optimizer = make_optimizer("sgd", 0.001)
     state = jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0))

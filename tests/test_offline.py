@@ -108,7 +108,9 @@ def test_a_users_own_images_a_resnet_and_several_shrinks(offline, tmp_path):
     arguments += ("--batch_size", 8, "--learning_rate", 0.01, "--evaluation", "reestimated", "--precision", "bfloat16")
     code, out, error = offline(*arguments)
     assert code == 0, error
-    summary = read_run(tmp_path / "runs" / "offline" / "own-resnet18-sgd").summary
+    found = read_run(tmp_path / "runs" / "offline" / "own-resnet18-sgd")
+    summary = found.summary
+    assert found.config["compiled_kernels"] is False  # they are for float32
     names = [row["method"] for row in summary["rows"]]
     assert names == ["RI", "WS", "SP 0.1/0.01", "SP 0.1/0.1", "SP 0.3/0.01", "SP 0.3/0.1"]
     assert (summary["rows"][2]["shrink"], summary["rows"][2]["perturb"]) == (0.1, 0.01)

@@ -74,8 +74,9 @@ def one_device(tmp_path_factory):
 def rows_of_resnet(folder, *flags):
     done = run(folder, *RESNET, *flags)
     assert done.returncode == 0, done.stderr
-    rows = read_run(folder / "online" / "digits-resnet18-adam").rows
-    return sorted(rows, key=lambda row: [row[k] for k in KEY])
+    found = read_run(folder / "online" / "digits-resnet18-adam")
+    assert found.config["compiled_kernels"] is True
+    return sorted(found.rows, key=lambda row: [row[k] for k in KEY])
 
 
 @pytest.mark.parametrize("flags", [("--devices", "2"), ("--replicas", "devices")])

@@ -242,13 +242,17 @@ def run(
     Returns:
       (folder, rows, summary).
     """
-    from wsjax import parallel, rounds
+    import jax
+
+    from wsjax import kernels, parallel, rounds
 
     mesh = build_mesh(config)
     folder = config.workdir / name / run_name(config)
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in PLACES}
     settings |= {"num_train": len(dataset.train_labels), "num_test": len(dataset.test_labels)}
     about = about_run(name, parallel.device_names())
+    if config.model == "resnet18":  # they give other bits than XLA's convolutions
+        about["compiled_kernels"] = kernels.support(jax.ShapeDtypeStruct((), config.precision))
     ways = build_ways(config)
     first, *later = (size * cap for size, cap in plan)
     work = len(config.seeds) * (first + len(ways) * sum(later))

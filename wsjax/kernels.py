@@ -29,7 +29,7 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-pthre
 _CALLS = ("convolve", "images_gradient", "kernel_gradient", "moments", "normalise", "normalise_gradient")
 
 
-def support(*arrays: jax.Array) -> bool:
+def support(*arrays: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Whether the kernels take such arrays: float32 or float64 on a CPU, where a compiler was found."""
     return (
         all(array.dtype in ("float32", "float64") and array.dtype == arrays[0].dtype for array in arrays)
