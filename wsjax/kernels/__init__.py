@@ -1,8 +1,8 @@
 """Compiled kernels for a CPU, which XLA's programs call: convolutions and the sums of batch normalisation.
 
-XLA's CPU code for both is slow (benchmarks/README.md tells how slow). The C++ source beside this file is compiled for
-this machine's processor the first time that a network needs it, which takes some seconds, once, and is kept in the
-user's cache folder. Without a C++ compiler XLA's own operations do the same, slower.
+XLA's CPU code for both is slow (benchmarks/README.md tells how slow). The C++ sources beside this file are compiled for
+this machine's processor the first time that a network needs them, which takes some ten seconds, once, and are kept in
+the user's cache folder. Without a C++ compiler XLA's own operations do the same, slower.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import jax
 
 from wsjax.process import cache_folder
 
-SOURCE = Path(__file__).with_name("kernels.cc")
+FOLDER = Path(__file__).parent
+SOURCE, HEADERS = FOLDER / "calls.cc", sorted(FOLDER.glob("*.h"))
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-pthread")
 _CALLS = ("convolve", "images_gradient", "kernel_gradient", "moments", "normalise", "normalise_gradient")
@@ -58,7 +59,7 @@ def available() -> bool:
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            f"convolutions will be slow: wsjax/kernels.cc could not be compiled ({reason.strip().splitlines()[0]}); "
+            f"convolutions will be slow: its kernels could not be compiled ({reason.strip().splitlines()[0]}); "
             "a C++ compiler, in $CXX or on the PATH as c++, g++ or clang++, is all that it needs",
             stacklevel=2,
         )
@@ -71,12 +72,13 @@ def available() -> bool:
 
 
 def build() -> Path:
-    """The shared library of this source, jaxlib and compiler, compiled where it is not there yet."""
+    """The shared library of these sources, jaxlib and compiler, compiled where it is not there yet."""
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
     compiler = next((path for path in map(shutil.which, candidates) if path), None)
     if compiler is None:
         raise OSError(f"no compiler found: {', '.join(candidates)}")
-    recipe = [SOURCE.read_bytes(), version("jaxlib").encode(), compiler.encode(), *map(str.encode, FLAGS)]
+    sources = [source.read_bytes() for source in (SOURCE, *HEADERS)]
+    recipe = [*sources, version("jaxlib").encode(), compiler.encode(), *map(str.encode, FLAGS)]
     library = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(recipe)).hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
