@@ -59,7 +59,7 @@ def available() -> bool:
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
         warnings.warn(
-            f"convolutions will be slow: its kernels could not be compiled ({reason.strip().splitlines()[0]}); "
+            f"convolutions will be slow: their kernels could not be compiled ({reason.strip().splitlines()[0]}); "
             "a C++ compiler, in $CXX or on the PATH as c++, g++ or clang++, is all that it needs",
             stacklevel=2,
         )
