@@ -19,24 +19,27 @@ ffi::Error by_type(const ffi::AnyBuffer& buffer, const Function& function) {
   return ffi::Error::InvalidArgument("only float32 and float64");
 }
 
+// Calls function(pool, in, its shape, kernel, window, out, its shape).
+template <typename Function>
+ffi::Error with_kernel(ffi::ThreadPool& pool, const ffi::AnyBuffer& in, const ffi::AnyBuffer& kernel,
+                       ffi::AnyBuffer& out, int64_t stride, int64_t padding, const Function& function) {
+  const Window window = {kernel.dimensions()[0], stride, padding};
+  return by_type(in, [&](auto zero) {
+    using T = decltype(zero);
+    function(pool, in.reinterpret_data<T>(), images_of(in), kernel.reinterpret_data<T>(), window,
+             out.reinterpret_data<T>(), images_of(out));
+  });
+}
+
 ffi::Error convolve_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, ffi::Result<ffi::AnyBuffer> y,
                          int64_t stride, int64_t padding) {
-  const Window window = {kernel.dimensions()[0], stride, padding};
-  return by_type(x, [&](auto zero) {
-    using T = decltype(zero);
-    convolve(pool, x.reinterpret_data<T>(), images_of(x), kernel.reinterpret_data<T>(), window,
-             y->reinterpret_data<T>(), images_of(*y));
-  });
+  return with_kernel(pool, x, kernel, *y, stride, padding, [](auto&&... arguments) { convolve(arguments...); });
 }
 
 ffi::Error images_gradient_call(ffi::ThreadPool pool, ffi::AnyBuffer dy, ffi::AnyBuffer kernel,
                                 ffi::Result<ffi::AnyBuffer> dx, int64_t stride, int64_t padding) {
-  const Window window = {kernel.dimensions()[0], stride, padding};
-  return by_type(dy, [&](auto zero) {
-    using T = decltype(zero);
-    images_gradient(pool, dy.reinterpret_data<T>(), images_of(dy), kernel.reinterpret_data<T>(), window,
-                    dx->reinterpret_data<T>(), images_of(*dx));
-  });
+  return with_kernel(pool, dy, kernel, *dx, stride, padding,
+                     [](auto&&... arguments) { images_gradient(arguments...); });
 }
 
 ffi::Error kernel_gradient_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer dy,

@@ -67,7 +67,7 @@ void store_some(T* to, const typename Simd<T>::Vector& values, int64_t used) {
   std::memcpy(to, &values, used * sizeof(T));
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Memory that is not initialised. Threads keep what they used: fresh pages cost more than what is computed in them.
 class Blocks {

@@ -13,7 +13,7 @@ constexpr int PLANES = 16;
 constexpr int64_t WINOGRAD_MIN_CHANNELS = 32, WINOGRAD_MIN_PATCHES = 256;  // where the transforms pay
 
 // Whether the products that are saved outweigh the transforms, of images to `out` channels and of the window.
-bool winograd_wins(int64_t channels, const Images& out) {
+inline bool winograd_wins(int64_t channels, const Images& out) {
   return std::min(channels, out.channels) >= WINOGRAD_MIN_CHANNELS &&
          out.count * ceil_div(out.height, 2) * ceil_div(out.width, 2) >= WINOGRAD_MIN_PATCHES;
 }
