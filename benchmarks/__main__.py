@@ -20,8 +20,8 @@ from typing import Any
 
 import tyro
 
-from wsjax import cli, process
-from wsjax.records import about_run, write_json
+from wsjax.scripts import cli, process
+from wsjax.storage.records import about_run, write_json
 
 NAMES = (
     "resnet_step", "resnet_epoch", "mlp_epoch", "evaluation", "online", "reinitialise", "checkpoints", "startup",

@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from wsjax.cli import print_table, say
+from wsjax.scripts.cli import print_table, say
 
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f64": 8, "pred": 1}
 
@@ -79,9 +79,10 @@ def compiled_step(config: Config) -> str:
     import jax
     import jax.numpy as jnp
 
-    from wsjax import models, parallel
-    from wsjax.data import REPORT_MEAN, REPORT_STD
-    from wsjax.train import Batch, image_task, init_state, make_optimizer, make_train_step
+    from wsjax import parallel
+    from wsjax.data.datasets import REPORT_MEAN, REPORT_STD
+    from wsjax.networks import models
+    from wsjax.training.train import Batch, image_task, init_state, make_optimizer, make_train_step
 
     mesh = parallel.data_mesh(config.devices)
     axis_name = parallel.axis_of(mesh)

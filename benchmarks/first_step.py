@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax import image_task, init_state, make_optimizer, make_train_step, process, resnet18
-from wsjax.data import REPORT_MEAN, REPORT_STD
-from wsjax.train import Batch
+from wsjax import image_task, init_state, make_optimizer, make_train_step, resnet18
+from wsjax.data.datasets import REPORT_MEAN, REPORT_STD
+from wsjax.scripts import process
+from wsjax.training.train import Batch
 
 
 def main(width: int, batch_size: int, cache: str) -> None:

@@ -10,7 +10,7 @@ from benchmarks import jax_side, roofline, torch_side
 from benchmarks.jax_side import BATCH, random_images, task_of
 from benchmarks.subjects import Scale
 from benchmarks.timing import Case
-from wsjax import models
+from wsjax.networks import models
 
 NAMES = {"float32": "TF32", "bfloat16": "bfloat16"}
 """What a GPU's tensor cores multiply, by precision."""

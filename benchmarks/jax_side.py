@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 from wsjax import parallel
-from wsjax.data import REPORT_MEAN, REPORT_STD
-from wsjax.program import Program
-from wsjax.rounds import over_replicas
-from wsjax.train import Batch, Task, image_task, init_state, make_epoch, make_optimizer, make_train_step
+from wsjax.data.datasets import REPORT_MEAN, REPORT_STD
+from wsjax.rounds.loop import over_replicas
+from wsjax.rounds.programs import Program
+from wsjax.training.train import Batch, Task, image_task, init_state, make_epoch, make_optimizer, make_train_step
 
 BATCH = 128
 SHAPE = (32, 32, 3)

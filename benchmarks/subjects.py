@@ -21,12 +21,13 @@ import torch
 from benchmarks import jax_side, roofline, torch_side
 from benchmarks.jax_side import BATCH, SideBySide, random_images, task_of
 from benchmarks.timing import Case
-from wsjax import checkpoint, models
-from wsjax.program import Program
-from wsjax.reinit import shrink_perturb
-from wsjax.rounds import Round, Settings, run_rounds
-from wsjax.stopping import after_epochs
-from wsjax.train import init_state, make_evaluate, make_optimizer
+from wsjax.methods.reinit import shrink_perturb
+from wsjax.networks import models
+from wsjax.rounds.loop import Round, Settings, run_rounds
+from wsjax.rounds.programs import Program
+from wsjax.storage import checkpoint
+from wsjax.training.stopping import after_epochs
+from wsjax.training.train import init_state, make_evaluate, make_optimizer
 
 HIDDEN = (100, 100, 100)
 

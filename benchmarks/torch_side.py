@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from wsjax.data import REPORT_MEAN, REPORT_STD
+from wsjax.data.datasets import REPORT_MEAN, REPORT_STD
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

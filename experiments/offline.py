@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from wsjax import cli, experiment, summary
+from wsjax.results import summary
+from wsjax.scripts import cli, experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +42,12 @@ def main(config: Config) -> None:
     experiment.check_config(config)
     first = config.first_epochs
     cli.check(first is None or first > 0, f"--first_epochs must be positive, not {first}")
-    from wsjax import data, plots
+    from wsjax.data import datasets
+    from wsjax.results import plots
 
     dataset = experiment.load_data(config)
     total = len(dataset.train_labels)
-    half = data.fraction_size(total, config.fraction)
+    half = datasets.fraction_size(total, config.fraction)
     plan = [(half, config.first_epochs or config.epochs), (total, config.epochs)]
     folder, rows, ends = experiment.run("offline", config, dataset, plan, summary.summarize_offline)
 

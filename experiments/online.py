@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from wsjax import cli, experiment, summary
+from wsjax.results import summary
+from wsjax.scripts import cli, experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,14 @@ def main(config: Config) -> None:
     cli.check(config.increment > 0, f"--increment must be positive, not {config.increment}")
     limit = config.max_rounds
     cli.check(limit is None or limit > 0, f"--max_rounds must be positive, not {limit}")
-    from wsjax import data, plots
+    from wsjax.data import datasets
+    from wsjax.results import plots
 
     dataset = experiment.load_data(config)
     total = len(dataset.train_labels)
-    pool = data.fraction_size(total, config.pool) if config.pool <= 1 else int(config.pool)
+    pool = datasets.fraction_size(total, config.pool) if config.pool <= 1 else int(config.pool)
     cli.check(pool <= total, f"--pool asks for {pool} images; the train split has {total}")
-    sizes = data.increment_sizes(pool, config.increment)[:limit]
+    sizes = datasets.increment_sizes(pool, config.increment)[:limit]
     plan = [(size, config.epochs) for size in sizes]
     folder, _, ends = experiment.run("online", config, dataset, plan, summary.summarize_online)
 

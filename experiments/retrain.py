@@ -25,7 +25,7 @@ from typing import Any
 
 import tyro
 
-from wsjax import cli, experiment, process
+from wsjax.scripts import cli, experiment, process
 
 ARCHITECTURE = ("model", "width", "stem_pool", "hidden", "activation")
 KEPT_ASIDE = 3
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
     check(config)
     process.set_up()
     experiment.use_devices(config.devices)
-    from wsjax import retraining
+    from wsjax.retraining import retrain as retraining
 
     if config.rollback:
         old, new = retraining.roll_back(config.model_dir)
@@ -90,7 +90,7 @@ def main(config: Config) -> None:
 @contextlib.contextmanager
 def advice() -> Iterator[None]:
     """Says what to do about a loss that is not finite."""
-    from wsjax.rounds import NonFiniteLoss
+    from wsjax.rounds.loop import NonFiniteLoss
 
     try:
         yield
@@ -100,8 +100,8 @@ def advice() -> Iterator[None]:
 
 def build_recipe(config: Config) -> Any:
     """The settings as a `retraining.Recipe`."""
-    from wsjax.retraining import Recipe
-    from wsjax.rounds import Settings
+    from wsjax.retraining.retrain import Recipe
+    from wsjax.rounds.loop import Settings
 
     fields: dict[str, Any] = {
         field.name: getattr(config, field.name) for field in dataclasses.fields(experiment.Training)

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from wsjax import captions, cli, plots
-from wsjax.records import read_run
+from wsjax.results import captions, plots
+from wsjax.scripts import cli
+from wsjax.storage.records import read_run
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("first", "RI", "WS")

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import tyro
 
-from wsjax import captions, cli, plots
-from wsjax.records import read_run
+from wsjax.results import captions, plots
+from wsjax.scripts import cli
+from wsjax.storage.records import read_run
 
 HERE = Path(__file__).resolve().parent
 CURVES = {"RI": "RI", "WS": "WS", "SP 0.1": "lam0.1", "SP 0.3": "lam0.3", "SP 0.6": "lam0.6"}

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import tyro
 
-from wsjax import captions, cli, plots, summary
-from wsjax.records import read_run
+from wsjax.results import captions, plots, summary
+from wsjax.scripts import cli
+from wsjax.storage.records import read_run
 
 HERE = Path(__file__).resolve().parent
 

@@ -1,8 +1,8 @@
 import pytest
 from test_plots import curve
 
-from wsjax import captions
-from wsjax.records import RunError, RunRecords
+from wsjax.results import captions
+from wsjax.storage.records import RunError, RunRecords
 
 SETTINGS = {
     "dataset": "cifar10",

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wsjax import checkpoint
+from wsjax.storage import checkpoint
 
 # Orbax leaves coroutines behind where a file is damaged; that they complain at their end is not what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -225,7 +225,7 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_one(tmp_path):
 import os, pathlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax.numpy as jnp
-from wsjax import checkpoint
+from wsjax.storage import checkpoint
 folder = checkpoint.open_folder(pathlib.Path({str(tmp_path)!r}))
 for step in range(1, 10**6):
     checkpoint.save(folder, step, {{"w": jnp.full((200, 200), step, jnp.float32)}})

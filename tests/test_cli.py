@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from wsjax import cli
-from wsjax.cli import UsageError, check, choose, duration, run_script
+from wsjax.scripts import cli
+from wsjax.scripts.cli import UsageError, check, choose, duration, run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +157,7 @@ def test_help_tells_the_settings_of_the_data_set(script, capsys):
 
 TINY = """
 import dataclasses, sys, time
-from wsjax.cli import UsageError, check, run_script
+from wsjax.scripts.cli import UsageError, check, run_script
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -204,7 +204,7 @@ def test_a_real_ctrl_c(tmp_path):
 
 ONE_OF_SEVERAL = """
 import atexit, ctypes, sys, threading, time, types
-from wsjax import cli
+from wsjax.scripts import cli
 
 def main(config):
     cli.explain_abort()

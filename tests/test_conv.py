@@ -10,8 +10,8 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from wsjax import kernels
-from wsjax.conv import conv, max_pool
+from wsjax.networks import kernels
+from wsjax.networks.conv import conv, max_pool
 
 # size, channels, features, kernel, stride, padding: every way that conv may take, and the borders between them.
 CASES = [
@@ -176,8 +176,8 @@ import hashlib, os, sys
 if sys.argv[1] == "one":
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 import jax, numpy as np
-from wsjax.conv import conv
-from wsjax.norm import batch_norm
+from wsjax.networks.conv import conv
+from wsjax.networks.norm import batch_norm
 for size, channels, features, stride in [(24, 40, 40, 1), (9, 16, 16, 2), (8, 3, 16, 1)]:
     x, kernel = (np.random.default_rng(0).normal(size=s).astype(np.float32)
                  for s in [(8, size, size, channels), (3, 3, channels, features)])

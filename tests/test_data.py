@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsjax import data
-from wsjax.data import DataError
+from wsjax.data import datasets
+from wsjax.data.datasets import DataError
 
 SHAPE = (32, 32, 3)
 
@@ -49,7 +49,7 @@ def write(path, arrays, save=np.savez):
 def failure(*args, **kwargs):
     """What `load` says when it fails."""
     with pytest.raises(DataError) as caught:
-        data.load(*args, **kwargs)
+        datasets.load(*args, **kwargs)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -57,11 +57,11 @@ def failure(*args, **kwargs):
 
 def test_npz_round_trip(tmp_path):
     arrays = valid(class_names=np.array(["cat", "dog", "fox"]))
-    dataset = data.load(write(tmp_path / "pets.npz", arrays))
+    dataset = datasets.load(write(tmp_path / "pets.npz", arrays))
     assert dataset.name == "pets"
     assert dataset.class_names == ("cat", "dog", "fox")
     assert dataset.num_classes == 3
-    for name in data._REQUIRED:
+    for name in datasets._REQUIRED:
         np.testing.assert_array_equal(getattr(dataset, name), arrays[name])
     assert dataset.train_images.dtype == np.uint8
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
@@ -69,20 +69,20 @@ def test_npz_round_trip(tmp_path):
 
 @pytest.mark.parametrize("names", [np.array([b"cat", b"dog", b"fox"]), None])
 def test_class_names_as_bytes_or_left_out(tmp_path, names):
-    dataset = data.load(write(tmp_path / "pets.npz", valid(class_names=names)))
+    dataset = datasets.load(write(tmp_path / "pets.npz", valid(class_names=names)))
     assert dataset.class_names == (("0", "1", "2") if names is None else ("cat", "dog", "fox"))
 
 
 def test_a_class_without_images_is_fine_where_it_has_a_name(tmp_path):
     names = np.array(["cat", "dog", "fox", "owl"])
-    assert data.load(write(tmp_path / "pets.npz", valid(class_names=names))).num_classes == 4
+    assert datasets.load(write(tmp_path / "pets.npz", valid(class_names=names))).num_classes == 4
 
 
 def test_statistics_are_those_of_the_train_images(tmp_path):
     images = np.random.RandomState(0).randint(0, 256, (9_000, 3, 2, 2)).astype(np.uint8)  # more than one chunk
     images[..., 1] = 200
     arrays = valid(train_images=images, train_labels=np.arange(9_000) % 3, test_images=images[:6])
-    dataset = data.load(write(tmp_path / "own.npz", arrays))
+    dataset = datasets.load(write(tmp_path / "own.npz", arrays))
     np.testing.assert_allclose(dataset.mean, images.mean(axis=(0, 1, 2)) / 255)
     np.testing.assert_allclose(dataset.std[0], images[..., 0].std() / 255)
     assert dataset.std[1] == 1 / 255
@@ -156,7 +156,7 @@ def test_damaged_archives(tmp_path):
     packed = write(tmp_path / "packed.npz", valid(), np.savez_compressed).read_bytes()
     headless = io.BytesIO()
     with zipfile.ZipFile(headless, "w") as archive:
-        for name in data._REQUIRED:
+        for name in datasets._REQUIRED:
             archive.writestr(f"{name}.npy", b"\x93NUMPY\x01")
     damaged = {
         "empty": (b"", "not a .npz archive"),
@@ -196,17 +196,17 @@ def never(*_):
 
 @pytest.mark.parametrize(("name", "num_classes"), [("cifar10", 10), ("cifar100", 100), ("svhn", 10)])
 def test_a_named_set_comes_from_its_file_first(tmp_path, monkeypatch, name, num_classes):
-    monkeypatch.setattr(data, "_read_tfds", never)
+    monkeypatch.setattr(datasets, "_read_tfds", never)
     arrays = named(num_classes)
     write(tmp_path / f"{name}.npz", arrays)
-    dataset = data.load(name, tmp_path)
+    dataset = datasets.load(name, tmp_path)
     np.testing.assert_array_equal(dataset.train_images, arrays["train_images"])
     assert dataset.name == name
     assert dataset.num_classes == num_classes
     assert dataset.mean == (0.4914, 0.4822, 0.4465)
     assert dataset.std == (0.2023, 0.1994, 0.2010)
-    monkeypatch.setenv(data.DATA_DIR_VARIABLE, str(tmp_path))
-    assert data.load(name).num_classes == num_classes
+    monkeypatch.setenv(datasets.DATA_DIR_VARIABLE, str(tmp_path))
+    assert datasets.load(name).num_classes == num_classes
 
 
 def test_a_named_file_must_hold_that_set(tmp_path):
@@ -220,21 +220,21 @@ def test_a_named_file_must_hold_that_set(tmp_path):
 
 def test_what_was_decoded_is_kept(tmp_path, monkeypatch):
     arrays = named(10)
-    monkeypatch.setattr(data, "_read_tfds", lambda name, folder: arrays)
+    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: arrays)
     folder = tmp_path / "new" / "folder"
-    first = data.load("cifar10", folder)
-    monkeypatch.setattr(data, "_read_tfds", never)
-    second = data.load("cifar10", folder)
-    for name in data._REQUIRED:
+    first = datasets.load("cifar10", folder)
+    monkeypatch.setattr(datasets, "_read_tfds", never)
+    second = datasets.load("cifar10", folder)
+    for name in datasets._REQUIRED:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert os.listdir(folder) == ["cifar10.npz"]
 
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: named(10))
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match=r"cannot keep .*cifar10.npz \(Not a directory\)") as caught:
-        dataset = data.load("cifar10", tmp_path / "file" / "folder")
+        dataset = datasets.load("cifar10", tmp_path / "file" / "folder")
     assert len(dataset.train_labels) == 9
     assert caught[0].filename == __file__
 
@@ -244,10 +244,10 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
         file.write(b"PK")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data, "_read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: named(10))
     monkeypatch.setattr(np, "savez", fill)
     with pytest.warns(UserWarning, match="No space left"):
-        data.load("cifar10", tmp_path)
+        datasets.load("cifar10", tmp_path)
     assert os.listdir(tmp_path) == []
 
 
@@ -255,7 +255,13 @@ def test_without_tensorflow_datasets_the_message_has_the_command(tmp_path, monke
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     monkeypatch.setitem(sys.modules, "importlib_resources", sys)
     message = failure("cifar10", tmp_path)
-    for part in (str(tmp_path / "cifar10.npz"), "tensorflow_datasets", data.INSTALL_COMMAND, "train_images", "uint8"):
+    for part in (
+        str(tmp_path / "cifar10.npz"),
+        "tensorflow_datasets",
+        datasets.INSTALL_COMMAND,
+        "train_images",
+        "uint8",
+    ):
         assert part in message
     assert os.listdir(tmp_path) == []
 
@@ -275,11 +281,11 @@ def test_reachable(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Refuse) as server:
         threading.Thread(target=server.handle_request).start()
         url = f"http://127.0.0.1:{server.server_port}/"
-        assert data._reachable(url)  # an error page is an answer
-    assert not data._reachable(url)
-    monkeypatch.setattr(data, "NETWORK_TIMEOUT", 0.2)
+        assert datasets._reachable(url)  # an error page is an answer
+    assert not datasets._reachable(url)
+    monkeypatch.setattr(datasets, "NETWORK_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert not data._reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        assert not datasets._reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
 
 
 def test_a_name_look_up_that_hangs_is_given_up(monkeypatch):
@@ -291,15 +297,15 @@ def test_a_name_look_up_that_hangs_is_given_up(monkeypatch):
         raise socket.gaierror("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr(data, "NETWORK_TIMEOUT", 0.2)
+    monkeypatch.setattr(datasets, "NETWORK_TIMEOUT", 0.2)
     start = time.monotonic()
-    assert not data._reachable("http://wsjax.invalid/")
+    assert not datasets._reachable("http://wsjax.invalid/")
     assert time.monotonic() - start < 5
     given_up.set()
 
 
 def test_digits():
-    dataset = data.digits()
+    dataset = datasets.digits()
     assert dataset.train_images.shape == (600, 8, 8, 1)
     assert dataset.test_images.shape == (1_197, 8, 8, 1)
     assert dataset.num_classes == 10
@@ -310,15 +316,15 @@ def test_digits():
 
 def test_digits_are_the_same_bytes_everywhere():
     def checksum(dataset):
-        arrays = [getattr(dataset, name) for name in data._REQUIRED]
+        arrays = [getattr(dataset, name) for name in datasets._REQUIRED]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
-    assert checksum(data.load("digits")) == checksum(data.digits())
-    assert checksum(data.digits(noise=0.5)) == "da32a8632194fd2e34eb2b2563e3783d9a9d1d133bae2e15e55281064bfc2ede"
+    assert checksum(datasets.load("digits")) == checksum(datasets.digits())
+    assert checksum(datasets.digits(noise=0.5)) == "da32a8632194fd2e34eb2b2563e3783d9a9d1d133bae2e15e55281064bfc2ede"
 
 
 def test_digits_noise():
-    clean, noisy = data.digits(noise=0), data.digits(noise=0.25)
+    clean, noisy = datasets.digits(noise=0), datasets.digits(noise=0.25)
     assert len(np.unique(clean.train_images)) == 17
     assert clean.train_images.min() == round(1.5 / 4 * 255)
     assert clean.train_images.max() == round(2.5 / 4 * 255)
@@ -327,16 +333,16 @@ def test_digits_noise():
     assert difference.std() / 255 * 4 == pytest.approx(0.25, rel=0.01)
     for noise in (-0.1, float("nan"), float("inf")):
         with pytest.raises(DataError, match="noise must be a finite number"):
-            data.digits(noise=noise)
+            datasets.digits(noise=noise)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1), num_samples=st.sampled_from([1, 7, 12]), increment=st.integers(1, 15))
 def test_pools_are_nested_and_increments_disjoint(seed, num_samples, increment):
-    order = data.pool_order(jax.random.key(seed), num_samples)
+    order = datasets.pool_order(jax.random.key(seed), num_samples)
     assert order.dtype == np.int32
     arrivals = order.tolist()
-    sizes = data.increment_sizes(num_samples, increment)
+    sizes = datasets.increment_sizes(num_samples, increment)
     pools = [set(arrivals[:size]) for size in (0, *sizes)]
     assert [len(pool) for pool in pools] == [0, *sizes]
     assert all(old <= new for old, new in itertools.pairwise(pools))
@@ -345,7 +351,7 @@ def test_pools_are_nested_and_increments_disjoint(seed, num_samples, increment):
 
 
 def test_pool_order_depends_on_the_key_alone():
-    first, again, other = (data.pool_order(jax.random.key(seed), 50).tolist() for seed in (0, 0, 1))
+    first, again, other = (datasets.pool_order(jax.random.key(seed), 50).tolist() for seed in (0, 0, 1))
     assert first == again
     assert first != other
     assert first != list(range(50))
@@ -353,7 +359,7 @@ def test_pool_order_depends_on_the_key_alone():
 
 @given(total=st.integers(1, 10**6), increment=st.integers(100, 10**6))
 def test_increment_sizes(total, increment):
-    sizes = data.increment_sizes(total, increment)
+    sizes = datasets.increment_sizes(total, increment)
     steps = np.diff([0, *sizes])
     assert sizes[-1] == total
     assert all(steps[:-1] == increment)
@@ -361,38 +367,38 @@ def test_increment_sizes(total, increment):
 
 
 def test_increment_sizes_by_hand():
-    assert data.increment_sizes(7, 3) == (3, 6, 7)
-    assert data.increment_sizes(6, 3) == (3, 6)
-    assert data.increment_sizes(2, 3) == (2,)
+    assert datasets.increment_sizes(7, 3) == (3, 6, 7)
+    assert datasets.increment_sizes(6, 3) == (3, 6)
+    assert datasets.increment_sizes(2, 3) == (2,)
     for total, increment in ((0, 1), (5, 0), (5, -2)):
         with pytest.raises(DataError, match=f"got total {total} and increment {increment}"):
-            data.increment_sizes(total, increment)
+            datasets.increment_sizes(total, increment)
 
 
 def test_fraction_size():
-    assert data.fraction_size(50_000, 0.5) == 25_000
-    assert data.fraction_size(50_000, 2 / 3) == 33_333
-    assert data.fraction_size(7, 0.4) == 3
-    assert data.fraction_size(3, 1) == 3
+    assert datasets.fraction_size(50_000, 0.5) == 25_000
+    assert datasets.fraction_size(50_000, 2 / 3) == 33_333
+    assert datasets.fraction_size(7, 0.4) == 3
+    assert datasets.fraction_size(3, 1) == 3
     for fraction in (0, -0.1, 1.01, float("nan")):
         with pytest.raises(ValueError, match=rf"must lie in \(0, 1\], got {fraction}"):
-            data.fraction_size(10, fraction)
+            datasets.fraction_size(10, fraction)
     with pytest.raises(DataError, match=r"0\.01 leaves none of 10 images; take at least 1/10"):
-        data.fraction_size(10, 0.01)
+        datasets.fraction_size(10, 0.01)
 
 
 def test_take(tmp_path):
     arrays = valid(train_images=np.tile(np.arange(12, dtype=np.uint8)[:, None, None, None], (1, 5, 4, 3)))
-    dataset = data.load(write(tmp_path / "own.npz", arrays))
+    dataset = datasets.load(write(tmp_path / "own.npz", arrays))
     key = jax.random.key(0)
-    small, larger = data.take(key, dataset, num_train=5), data.take(key, dataset, num_train=8, num_test=2)
+    small, larger = datasets.take(key, dataset, num_train=5), datasets.take(key, dataset, num_train=8, num_test=2)
     chosen = small.train_images[:, 0, 0, 0]
     assert len(set(chosen.tolist())) == 5
     np.testing.assert_array_equal(small.train_labels, chosen % 3)  # each image keeps its label
     np.testing.assert_array_equal(chosen, larger.train_images[:5, 0, 0, 0])
     assert (len(small.test_labels), len(larger.test_labels)) == (6, 2)
     assert (small.mean, small.std, small.num_classes) == (dataset.mean, dataset.std, 3)
-    other = data.take(jax.random.key(1), dataset, num_train=5)
+    other = datasets.take(jax.random.key(1), dataset, num_train=5)
     assert other.train_images[:, 0, 0, 0].tolist() != chosen.tolist()
 
 
@@ -401,9 +407,9 @@ def test_take(tmp_path):
     [({"num_train": 13}, "13 train images; possible: 2 to 12"), ({"num_test": 1}, "1 test images; possible: 2 to 6")],
 )
 def test_take_what_is_not_there(tmp_path, wanted, said):
-    dataset = data.load(write(tmp_path / "own.npz", valid()))
+    dataset = datasets.load(write(tmp_path / "own.npz", valid()))
     with pytest.raises(DataError, match=said):
-        data.take(jax.random.key(0), dataset, **wanted)
+        datasets.take(jax.random.key(0), dataset, **wanted)
 
 
 def test_import_loads_no_heavy_package():
@@ -414,18 +420,18 @@ def test_import_loads_no_heavy_package():
     assert done.stdout.strip() == "[]"
 
 
-REAL = os.environ.get(data.DATA_DIR_VARIABLE)
+REAL = os.environ.get(datasets.DATA_DIR_VARIABLE)
 
 
-@pytest.mark.skipif(not REAL, reason=f"{data.DATA_DIR_VARIABLE} names no folder with cifar10.npz")
+@pytest.mark.skipif(not REAL, reason=f"{datasets.DATA_DIR_VARIABLE} names no folder with cifar10.npz")
 def test_real_cifar10():
-    dataset = data.load("cifar10", REAL)
+    dataset = datasets.load("cifar10", REAL)
     assert dataset.train_images.shape == (50_000, 32, 32, 3)
     assert dataset.test_images.shape == (10_000, 32, 32, 3)
     assert set(np.bincount(dataset.train_labels)) == {5_000}
     assert set(np.bincount(dataset.test_labels)) == {1_000}
     assert dataset.class_names[0] == "airplane"
-    mean, std = data.channel_statistics(dataset.train_images)
+    mean, std = datasets.channel_statistics(dataset.train_images)
     np.testing.assert_allclose(mean, dataset.mean, atol=5e-5)
     np.testing.assert_allclose(std, (0.2470, 0.2435, 0.2616), atol=5e-5)
 
@@ -434,15 +440,15 @@ def test_images_without_a_split(tmp_path):
     images, labels = np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 1])
     path = tmp_path / "day.npz"
     np.savez(path, images=images, labels=labels, class_names=np.array(["a", "b"]))
-    read = data.read_images(path)
+    read = datasets.read_images(path)
     assert (read.images.shape, read.labels.tolist(), read.class_names) == ((3, 4, 4, 1), [0, 1, 1], ("a", "b"))
     assert read.labels.dtype == np.int32
     np.savez(path, images=images, labels=labels + 2**32)
-    with pytest.raises(data.DataError, match="has the label 4294967297; number the classes from 0 on"):
-        data.read_images(path)
+    with pytest.raises(datasets.DataError, match="has the label 4294967297; number the classes from 0 on"):
+        datasets.read_images(path)
     np.savez(path, images=images, labels=labels, class_names=np.array(["a"]))
-    with pytest.raises(data.DataError, match="class_names allow only 0 to 0"):
-        data.read_images(path)
+    with pytest.raises(datasets.DataError, match="class_names allow only 0 to 0"):
+        datasets.read_images(path)
     np.savez(path, images=images)
-    with pytest.raises(data.DataError, match=r"lacks labels; found: images; wanted: images .* and labels"):
-        data.read_images(path)
+    with pytest.raises(datasets.DataError, match=r"lacks labels; found: images; wanted: images .* and labels"):
+        datasets.read_images(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wsjax.records import read_run
+from wsjax.storage.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
 ARGUMENTS = (

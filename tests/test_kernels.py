@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsjax import kernels
-from wsjax.conv import conv
+from wsjax.networks import kernels
+from wsjax.networks.conv import conv
 
 
 @pytest.fixture

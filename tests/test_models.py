@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from wsjax.models import BatchNorm, Conv, Linear, ResNet, logistic_regression, mlp, resnet18
+from wsjax.networks.models import BatchNorm, Conv, Linear, ResNet, logistic_regression, mlp, resnet18
 
 NETWORKS = {
     "resnet18": resnet18(10, width=4),

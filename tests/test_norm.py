@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from wsjax import kernels
-from wsjax.norm import batch_norm, moments, normalise
+from wsjax.networks import kernels
+from wsjax.networks.norm import batch_norm, moments, normalise
 
 # Images [B, H, W, C]: channels that fill vectors and that do not, pixels that fold together and that do not.
 SHAPES = [(4, 8, 8, 16), (3, 5, 7, 3), (17, 1, 1, 5), (2, 4, 6, 300)]

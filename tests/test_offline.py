@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsjax import cli
-from wsjax.records import read_rows, read_run
+from wsjax.scripts import cli
+from wsjax.storage.records import read_rows, read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "offline.py"
 TINY = ("--epochs", "3", "--first_epochs", "2", "--seeds", "0", "1", "--hidden", "8", "--checkpoint_every", "2")

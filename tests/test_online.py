@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from wsjax.checkpoint import KEPT
-from wsjax.records import read_run
+from wsjax.storage.checkpoint import KEPT
+from wsjax.storage.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
 TINY = ("--epochs", "4", "--threshold", "0.5", "--seeds", "0", "1", "--hidden", "8", "--num_train", "60")

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from test_rounds import TWO_ROUNDS, WAYS, data, mlp_task, run, same, timeless
 
-from wsjax import models, parallel
+from wsjax import parallel
+from wsjax.networks import models
 from wsjax.parallel import ProcessLost, data_mesh, replica_mesh
-from wsjax.records import Records
-from wsjax.rounds import Round, Settings, make_legs, run_rounds
-from wsjax.stopping import after_epochs
-from wsjax.train import image_task, make_optimizer
+from wsjax.rounds.loop import Round, Settings, make_legs, run_rounds
+from wsjax.storage.records import Records
+from wsjax.training.stopping import after_epochs
+from wsjax.training.train import image_task, make_optimizer
 
 
 def resnet_task(axis_name=None):

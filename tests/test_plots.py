@@ -3,7 +3,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from wsjax import plots
+from wsjax.results import plots
 
 
 def curve(method, accuracies, seed=0, stop="epochs"):

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from wsjax import records
-from wsjax.records import Records, RunError, about_run, open_run, read_rows, read_run, write_json, write_whole
+from wsjax.storage import records
+from wsjax.storage.records import Records, RunError, about_run, open_run, read_rows, read_run, write_json, write_whole
 
 ABOUT = {"experiment": "offline", "devices": ["cpu"]}
 SETTINGS = {"learning_rate": 0.1, "seeds": (0, 1), "dataset": "digits"}
@@ -39,7 +39,7 @@ def another_process(folder):
     """A process that holds the folder until it is ended."""
     code = f"""
 import pathlib, sys
-from wsjax.records import open_run
+from wsjax.storage.records import open_run
 with open_run(pathlib.Path({str(folder)!r}), {SETTINGS!r}, {ABOUT!r}) as run:
     run.append({rows(1)!r})
     print("held", flush=True)

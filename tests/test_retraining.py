@@ -10,14 +10,18 @@ import numpy as np
 import optax
 import pytest
 
-from wsjax import experiment, incoming, models, parallel, retraining
-from wsjax.data import DataError
-from wsjax.incoming import is_held_out, read_pool
-from wsjax.records import RunError
-from wsjax.retraining import Recipe, load_model, retrain, roll_back, start_from
-from wsjax.rounds import Settings
-from wsjax.stopping import after_epochs, any_of, at_accuracy
-from wsjax.train import Task, correct, cross_entropy, image_task
+from wsjax import parallel
+from wsjax.data.datasets import DataError
+from wsjax.networks import models
+from wsjax.retraining import incoming
+from wsjax.retraining import retrain as retraining
+from wsjax.retraining.incoming import is_held_out, read_pool
+from wsjax.retraining.retrain import Recipe, load_model, retrain, roll_back, start_from
+from wsjax.rounds.loop import Settings
+from wsjax.scripts import experiment
+from wsjax.storage.records import RunError
+from wsjax.training.stopping import after_epochs, any_of, at_accuracy
+from wsjax.training.train import Task, correct, cross_entropy, image_task
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.integers(60, 196, (4, 4, 4, 1))

@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from wsjax import models
-from wsjax.records import Records
-from wsjax.reinit import random_init, shrink_perturb, warm_start
-from wsjax.rounds import NonFiniteLoss, Round, Settings, make_study, run_rounds
-from wsjax.stopping import after_epochs, any_of, at_accuracy
-from wsjax.train import image_task, make_optimizer, stateless_task
+from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
+from wsjax.networks import models
+from wsjax.rounds.loop import NonFiniteLoss, Round, Settings, make_study, run_rounds
+from wsjax.storage.records import Records
+from wsjax.training.stopping import after_epochs, any_of, at_accuracy
+from wsjax.training.train import image_task, make_optimizer, stateless_task
 
 SECONDS = ("train_seconds", "eval_seconds")
 
@@ -140,7 +140,7 @@ def test_stacked_seeds_are_seeds_in_turn():
 
 def test_ten_rounds_compile_every_program_once(monkeypatch):
     studies = []
-    monkeypatch.setattr("wsjax.rounds.make_study", lambda *a: studies.append(make_study(*a)) or studies[-1])
+    monkeypatch.setattr("wsjax.rounds.loop.make_study", lambda *a: studies.append(make_study(*a)) or studies[-1])
     rounds = [Round(3 * n, after_epochs(1)) for n in range(1, 11)]
     run(rounds, WAYS, seeds=(0, 1))
     assert len(studies[0].epoch.executables) == 1

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wsjax.stopping import CAP, after_epochs, any_of, at_accuracy, at_plateau
+from wsjax.training.stopping import CAP, after_epochs, any_of, at_accuracy, at_plateau
 
 
 def first_stop(rule, accuracies):

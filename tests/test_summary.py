@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from wsjax.stats import Interval, mean_interval
-from wsjax.summary import offline_table, online_table, paired, summarize_offline, summarize_online, verdict
+from wsjax.results.stats import Interval, mean_interval
+from wsjax.results.summary import offline_table, online_table, paired, summarize_offline, summarize_online, verdict
 
 T_1, T_2 = 12.706204736, 4.302652730  # Student's t for 95 %, two-sided, with 1 and 2 degrees of freedom
 

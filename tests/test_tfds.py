@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from wsjax import data
+from wsjax.data import datasets
 
 pytest.importorskip("importlib_resources")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -98,8 +98,8 @@ def home(tmp_path, monkeypatch):
 
 
 def failure(name, folder):
-    with pytest.raises(data.DataError) as caught:
-        data.load(name, folder)
+    with pytest.raises(datasets.DataError) as caught:
+        datasets.load(name, folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -107,24 +107,24 @@ def failure(name, folder):
 @pytest.mark.parametrize("name", PREPARED)
 def test_a_prepared_set_is_read_once_and_kept(tmp_path, home, name):
     prepared = prepare(tmp_path / "data", name)
-    dataset = data.load(name, tmp_path / "data")
+    dataset = datasets.load(name, tmp_path / "data")
     check(dataset)
     assert dataset.num_classes == (100 if name == "cifar100" else 10)
-    assert dataset.mean == data.REPORT_MEAN
+    assert dataset.mean == datasets.REPORT_MEAN
     shutil.rmtree(prepared)
-    check(data.load(name, tmp_path / "data"))
+    check(datasets.load(name, tmp_path / "data"))
 
 
 def test_a_set_in_the_default_folder_is_found(tmp_path, home):
     prepare(home, "cifar10")
-    check(data.load("cifar10", tmp_path / "data"))
+    check(datasets.load("cifar10", tmp_path / "data"))
     assert os.listdir(tmp_path / "data") == ["cifar10.npz"]
 
 
 def test_a_set_in_the_format_that_only_tensorflow_reads(tmp_path, home):
     tensorflow = pytest.importorskip("tensorflow")
     prepare(tmp_path, "cifar10", "tfrecord", tensorflow.io.TFRecordWriter)
-    check(data.load("cifar10", tmp_path))
+    check(datasets.load("cifar10", tmp_path))
 
 
 def test_such_a_set_without_tensorflow(tmp_path, home, monkeypatch):
@@ -135,7 +135,7 @@ def test_such_a_set_without_tensorflow(tmp_path, home, monkeypatch):
     prepared = prepare(tmp_path, "cifar10", "tfrecord")
     message = failure("cifar10", tmp_path)
     assert "lacks a package (No module named 'tensorflow')" in message
-    assert data.INSTALL_COMMAND in message
+    assert datasets.INSTALL_COMMAND in message
     assert prepared.exists()
 
 
@@ -166,7 +166,7 @@ def test_without_tensorflow_the_message_has_the_command(tmp_path, home, tensorfl
     tensorflow_is(False)
     message = failure("cifar10", tmp_path)
     assert "TensorFlow is missing" in message
-    assert data.INSTALL_COMMAND in message
+    assert datasets.INSTALL_COMMAND in message
 
 
 def test_without_a_network_it_fails_fast(tmp_path, home, tensorflow_is, monkeypatch):
@@ -187,7 +187,9 @@ def test_without_a_network_it_fails_fast(tmp_path, home, tensorflow_is, monkeypa
 
 def test_a_truncated_archive(tmp_path, home, monkeypatch):
     pytest.importorskip("tensorflow")
-    monkeypatch.setattr(data, "_reachable", lambda url: pytest.fail("an archive laid down by hand needs no network"))
+    monkeypatch.setattr(
+        datasets, "_reachable", lambda url: pytest.fail("an archive laid down by hand needs no network")
+    )
     archive = tmp_path / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     archive.parent.mkdir(parents=True)
     archive.write_bytes(b"\x1f\x8b")

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from wsjax import models
-from wsjax.train import (
+from wsjax.networks import models
+from wsjax.training.train import (
     Batch,
     TrainState,
     epoch_order,

@@ -21,9 +21,9 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
 
-from wsjax.records import Row, write_whole
-from wsjax.stats import Interval, mean_interval
-from wsjax.summary import FIRST
+from wsjax.results.stats import Interval, mean_interval
+from wsjax.results.summary import FIRST
+from wsjax.storage.records import Row, write_whole
 
 COSTS = {"seconds": ("train_seconds", "Seconds a round", 1), "steps": ("steps", "Steps a round", 1)}
 """What a round's cost can be drawn as: field, label, scale."""

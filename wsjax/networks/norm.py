@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wsjax import kernels
+from wsjax.networks import kernels
 
 Moments = tuple[Array, Array, Array]
 """The mean [C] and biased variance [C] over the rows that count, and how many values enter each of them []."""

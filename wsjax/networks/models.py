@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wsjax.conv import conv, max_pool
-from wsjax.norm import batch_norm, normalise
+from wsjax.networks.conv import conv, max_pool
+from wsjax.networks.norm import batch_norm, normalise
 
 BN_MOMENTUM = 0.1
 """The new batch's share in BatchNorm's running statistics (PyTorch's convention)."""

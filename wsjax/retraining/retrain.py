@@ -29,15 +29,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from wsjax import checkpoint, parallel
-from wsjax.data import channel_statistics
-from wsjax.incoming import Pool, read_pool
-from wsjax.records import CONFIG, LOCK, Records, Row, RunError, about_run, hold, open_run, read_json, write_json
-from wsjax.reinit import shrink_perturb
-from wsjax.rounds import NonFiniteLoss, Observer, Round, Settings, run_rounds
-from wsjax.stopping import StopRule
-from wsjax.summary import FIRST, round_ends
-from wsjax.train import Data, Task, TrainState, init_state, reestimate
+from wsjax import parallel
+from wsjax.data.datasets import channel_statistics
+from wsjax.methods.reinit import shrink_perturb
+from wsjax.results.summary import FIRST, round_ends
+from wsjax.retraining.incoming import Pool, read_pool
+from wsjax.rounds.loop import NonFiniteLoss, Observer, Round, Settings, run_rounds
+from wsjax.storage import checkpoint
+from wsjax.storage.records import CONFIG, LOCK, Records, Row, RunError, about_run, hold, open_run, read_json, write_json
+from wsjax.training.stopping import StopRule
+from wsjax.training.train import Data, Task, TrainState, init_state, reestimate
 
 CURRENT, LINEAGE, SAMPLES, PARAMETERS = "current.json", "lineage.json", "samples.npy", "parameters"
 

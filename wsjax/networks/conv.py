@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wsjax import kernels
+from wsjax.networks import kernels
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:

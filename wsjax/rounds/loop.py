@@ -23,14 +23,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from wsjax import checkpoint, parallel
-from wsjax.data import pool_order
-from wsjax.program import Program
-from wsjax.records import Records, Row
-from wsjax.reinit import random_init
-from wsjax.stopping import StopRule
-from wsjax.summary import FIRST
-from wsjax.train import Data, Evaluation, Task, TrainState, init_state, make_epoch, make_evaluate
+from wsjax import parallel
+from wsjax.data.datasets import pool_order
+from wsjax.methods.reinit import random_init
+from wsjax.results.summary import FIRST
+from wsjax.rounds.programs import Program
+from wsjax.storage import checkpoint
+from wsjax.storage.records import Records, Row
+from wsjax.training.stopping import StopRule
+from wsjax.training.train import Data, Evaluation, Task, TrainState, init_state, make_epoch, make_evaluate
 
 Reinit = Callable[[Any, Any], Any]
 Observer = Callable[[list[Row]], None]

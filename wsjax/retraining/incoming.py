@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsjax.data import DataError, read_images
-from wsjax.records import Row
+from wsjax.data.datasets import DataError, read_images
+from wsjax.storage.records import Row
 
 Data = tuple[np.ndarray, np.ndarray]
 """(images, labels)."""

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsjax.plots import LABELS, Published, method_order
-from wsjax.records import Row, RunError, RunRecords, differing
-from wsjax.stats import mean_interval
-from wsjax.summary import paired
+from wsjax.results.plots import LABELS, Published, method_order
+from wsjax.results.stats import mean_interval
+from wsjax.results.summary import paired
+from wsjax.storage.records import Row, RunError, RunRecords, differing
 
 # What a caption says of a setting, in this order.
 _WORDS = {

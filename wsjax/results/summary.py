@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from wsjax.records import Row
-from wsjax.stats import CONFIDENCE, Interval, mean_interval
-from wsjax.stopping import CAP
+from wsjax.results.stats import CONFIDENCE, Interval, mean_interval
+from wsjax.storage.records import Row
+from wsjax.training.stopping import CAP
 
 FIRST = "first"
 """The method that rows of the common first round name."""

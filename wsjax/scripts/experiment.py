@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from wsjax import process
-from wsjax.cli import UsageError, check, choose, duration, explain_abort, print_table, progress, say
-from wsjax.records import Row, about_run, follow_run, open_run, write_json
+from wsjax.scripts import process
+from wsjax.scripts.cli import UsageError, check, choose, duration, explain_abort, print_table, progress, say
+from wsjax.storage.records import Row, about_run, follow_run, open_run, write_json
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
     from matplotlib.figure import Figure
 
-    from wsjax.data import Dataset
-    from wsjax.retraining import Model
-    from wsjax.rounds import Reinit, Settings
-    from wsjax.stopping import StopRule
-    from wsjax.summary import Table
-    from wsjax.train import Task
+    from wsjax.data.datasets import Dataset
+    from wsjax.results.summary import Table
+    from wsjax.retraining.retrain import Model
+    from wsjax.rounds.loop import Reinit, Settings
+    from wsjax.training.stopping import StopRule
+    from wsjax.training.train import Task
 
 MODELS = ("resnet18", "mlp", "logistic")
 OPTIMIZERS = ("sgd", "msgd", "adam")
@@ -212,15 +212,16 @@ def load_data(config: Common) -> Dataset:
     process.set_up()
     import jax
 
-    from wsjax import data, parallel
+    from wsjax import parallel
+    from wsjax.data import datasets
 
     if _several_processes(config):
         parallel.initialize(config.coordinator, config.num_processes, config.process_id)
         explain_abort()
     else:
         use_devices(config.devices or (os.cpu_count() if config.replicas else None))
-    dataset = data.load(config.dataset, config.data_dir)
-    return data.take(jax.random.key(0), dataset, config.num_train, config.num_test)
+    dataset = datasets.load(config.dataset, config.data_dir)
+    return datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test)
 
 
 def run(
@@ -244,7 +245,9 @@ def run(
     """
     import jax
 
-    from wsjax import kernels, parallel, rounds
+    from wsjax import parallel
+    from wsjax.networks import kernels
+    from wsjax.rounds import loop
 
     mesh = build_mesh(config)
     folder = config.workdir / name / run_name(config)
@@ -266,7 +269,7 @@ def run(
         left = work - sum(_work(records.rows, caps))
         advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main()))
         try:
-            result = rounds.run_rounds(
+            result = loop.run_rounds(
                 build_task(
                     config,
                     dataset.num_classes,
@@ -278,7 +281,7 @@ def run(
                 build_optimizer(config),
                 (dataset.train_images, dataset.train_labels),
                 (dataset.test_images, dataset.test_labels),
-                [rounds.Round(size, build_stop(config, cap)) for size, cap in plan],
+                [loop.Round(size, build_stop(config, cap)) for size, cap in plan],
                 ways,
                 config.seeds,
                 settings=build_settings(config),
@@ -288,8 +291,8 @@ def run(
                 checkpoints=folder / "checkpoints",
                 observe=partial(_observe, advance, caps),
             )
-        except rounds.NonFiniteLoss as error:
-            raise rounds.NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
+        except loop.NonFiniteLoss as error:
+            raise loop.NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         ends = summarize(result.rows, sp_factors(config))
@@ -300,7 +303,8 @@ def run(
 
 def conclude(folder: Path, title: str, table: Table, ends: dict[str, Any], figure: Figure) -> None:
     """Says what a run's summary comes to, draws its picture, and tells what its folder holds."""
-    from wsjax import parallel, plots, summary
+    from wsjax import parallel
+    from wsjax.results import plots, summary
 
     if not parallel.is_main():
         return
@@ -357,7 +361,8 @@ def build_task(
 
     Batch statistics are taken over `axis_name` too, for batches that are split over devices.
     """
-    from wsjax import models, train
+    from wsjax.networks import models
+    from wsjax.training import train
 
     build = {
         "resnet18": partial(models.resnet18, width=config.width, stem_pool=config.stem_pool, axis_name=axis_name),
@@ -372,7 +377,7 @@ def load_model(folder: Path | str, number: int | None = None) -> Model:
 
     It computes in float32, however it was trained.
     """
-    from wsjax import retraining
+    from wsjax.retraining import retrain as retraining
 
     def make_task(*about: Any) -> Task:
         architecture = retraining.lineage_of(folder, number)["settings"]["architecture"]
@@ -383,14 +388,14 @@ def load_model(folder: Path | str, number: int | None = None) -> Model:
 
 def build_optimizer(config: Training) -> Any:
     """The settings' optimiser."""
-    from wsjax.train import make_optimizer
+    from wsjax.training.train import make_optimizer
 
     return make_optimizer(config.optimizer, config.learning_rate, config.weight_decay)
 
 
 def build_stop(config: Training, cap: int) -> StopRule:
     """The settings' stop rule for a round of at most `cap` epochs."""
-    from wsjax import stopping
+    from wsjax.training import stopping
 
     rules = {
         "accuracy": stopping.at_accuracy(config.threshold),
@@ -402,7 +407,7 @@ def build_stop(config: Training, cap: int) -> StopRule:
 
 def build_settings(config: Common) -> Settings:
     """The settings of the loop of rounds."""
-    from wsjax.rounds import Settings
+    from wsjax.rounds.loop import Settings
 
     return Settings(
         batch_size=config.batch_size,
@@ -416,7 +421,7 @@ def build_settings(config: Common) -> Settings:
 
 def build_ways(config: Common) -> dict[str, Reinit]:
     """The settings' ways, by the names that rows and tables give them."""
-    from wsjax.reinit import random_init, shrink_perturb, warm_start
+    from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 
     ways: dict[str, Reinit] = {}
     for method in config.methods:

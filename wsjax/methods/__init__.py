@@ -1,0 +1,1 @@
+"""What happens to a network between two rounds."""

@@ -1,0 +1,1 @@
+"""The study's networks, and what they are made of."""

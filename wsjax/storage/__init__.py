@@ -1,0 +1,1 @@
+"""A run's folder: its rows and its checkpoints."""
