@@ -90,7 +90,7 @@ def main(config: Config) -> None:
 @contextlib.contextmanager
 def advice() -> Iterator[None]:
     """Says what to do about a loss that is not finite."""
-    from wsjax.rounds.loop import NonFiniteLoss
+    from wsjax.errors import NonFiniteLoss
 
     try:
         yield

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from benchmarks import __main__ as benchmarks  # noqa: E402
 from benchmarks import communication, gpu_subjects, jax_side, roofline, subjects, torch_side  # noqa: E402
-from wsjax.scripts.cli import UsageError  # noqa: E402
+from wsjax.errors import UsageError  # noqa: E402
 
 
 @pytest.mark.parametrize("name", [name for name in benchmarks.names(True) if name not in ("startup", "resnet_epoch")])

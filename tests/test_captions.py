@@ -1,8 +1,9 @@
 import pytest
 from test_plots import curve
 
+from wsjax.errors import RunError
 from wsjax.results import captions
-from wsjax.storage.records import RunError, RunRecords
+from wsjax.storage.records import RunRecords
 
 SETTINGS = {
     "dataset": "cifar10",

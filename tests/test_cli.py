@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from wsjax.errors import UsageError
 from wsjax.scripts import cli
-from wsjax.scripts.cli import UsageError, check, choose, duration, run_script
+from wsjax.scripts.cli import check, choose, duration, run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,8 @@ def test_help_tells_the_settings_of_the_data_set(script, capsys):
 
 TINY = """
 import dataclasses, sys, time
-from wsjax.scripts.cli import UsageError, check, run_script
+from wsjax.scripts.cli import check, run_script
+from wsjax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class Config:

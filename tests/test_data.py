@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsjax.data import datasets
-from wsjax.data.datasets import DataError
+from wsjax.errors import DataError
 
 SHAPE = (32, 32, 3)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wsjax.storage.records import RunError
+from wsjax.errors import RunError
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "figures"

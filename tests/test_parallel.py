@@ -8,8 +8,9 @@ import pytest
 from test_rounds import TWO_ROUNDS, WAYS, data, mlp_task, run, same, timeless
 
 from wsjax import parallel
+from wsjax.errors import ProcessLost
 from wsjax.networks import models
-from wsjax.parallel import ProcessLost, data_mesh, replica_mesh
+from wsjax.parallel import data_mesh, replica_mesh
 from wsjax.rounds.loop import Round, Settings, make_legs, run_rounds
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from wsjax.errors import RunError
 from wsjax.storage import records
-from wsjax.storage.records import Records, RunError, about_run, open_run, read_rows, read_run, write_json, write_whole
+from wsjax.storage.records import Records, about_run, open_run, read_rows, read_run, write_json, write_whole
 
 ABOUT = {"experiment": "offline", "devices": ["cpu"]}
 SETTINGS = {"learning_rate": 0.1, "seeds": (0, 1), "dataset": "digits"}

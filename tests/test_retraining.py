@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from wsjax import parallel
-from wsjax.data.datasets import DataError
+from wsjax.errors import DataError, RunError
 from wsjax.networks import models
 from wsjax.retraining import incoming
 from wsjax.retraining import retrain as retraining
@@ -19,7 +19,6 @@ from wsjax.retraining.incoming import is_held_out, read_pool
 from wsjax.retraining.retrain import Recipe, load_model, retrain, roll_back, start_from
 from wsjax.rounds.loop import Settings
 from wsjax.scripts import experiment
-from wsjax.storage.records import RunError
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.train import Task, correct, cross_entropy, image_task
 

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from wsjax.errors import NonFiniteLoss
 from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.networks import models
-from wsjax.rounds.loop import NonFiniteLoss, Round, Settings, make_study, run_rounds
+from wsjax.rounds.loop import Round, Settings, make_study, run_rounds
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.train import image_task, make_optimizer, stateless_task

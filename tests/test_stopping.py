@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from wsjax.training.stopping import CAP, after_epochs, any_of, at_accuracy, at_plateau
+from wsjax.storage.rows import CAP
+from wsjax.training.stopping import after_epochs, any_of, at_accuracy, at_plateau
 
 
 def first_stop(rule, accuracies):

@@ -19,13 +19,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from wsjax.errors import ProcessLost
+
 DATA, REPLICAS = "data", "replicas"
 BROKEN_OFF = "gloo|nccl|barrier|heartbeat|coordination"
 """Who speaks in the error of a communication that broke off: collectives on a CPU and a GPU, or JAX's own service."""
-
-
-class ProcessLost(RuntimeError):
-    """Another process of the run has ended, or cannot be reached."""
 
 
 def data_mesh(devices: int | None = None) -> Mesh:

@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.errors import DataError
+
 DATA_DIR_VARIABLE = "WSJAX_DATA_DIR"
 DEFAULT_DATA_DIR = "~/.cache/wsjax/data"
 
@@ -45,10 +47,6 @@ _WANTED = (
     "and, if you like, class_names (strings [num_classes])"
 )
 _MIN_IMAGES = 2  # BatchNorm has no variance over one image
-
-
-class DataError(ValueError):
-    """Data that cannot be used or found; the message is one line with what was given, what is possible, what to do."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

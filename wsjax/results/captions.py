@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from wsjax.errors import RunError
 from wsjax.results.plots import LABELS, Published, method_order
 from wsjax.results.stats import mean_interval
 from wsjax.results.summary import paired
-from wsjax.storage.records import Row, RunError, RunRecords, differing
+from wsjax.storage.records import RunRecords, differing
+from wsjax.storage.rows import Row
 
 # What a caption says of a setting, in this order.
 _WORDS = {

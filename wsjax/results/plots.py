@@ -22,8 +22,8 @@ from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
 
 from wsjax.results.stats import Interval, mean_interval
-from wsjax.results.summary import FIRST
-from wsjax.storage.records import Row, write_whole
+from wsjax.storage.records import write_whole
+from wsjax.storage.rows import FIRST, Row
 
 COSTS = {"seconds": ("train_seconds", "Seconds a round", 1), "steps": ("steps", "Steps a round", 1)}
 """What a round's cost can be drawn as: field, label, scale."""

@@ -8,33 +8,10 @@ from typing import Any
 import numpy as np
 
 from wsjax.results.stats import CONFIDENCE, Interval, mean_interval
-from wsjax.storage.records import Row
-from wsjax.training.stopping import CAP
-
-FIRST = "first"
-"""The method that rows of the common first round name."""
-
-# What is kept of a round's last row as it stands there.
-ENDS = ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
+from wsjax.storage.rows import CAP, ENDS, FIRST, Row, round_ends
 
 Factors = Mapping[str, tuple[float, float]]
 Table = tuple[list[str], list[list[str]]]
-
-
-def round_ends(rows: Sequence[Row]) -> list[Row]:
-    """How each way and seed ended each of its rounds: the round's last row, with the seconds of all its epochs."""
-    seconds: dict[tuple[str, int, int], list[float]] = {}
-    ends = []
-    for row in rows:
-        total = seconds.setdefault((row["method"], row["seed"], row["round"]), [0.0, 0.0])
-        total[0] += row["train_seconds"]
-        total[1] += row["eval_seconds"]
-        if row["stop"]:
-            end = {name: row[name] for name in ENDS}
-            end |= {"epochs": row["epoch"], "steps": row["steps"], "samples_seen": row["samples_seen"]}
-            end |= {"train_seconds": round(total[0], 3), "eval_seconds": round(total[1], 3), "stop": row["stop"]}
-            ends.append(end)
-    return ends
 
 
 def summarize_offline(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from wsjax.data.datasets import DataError, read_images
-from wsjax.storage.records import Row
+from wsjax.data.datasets import read_images
+from wsjax.errors import DataError
+from wsjax.storage.rows import Row
 
 Data = tuple[np.ndarray, np.ndarray]
 """(images, labels)."""

@@ -31,12 +31,13 @@ from jax.sharding import Mesh
 
 from wsjax import parallel
 from wsjax.data.datasets import channel_statistics
+from wsjax.errors import NonFiniteLoss, RunError
 from wsjax.methods.reinit import shrink_perturb
-from wsjax.results.summary import FIRST, round_ends
 from wsjax.retraining.incoming import Pool, read_pool
-from wsjax.rounds.loop import NonFiniteLoss, Observer, Round, Settings, run_rounds
+from wsjax.rounds.loop import Observer, Round, Settings, run_rounds
 from wsjax.storage import checkpoint
-from wsjax.storage.records import CONFIG, LOCK, Records, Row, RunError, about_run, hold, open_run, read_json, write_json
+from wsjax.storage.records import CONFIG, LOCK, Records, about_run, hold, open_run, read_json, write_json
+from wsjax.storage.rows import FIRST, Row, round_ends
 from wsjax.training.stopping import StopRule
 from wsjax.training.train import Data, Task, TrainState, init_state, reestimate
 

@@ -25,11 +25,12 @@ from jax.sharding import Mesh
 
 from wsjax import parallel
 from wsjax.data.datasets import pool_order
+from wsjax.errors import NonFiniteLoss
 from wsjax.methods.reinit import random_init
-from wsjax.results.summary import FIRST
 from wsjax.rounds.programs import Program
 from wsjax.storage import checkpoint
-from wsjax.storage.records import Records, Row
+from wsjax.storage.records import Records
+from wsjax.storage.rows import FIRST, Row
 from wsjax.training.stopping import StopRule
 from wsjax.training.train import Data, Evaluation, Task, TrainState, init_state, make_epoch, make_evaluate
 
@@ -64,10 +65,6 @@ class Settings(NamedTuple):
     evaluation: Evaluation = "running"
     evaluate: Literal["epoch", "round"] = "epoch"
     checkpoint_every: int = 10
-
-
-class NonFiniteLoss(ArithmeticError):
-    """Training left the finite numbers; the message says where."""
 
 
 class Result(NamedTuple):

@@ -24,14 +24,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from wsjax.errors import ProcessLost, UsageError, UserError
+
 LINE_EVERY = 15.0  # seconds between lines of progress where the output is no terminal
 ESTIMATE_AFTER = 2  # epochs: the first one is still warming up
 ESTIMATE_FROM = 60.0  # seconds: shorter runs are not worth a line
 PROCESS_LOST = "another process of this run has ended; give the same commands again to continue the run"
-
-
-class UsageError(Exception):
-    """The user gave something that cannot work; the message is one line."""
 
 
 def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any], text: str | None) -> None:
@@ -63,7 +61,7 @@ def user_errors() -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if _is_for_user(error):
+        if isinstance(error, UserError | OSError | KeyboardInterrupt):
             _error_console().print(f"error: {_one_line(error)}", style="red", markup=False, highlight=False)
             _exit(130 if isinstance(error, KeyboardInterrupt) else 2)
         if not _is_one_of_several():
@@ -104,17 +102,11 @@ def _error_console() -> Console:
     return Console(stderr=True, soft_wrap=True, emoji=False)
 
 
-def _is_for_user(error: BaseException) -> bool:
-    """Whether an error is the user's to mend: by name, for the modules that define them import jax."""
-    names = {"UsageError", "DataError", "RunError", "NonFiniteLoss", "ProcessLost", "OSError", "KeyboardInterrupt"}
-    return bool(names & {base.__name__ for base in type(error).__mro__})
-
-
 def _one_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command continues the run"
     line = " ".join(line.strip() for line in str(error).splitlines())
-    return f"{PROCESS_LOST} ({line})" if type(error).__name__ == "ProcessLost" else line
+    return f"{PROCESS_LOST} ({line})" if isinstance(error, ProcessLost) else line
 
 
 def choose(what: str, value: str, options: Sequence[str]) -> str:

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from wsjax.errors import NonFiniteLoss, UsageError
 from wsjax.scripts import process
-from wsjax.scripts.cli import UsageError, check, choose, duration, explain_abort, print_table, progress, say
-from wsjax.storage.records import Row, about_run, follow_run, open_run, write_json
+from wsjax.scripts.cli import check, choose, duration, explain_abort, print_table, progress, say
+from wsjax.storage.records import about_run, follow_run, open_run, write_json
+from wsjax.storage.rows import Row
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -291,8 +293,8 @@ def run(
                 checkpoints=folder / "checkpoints",
                 observe=partial(_observe, advance, caps),
             )
-        except loop.NonFiniteLoss as error:
-            raise loop.NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         ends = summarize(result.rows, sp_factors(config))

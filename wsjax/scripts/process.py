@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
-from pathlib import Path
+
+from wsjax.storage.cache import cache_folder
 
 # Parameters of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
@@ -37,11 +36,3 @@ def use_compilation_cache() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-
-
-def cache_folder() -> Path:
-    """The user's folder for what is compiled for this kind of processor; a home may be shared by several kinds."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
-    kind = hashlib.sha256("".join([platform.machine(), *flags[:1]]).encode()).hexdigest()[:8]
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wsjax" / kind

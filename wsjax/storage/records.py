@@ -17,16 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Row = dict[str, Any]
+from wsjax.errors import RunError
+from wsjax.storage.rows import Row
 
 CONFIG, RECORDS, SUMMARY, LOCK = "config.json", "records.jsonl", "summary.json", "lock"
 BEFORE = {"precision": "float32"}
 """Settings that runs did not always have, with what they were before."""
 PACKAGES = ("wsjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-
-
-class RunError(Exception):
-    """A run's folder cannot be used; the message is one line for the user."""
 
 
 class RunRecords(NamedTuple):

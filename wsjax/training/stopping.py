@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-StopRule = Callable[[Sequence[float]], str | None]
+from wsjax.storage.rows import CAP
 
-CAP = "epochs"
-"""The reason that says the number of epochs ran out."""
+StopRule = Callable[[Sequence[float]], str | None]
 
 
 def after_epochs(epochs: int) -> StopRule:

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from wsjax.scripts.process import cache_folder
+from wsjax.storage.cache import cache_folder
 
 FOLDER = Path(__file__).parent
 SOURCE, HEADERS = FOLDER / "calls.cc", sorted(FOLDER.glob("*.h"))
