@@ -82,7 +82,8 @@ def compiled_step(config: Config) -> str:
     from wsjax import parallel
     from wsjax.data.datasets import REPORT_MEAN, REPORT_STD
     from wsjax.networks import models
-    from wsjax.training.train import Batch, image_task, init_state, make_optimizer, make_train_step
+    from wsjax.training.task import image_task
+    from wsjax.training.train import Batch, init_state, make_optimizer, make_train_step
 
     mesh = parallel.data_mesh(config.devices)
     axis_name = parallel.axis_of(mesh)

@@ -13,9 +13,18 @@ import optax
 
 from wsjax import parallel
 from wsjax.data.datasets import REPORT_MEAN, REPORT_STD
-from wsjax.rounds.loop import over_replicas
-from wsjax.rounds.programs import Program
-from wsjax.training.train import Batch, Task, image_task, init_state, make_epoch, make_optimizer, make_train_step
+from wsjax.rounds.programs import Program, over_replicas
+from wsjax.training.task import Task, image_task
+from wsjax.training.train import (
+    Batch,
+    Samples,
+    Setup,
+    all_samples,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    train_epoch,
+)
 
 BATCH = 128
 SHAPE = (32, 32, 3)
@@ -41,17 +50,21 @@ class SideBySide:
 
     def __init__(self, task: Task, images: np.ndarray, labels: np.ndarray, seeds: int):
         optimizer, count, self.compile_seconds = make_optimizer("sgd", 0.001), len(labels), 0.0
-        epoch = over_replicas(make_epoch(task, optimizer, BATCH), (0, None, 0, None, 0))
+
+        def one(state: Any, data: Any, order: jax.Array, counts: Any, key: jax.Array) -> Any:
+            return train_epoch(Setup(task, optimizer, data, data, BATCH), state, Samples(order, *counts), key)
+
+        epoch = over_replicas(one, (0, None, 0, None, 0))
         self._runs = []
         for group in parallel.groups(range(seeds), False, parallel.replica_mesh()):
             mesh = parallel.fit(parallel.replica_mesh(), len(group))
             keys = jax.random.split(jax.random.key(0), len(group))
             state = parallel.place(jax.vmap(partial(init_state, task, optimizer))(keys), mesh)
             data = parallel.place((jnp.asarray(images), jnp.asarray(labels)), mesh, replicated=True)
-            pools, keys = parallel.place((jnp.tile(jnp.arange(count), (len(group), 1)), keys), mesh)
-            samples = parallel.place(jnp.asarray(count), mesh, replicated=True)
+            orders, keys = parallel.place((jnp.tile(jnp.arange(count), (len(group), 1)), keys), mesh)
+            counts = parallel.place((jnp.asarray(count), jnp.asarray(0)), mesh, replicated=True)
             spread = parallel.over_mesh(epoch, mesh, [True, False, True, False, True])
-            self._runs.append(Stateful(spread, state, data, pools, samples, keys))
+            self._runs.append(Stateful(spread, state, data, orders, counts, keys))
             self.compile_seconds += self._runs[-1].compile_seconds
 
     def __call__(self) -> Any:
@@ -91,6 +104,9 @@ def step(task: Task, images: np.ndarray, labels: np.ndarray) -> Stateful:
 def epoch(task: Task, images: np.ndarray, labels: np.ndarray) -> Stateful:
     """An epoch as one program."""
     state, optimizer = start(task)
-    data, count = (jnp.asarray(images), jnp.asarray(labels)), len(labels)
-    run = make_epoch(task, optimizer, BATCH)
-    return Stateful(run, state, data, jnp.arange(count), jnp.asarray(count), jax.random.key(0))
+    data = (jnp.asarray(images), jnp.asarray(labels))
+
+    def run(state: Any, data: Any, key: jax.Array) -> Any:
+        return train_epoch(Setup(task, optimizer, data, data, BATCH), state, all_samples(data), key)
+
+    return Stateful(run, state, data, jax.random.key(0))

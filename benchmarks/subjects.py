@@ -23,11 +23,11 @@ from benchmarks.jax_side import BATCH, SideBySide, random_images, task_of
 from benchmarks.timing import Case
 from wsjax.methods.reinit import shrink_perturb
 from wsjax.networks import models
-from wsjax.rounds.loop import Round, Settings, run_rounds
+from wsjax.rounds.legs import Round
+from wsjax.rounds.loop import Settings, run_rounds
 from wsjax.rounds.programs import Program
 from wsjax.storage import checkpoint
-from wsjax.training.stopping import after_epochs
-from wsjax.training.train import init_state, make_evaluate, make_optimizer
+from wsjax.training.train import Setup, all_samples, evaluate, init_state, make_optimizer
 
 HIDDEN = (100, 100, 100)
 
@@ -131,14 +131,17 @@ def evaluation(scale: Scale) -> Iterator[Case]:
          roofline.resnet18_costs(width, True, len(labels), train=False)),
     ):  # fmt: skip
         task = task_of(model)
-        state, _ = jax_side.start(task)
+        state, optimizer = jax_side.start(task)
         data = (jnp.asarray(images), jnp.asarray(labels))
-        program = Program(make_evaluate(task, BATCH))
-        arguments = (state, data, data, jnp.zeros(1, jnp.int32), jnp.asarray(1))
-        evaluate = program.prepare(*arguments)
+
+        def run(state: Any, data: Any, task: Any = task, optimizer: Any = optimizer) -> Any:
+            return evaluate(Setup(task, optimizer, data, data, BATCH), state, all_samples(data))
+
+        program = Program(run)
+        compiled = program.prepare(state, data)
         yield Case(
             f"{name}: evaluation on {len(labels):,} images",
-            lambda evaluate=evaluate, arguments=arguments: evaluate(*arguments),
+            lambda compiled=compiled, state=state, data=data: compiled(state, data),
             torch_side.run(torch_side.accuracy, net, inputs, targets, BATCH),
             flops=costs[0], bytes=costs[1], compile_seconds=program.compile_seconds,
         )  # fmt: skip
@@ -154,8 +157,8 @@ def online(scale: Scale, epochs: int = 5, rounds: int = 10) -> Iterator[Case]:
     def ours() -> None:
         begin = time.perf_counter()
         rows = run_rounds(
-            task, optimizer, train, test, [Round(size, after_epochs(epochs)) for size in sizes],
-            {"WS": lambda old, fresh: old}, settings=Settings(BATCH, evaluate="round"),
+            Setup(task, optimizer, train, test, BATCH), [Round(size, max_epochs=epochs) for size in sizes],
+            {"WS": lambda old, fresh: old}, settings=Settings(evaluate="round"),
         ).rows  # fmt: skip
         whole = time.perf_counter() - begin
         spent = sum(row["train_seconds"] + row["eval_seconds"] for row in rows)

@@ -13,11 +13,11 @@ from __future__ import annotations
 import dataclasses
 
 from wsjax.results import summary
-from wsjax.scripts import cli, experiment
+from wsjax.scripts import build, cli, config, run
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(experiment.Common):
+class Config(config.Common):
     """Settings of the offline experiment."""
 
     fraction: float = 0.5
@@ -28,7 +28,7 @@ class Config(experiment.Common):
 
 # A short second round, in which a network that starts from scratch is at its best: when trained on for 40 epochs
 # every way memorises the noise of the digits, and the three end within half a point of each other.
-DIGITS = Config(**experiment.DIGITS, first_epochs=40, epochs=8, seeds=tuple(range(40)))
+DIGITS = Config(**config.DIGITS, first_epochs=40, epochs=8, seeds=tuple(range(40)))
 FIGURE_1 = Config(model="resnet18", optimizer="sgd", learning_rate=0.001, epochs=200, shrink=(0.3,), perturb=(0.01,))
 
 
@@ -37,22 +37,28 @@ def defaults(dataset: str | None) -> Config:
     return DIGITS if dataset in (None, "digits") else dataclasses.replace(FIGURE_1, dataset=dataset)
 
 
-def main(config: Config) -> None:
+def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
-    experiment.check_config(config)
-    first = config.first_epochs
+    config.check_config(settings)
+    first = settings.first_epochs
     cli.check(first is None or first > 0, f"--first_epochs must be positive, not {first}")
     from wsjax.data import datasets
     from wsjax.results import plots
 
-    dataset = experiment.load_data(config)
+    dataset = run.load_data(settings)
     total = len(dataset.train_labels)
-    half = datasets.fraction_size(total, config.fraction)
-    plan = [(half, config.first_epochs or config.epochs), (total, config.epochs)]
-    folder, rows, ends = experiment.run("offline", config, dataset, plan, summary.summarize_offline)
-
-    title = "All of the data, after the first round"
-    experiment.conclude(folder, title, summary.offline_table(ends), ends, plots.offline_curves(rows))
+    half = datasets.fraction_size(total, settings.fraction)
+    rounds = build.build_rounds(settings, [(half, first or settings.epochs), (total, settings.epochs)])
+    outcome = run.run(
+        "offline",
+        settings,
+        build.build_setup(settings, dataset),
+        rounds,
+        build.build_methods(settings),
+        summary.summarize_offline,
+    )
+    table = summary.offline_table(outcome.summary)
+    run.conclude(outcome, "All of the data, after the first round", table, plots.offline_curves(outcome.rows))
 
 
 if __name__ == "__main__":

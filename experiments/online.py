@@ -16,11 +16,11 @@ import dataclasses
 from typing import Any
 
 from wsjax.results import summary
-from wsjax.scripts import cli, experiment
+from wsjax.scripts import build, cli, config, run
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(experiment.Common):
+class Config(config.Common):
     """Settings of the online experiment."""
 
     increment: int = 1000
@@ -31,7 +31,7 @@ class Config(experiment.Common):
     """Stop after so many rounds. Default: when the pool is used up."""
 
 
-ON_DIGITS: dict[str, Any] = experiment.DIGITS | {"shrink": (0.9,), "perturb": (0.1,)}  # a little at each of many rounds
+ON_DIGITS: dict[str, Any] = config.DIGITS | {"shrink": (0.9,), "perturb": (0.1,)}  # a little at each of many rounds
 DIGITS = Config(
     **ON_DIGITS,
     stop=("accuracy",),
@@ -52,26 +52,32 @@ def defaults(dataset: str | None) -> Config:
     return DIGITS if dataset in (None, "digits") else dataclasses.replace(FIGURE_2, dataset=dataset)
 
 
-def main(config: Config) -> None:
+def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
-    experiment.check_config(config)
-    cli.check(config.pool > 0, f"--pool must be positive, not {config.pool}")
-    cli.check(config.increment > 0, f"--increment must be positive, not {config.increment}")
-    limit = config.max_rounds
+    config.check_config(settings)
+    cli.check(settings.pool > 0, f"--pool must be positive, not {settings.pool}")
+    cli.check(settings.increment > 0, f"--increment must be positive, not {settings.increment}")
+    limit = settings.max_rounds
     cli.check(limit is None or limit > 0, f"--max_rounds must be positive, not {limit}")
     from wsjax.data import datasets
     from wsjax.results import plots
 
-    dataset = experiment.load_data(config)
+    dataset = run.load_data(settings)
     total = len(dataset.train_labels)
-    pool = datasets.fraction_size(total, config.pool) if config.pool <= 1 else int(config.pool)
+    pool = datasets.fraction_size(total, settings.pool) if settings.pool <= 1 else int(settings.pool)
     cli.check(pool <= total, f"--pool asks for {pool} images; the train split has {total}")
-    sizes = datasets.increment_sizes(pool, config.increment)[:limit]
-    plan = [(size, config.epochs) for size in sizes]
-    folder, _, ends = experiment.run("online", config, dataset, plan, summary.summarize_online)
-
+    sizes = datasets.increment_sizes(pool, settings.increment)[:limit]
+    outcome = run.run(
+        "online",
+        settings,
+        build.build_setup(settings, dataset),
+        build.build_rounds(settings, [(size, settings.epochs) for size in sizes]),
+        build.build_methods(settings),
+        summary.summarize_online,
+    )
     title = f"{len(sizes)} rounds, up to {sizes[-1]:,} images"
-    experiment.conclude(folder, title, summary.online_table(ends), ends, plots.online_curves(ends["rounds"]))
+    curves = plots.online_curves(outcome.summary["rounds"])
+    run.conclude(outcome, title, summary.online_table(outcome.summary), curves)
 
 
 if __name__ == "__main__":

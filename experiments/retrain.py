@@ -25,14 +25,15 @@ from typing import Any
 
 import tyro
 
-from wsjax.scripts import cli, experiment, process
+from wsjax.scripts import build, cli, process
+from wsjax.scripts import config as common
 
 ARCHITECTURE = ("model", "width", "stem_pool", "hidden", "activation")
 KEPT_ASIDE = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(experiment.Training):
+class Config(common.Training):
     """Settings of the retraining job."""
 
     model_dir: Path = Path("model")
@@ -62,7 +63,7 @@ def main(config: Config) -> None:
     """Retrains, says what came of it, and exits with a code that says it too."""
     check(config)
     process.set_up()
-    experiment.use_devices(config.devices)
+    build.use_devices(config.devices)
     from wsjax.retraining import retrain as retraining
 
     if config.rollback:
@@ -102,16 +103,16 @@ def build_recipe(config: Config) -> Any:
     """The settings as a `retraining.Recipe`."""
     from wsjax.retraining.retrain import Recipe
     from wsjax.rounds.loop import Settings
+    from wsjax.training.stopping import after_epochs, any_of
 
-    fields: dict[str, Any] = {
-        field.name: getattr(config, field.name) for field in dataclasses.fields(experiment.Training)
-    }
+    fields: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(common.Training)}
     architecture = {name: fields.pop(name) for name in ARCHITECTURE}
     return Recipe(
-        make_task=partial(experiment.build_task, config),
-        optimizer=experiment.build_optimizer(config),
-        stop=experiment.build_stop(config, config.epochs),
-        settings=Settings(batch_size=config.batch_size, checkpoint_every=config.checkpoint_every),
+        make_task=partial(build.build_task, config),
+        optimizer=build.build_optimizer(config),
+        stop=any_of(build.build_stop(config), after_epochs(config.epochs)),
+        batch_size=config.batch_size,
+        settings=Settings(checkpoint_every=config.checkpoint_every),
         describe={"architecture": architecture, **fields},
         shrink=config.shrink,
         perturb=config.perturb,
@@ -119,13 +120,13 @@ def build_recipe(config: Config) -> Any:
         tolerance=config.tolerance,
         seed=config.seed,
         compare_scratch=config.compare_scratch,
-        mesh=experiment.data_mesh(config.devices),
+        mesh=build.data_mesh(config.devices),
     )
 
 
 def check(config: Config) -> None:
     """Checks every field; raises UsageError."""
-    experiment.check_training(config)
+    common.check_training(config)
     for name in ("shrink", "perturb"):
         value = getattr(config, name)
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")

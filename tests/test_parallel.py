@@ -5,16 +5,17 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from test_rounds import TWO_ROUNDS, WAYS, data, mlp_task, run, same, timeless
+from test_rounds import METHODS, TWO_ROUNDS, data, mlp_task, run, same, timeless
 
 from wsjax import parallel
 from wsjax.errors import ProcessLost
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
-from wsjax.rounds.loop import Round, Settings, make_legs, run_rounds
+from wsjax.rounds.legs import Round, as_method, make_legs
+from wsjax.rounds.loop import Settings, run_rounds
 from wsjax.storage.records import Records
-from wsjax.training.stopping import after_epochs
-from wsjax.training.train import image_task, make_optimizer
+from wsjax.training.task import image_task, with_batch_statistics
+from wsjax.training.train import Setup, make_optimizer, reestimated
 
 
 def resnet_task(axis_name=None):
@@ -24,18 +25,27 @@ def resnet_task(axis_name=None):
 
 def train(task, mesh, batch_size, epochs=1, **options):
     images = data(20 * batch_size - 3)  # 20 steps, the last one of a smaller batch
-    options = {"seeds": (0,), "settings": Settings(batch_size, **options)}
-    rounds = [Round(len(images[1]), after_epochs(epochs))]
-    return run_rounds(task, make_optimizer("msgd", 0.01), images, data(13, seed=1), rounds, {}, mesh=mesh, **options)
+    setup = Setup(task, make_optimizer("msgd", 0.01), images, data(13, seed=1), batch_size, **options)
+    return run_rounds(setup, [Round(len(images[1]), max_epochs=epochs)], {}, mesh=mesh)
+
+
+EVALUATIONS = {
+    "running": lambda task: (task, {}),
+    "reestimated": lambda task: (task, {"judged": reestimated}),
+    "batch": lambda task: (with_batch_statistics(task), {}),
+}
 
 
 @pytest.mark.parametrize("devices", [2, 4])
 @pytest.mark.parametrize("batch_size", [8, 7])
-@pytest.mark.parametrize("evaluation", ["running", "reestimated", "batch"])
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
 def test_devices_that_split_a_batch_give_one_devices_result(devices, batch_size, evaluation):
-    one = train(resnet_task(), None, batch_size, evaluation=evaluation)
     mesh = data_mesh(devices)
-    several = train(resnet_task(parallel.axis_of(mesh)), mesh, batch_size, evaluation=evaluation)
+    results = []
+    for on in (None, mesh):
+        task, options = EVALUATIONS[evaluation](resnet_task(parallel.axis_of(on)))
+        results.append(train(task, on, batch_size, **options))
+    one, several = results
     for part in ("params", "batch_stats"):
         a, b = (jax.tree.leaves(getattr(result.states["first", 0], part)) for result in (one, several))
         for x, y in zip(a, b, strict=True):
@@ -50,9 +60,10 @@ def test_a_batch_is_really_split():
     mesh = data_mesh(4)
     seen = []
 
-    def spy(params, batch_stats, inputs, weights, train):
-        seen.append(inputs.shape[0])
-        return mlp_task().apply(params, batch_stats, inputs, weights, train)
+    def spy(params, batch_stats, inputs, weights, train, keys):
+        if train:
+            seen.append(inputs.shape[0])
+        return mlp_task().apply(params, batch_stats, inputs, weights, train, keys)
 
     train(mlp_task()._replace(apply=spy), mesh, 8)
     assert set(seen) == {2}
@@ -61,8 +72,8 @@ def test_a_batch_is_really_split():
 @pytest.mark.parametrize("stack", [True, False])
 @pytest.mark.parametrize("seeds", [(3, 5, 7, 9), (3, 5, 7), (4,)])
 def test_replicas_on_devices_are_each_the_seed_alone(stack, seeds):
-    spread = run(TWO_ROUNDS, WAYS, seeds=seeds, stack=stack, mesh=replica_mesh(2))
-    alone = run(TWO_ROUNDS, WAYS, seeds=seeds, stack=False)
+    spread = run(TWO_ROUNDS, METHODS, seeds=seeds, stack=stack, mesh=replica_mesh(2))
+    alone = run(TWO_ROUNDS, METHODS, seeds=seeds, stack=False)
     compare = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     for key, state in alone.states.items():
         if stack and len(seeds) > 2:  # several seeds a device are one vmapped program, up to rounding
@@ -77,10 +88,10 @@ def test_replicas_on_devices_are_each_the_seed_alone(stack, seeds):
 @pytest.mark.parametrize("mesh", [data_mesh, replica_mesh])
 def test_a_killed_run_on_several_devices_ends_in_the_same_bits(tmp_path, mesh):
     def study(folder, observe=None, records=None):
-        settings = Settings(batch_size=8, checkpoint_every=1)
+        settings = Settings(checkpoint_every=1)
         records = records or Records(folder / "records.jsonl")
         return run(
-            TWO_ROUNDS, WAYS, seeds=(0, 1), settings=settings, records=records, checkpoints=folder / "checkpoints",
+            TWO_ROUNDS, METHODS, seeds=(0, 1), settings=settings, records=records, checkpoints=folder / "checkpoints",
             observe=observe, mesh=mesh(2),
         )  # fmt: skip
 
@@ -102,10 +113,10 @@ def test_a_stopped_replica_does_no_steps():
     """Of two seeds on a device each, one stops after an epoch: from then on only the other one's batches run."""
     calls = []
 
-    def spy(params, batch_stats, inputs, weights, train):
+    def spy(params, batch_stats, inputs, weights, train, keys):
         if train:
             jax.debug.callback(lambda: calls.append(1))
-        return mlp_task().apply(params, batch_stats, inputs, weights, train)
+        return mlp_task().apply(params, batch_stats, inputs, weights, train, keys)
 
     asked = []
 
@@ -121,9 +132,10 @@ def test_a_stopped_replica_does_no_steps():
     assert len(calls) == 3 * (5 + 1)  # three batches an epoch
 
 
-def test_ways_run_side_by_side_where_seeds_leave_devices_idle():
+def test_methods_run_side_by_side_where_seeds_leave_devices_idle():
     def legs(*arguments):
-        return [leg.replicas for leg in make_legs(2, ("RI", "WS", "SP"), *arguments)]
+        methods = {name: as_method(method) for name, method in METHODS.items()}
+        return [leg.replicas for leg in make_legs(TWO_ROUNDS, methods, *arguments)]
 
     first, *later = legs((7,), True, replica_mesh(2))
     assert first == (("first", 7),)

@@ -20,7 +20,7 @@ from wsjax.retraining.retrain import Recipe, load_model, retrain, roll_back, sta
 from wsjax.rounds.loop import Settings
 from wsjax.scripts import experiment
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
-from wsjax.training.train import Task, correct, cross_entropy, image_task
+from wsjax.training.task import Task, correct, cross_entropy, image_task
 
 RNG = np.random.default_rng(0)
 CENTRES = RNG.integers(60, 196, (4, 4, 4, 1))

@@ -1,5 +1,9 @@
 """The loop of rounds: what passes between rounds, what a resume restores, what it costs to compile."""
 
+import os
+import shutil
+import subprocess
+import sys
 from functools import partial
 
 import equinox as eqx
@@ -10,13 +14,17 @@ import numpy as np
 import optax
 import pytest
 
-from wsjax.errors import NonFiniteLoss
+from wsjax.errors import NonFiniteLoss, TaskError
 from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
+from wsjax.methods.starts import mixed, new_heads, scratch
 from wsjax.networks import models
-from wsjax.rounds.loop import Round, Settings, make_study, run_rounds
+from wsjax.rounds.legs import Method, Round
+from wsjax.rounds.loop import Settings, run_rounds
+from wsjax.rounds.programs import Compiler
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
-from wsjax.training.train import image_task, make_optimizer, stateless_task
+from wsjax.training.task import image_task, stateless_task
+from wsjax.training.train import Setup, make_optimizer
 
 SECONDS = ("train_seconds", "eval_seconds")
 
@@ -35,10 +43,18 @@ def resnet_task():
     return image_task(models.ResNet(3, stage_sizes=(1,), width=2, stem_pool=False), (4, 4, 1), (0.5,), (0.25,))
 
 
-def run(rounds, ways, seeds=(0,), task=None, optimizer=None, **options):
-    options = {"settings": Settings(batch_size=8), **options}
+def setup(task=None, optimizer=None, batch_size=8, train=None, **options):
     task, optimizer = task or mlp_task(), optimizer or make_optimizer("msgd", 0.05)
-    return run_rounds(task, optimizer, data(), data(10, seed=1), rounds, ways, seeds, **options)
+    return Setup(task, optimizer, train or data(), data(10, seed=1), batch_size, **options)
+
+
+def run(rounds, methods, seeds=(0,), task=None, optimizer=None, batch_size=8, **options):
+    return run_rounds(setup(task, optimizer, batch_size), rounds, methods, seeds, **options)
+
+
+def lifted(**choices):
+    """The methods with other choices at the boundary."""
+    return {name: Method(scratch if name == "RI" else mixed(m, **choices)) for name, m in METHODS.items()}
 
 
 def timeless(rows):
@@ -50,14 +66,14 @@ def same(a, b):
 
 
 TWO_ROUNDS = [Round(10, after_epochs(2)), Round(30, after_epochs(3))]
-WAYS = {"RI": random_init, "WS": warm_start, "SP": partial(shrink_perturb, shrink=0.4, perturb=0.1)}
+METHODS = {"RI": random_init, "WS": warm_start, "SP": partial(shrink_perturb, shrink=0.4, perturb=0.1)}
 
 
 def test_rows_tell_every_epoch_once():
-    rows = run(TWO_ROUNDS, WAYS, seeds=(3, 5)).rows
+    rows = run(TWO_ROUNDS, METHODS, seeds=(3, 5)).rows
     keys = [(row["method"], row["seed"], row["round"], row["epoch"]) for row in rows]
     expected = [("first", seed, 1, epoch) for seed in (3, 5) for epoch in (1, 2)]
-    expected += [(way, seed, 2, epoch) for way in WAYS for seed in (3, 5) for epoch in (1, 2, 3)]
+    expected += [(way, seed, 2, epoch) for way in METHODS for seed in (3, 5) for epoch in (1, 2, 3)]
     assert sorted(keys) == sorted(expected)
     last = rows[-1]
     assert (last["samples"], last["steps"], last["samples_seen"], last["stop"]) == (30, 12, 90, "epochs")
@@ -66,9 +82,10 @@ def test_rows_tell_every_epoch_once():
 
 def test_random_init_does_not_depend_on_the_first_round():
     long = [Round(20, after_epochs(4)), Round(30, after_epochs(3))]
-    for settings in (Settings(batch_size=8, opt_state="keep"), Settings(batch_size=8)):
-        a, b = (run(rounds, {"RI": random_init}, settings=settings) for rounds in (TWO_ROUNDS, long))
-        assert same(a.states["RI", 0].params, b.states["RI", 0].params)
+    for random in (random_init, Method(scratch)):
+        a, b = (run(rounds, {"RI": random}) for rounds in (TWO_ROUNDS, long))
+        assert same(a.states["RI", 0], b.states["RI", 0])
+        assert not same(a.states["first", 0], b.states["first", 0])
 
 
 FROZEN = make_optimizer("msgd", 1e-30)  # the parameters stand still, so every epoch of one batch sees the same
@@ -76,38 +93,64 @@ FROZEN = make_optimizer("msgd", 1e-30)  # the parameters stand still, so every e
 
 def test_a_way_starts_from_the_reinitialised_parameters():
     rounds = [Round(10, after_epochs(1)), Round(30, after_epochs(1))]
-    states = run(rounds, WAYS, optimizer=FROZEN).states
+    states = run(rounds, METHODS, optimizer=FROZEN).states
     old, fresh, mixed = (states[way, 0].params for way in ("WS", "RI", "SP"))
     expected = shrink_perturb(old, fresh, 0.4, 0.1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), mixed, expected)
     assert not same(old, fresh)
 
 
+def gradient(task, params, inputs, targets):
+    """The mean gradient over all samples, by autodiff alone."""
+
+    def loss(params):
+        outputs, _ = task.apply(params, {}, inputs, jnp.ones(len(targets)), True, None)
+        return task.loss(outputs, targets).mean()
+
+    return jax.grad(loss)(params)
+
+
 @pytest.mark.parametrize("choice", ["keep", "rebuild"])
 def test_the_optimizer_state_at_the_boundary(choice):
-    settings = Settings(batch_size=30, opt_state=choice)
-    rounds = [Round(30, after_epochs(5)), Round(30, after_epochs(1))]
-    states = run(rounds, WAYS, settings=settings, optimizer=FROZEN).states
-    momentum = jax.tree.leaves(states["WS", 0].opt_state)[0]
-    once = run(rounds, WAYS, settings=Settings(batch_size=30), optimizer=FROZEN).states["WS", 0].opt_state
+    rounds = [Round(30, max_epochs=5), Round(30, max_epochs=1)]
+    states = run(rounds, lifted(opt_state=choice), batch_size=30, optimizer=FROZEN).states
+    momentum = jax.tree.leaves(states["WS", 0].opt_state)
+    once = jax.tree.leaves(gradient(mlp_task(), states["WS", 0].params, *data()))
     # Six times the same gradient, each time 0.9 of what was there: a sum of 0.9^k.
     share = (1 - 0.9**6) / (1 - 0.9) if choice == "keep" else 1.0
-    np.testing.assert_allclose(momentum, share * jax.tree.leaves(once)[0], rtol=1e-4, atol=1e-7)
+    for found, expected in zip(momentum, once, strict=True):
+        np.testing.assert_allclose(found, share * expected, rtol=1e-4, atol=1e-7)
+
+
+def anchored():
+    """Descends, and keeps the parameters that its state was built for, as schedule-free and L2-Init do."""
+    return optax.GradientTransformation(
+        init=lambda params: jax.tree.map(jnp.copy, params),
+        update=lambda updates, state, params=None: (jax.tree.map(lambda g: -1e-30 * g, updates), state),
+    )
+
+
+def test_a_rebuilt_optimizer_state_is_that_of_the_parameters_it_is_for():
+    states = run([Round(10, max_epochs=1), Round(30, max_epochs=1)], METHODS, optimizer=anchored()).states
+    for method in METHODS:
+        assert same(states[method, 0].opt_state, states[method, 0].params)
+    assert not same(states["SP", 0].params, states["RI", 0].params)
+    kept = run([Round(10, max_epochs=1), Round(30, max_epochs=1)], lifted(opt_state="keep"), optimizer=anchored())
+    assert same(kept.states["SP", 0].opt_state, kept.states["first", 0].params)
 
 
 @pytest.mark.parametrize("choice", ["keep", "reset"])
 def test_batch_statistics_at_the_boundary(choice):
-    rounds = [Round(30, after_epochs(5)), Round(30, after_epochs(1))]
-
-    def running_mean(batch_stats):
-        settings = Settings(batch_size=30, batch_stats=batch_stats)
-        warm = {"WS": warm_start}
-        states = run(rounds, warm, settings=settings, task=resnet_task(), optimizer=FROZEN, stack=False).states
-        return np.asarray(states["WS", 0].batch_stats["stem_norm"]["mean"])
-
+    rounds = [Round(30, max_epochs=5), Round(30, max_epochs=1)]
+    methods = {"WS": Method(mixed(warm_start, batch_stats=choice))}
+    states = run(rounds, methods, batch_size=30, task=resnet_task(), optimizer=FROZEN, stack=False).states
+    found = np.asarray(states["WS", 0].batch_stats["stem_norm"]["mean"])
+    # One update of statistics of zero by the same batch leaves 0.1 of the batch's mean.
+    nothing = jax.tree.map(jnp.zeros_like, states["WS", 0].batch_stats)
+    _, once = resnet_task().apply(states["WS", 0].params, nothing, data()[0], jnp.ones(30), True, None)
     # From 0, n updates by 0.1 leave 1 - 0.9^n of the batch's mean.
-    share = (1 - 0.9**6) / (1 - 0.9) if choice == "keep" else 1.0
-    np.testing.assert_allclose(running_mean(choice), share * running_mean("reset"), rtol=1e-4)
+    share = 1 - 0.9 ** (6 if choice == "keep" else 1)
+    np.testing.assert_allclose(found, share * once["stem_norm"]["mean"] / 0.1, rtol=1e-4)
 
 
 def test_a_stop_rule_ends_each_seed_by_itself():
@@ -132,7 +175,7 @@ def test_a_stop_rule_ends_each_seed_by_itself():
 
 
 def test_stacked_seeds_are_seeds_in_turn():
-    together, apart = (run(TWO_ROUNDS, WAYS, seeds=(0, 1), stack=stack) for stack in (True, False))
+    together, apart = (run(TWO_ROUNDS, METHODS, seeds=(0, 1), stack=stack) for stack in (True, False))
     for key, state in together.states.items():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state.params, apart.states[key].params
@@ -140,13 +183,18 @@ def test_stacked_seeds_are_seeds_in_turn():
 
 
 def test_ten_rounds_compile_every_program_once(monkeypatch):
-    studies = []
-    monkeypatch.setattr("wsjax.rounds.loop.make_study", lambda *a: studies.append(make_study(*a)) or studies[-1])
-    rounds = [Round(3 * n, after_epochs(1)) for n in range(1, 11)]
-    run(rounds, WAYS, seeds=(0, 1))
-    assert len(studies[0].epoch.executables) == 1
-    assert len(studies[0].evaluate.executables) == 1
-    assert len(studies[0].draw.executables) == 1
+    made = []
+
+    def make(self, setup, mesh):
+        made.append(make_programs(self, setup, mesh))
+        return made[-1]
+
+    make_programs = Compiler._make
+    monkeypatch.setattr(Compiler, "_make", make)
+    rounds = [Round(3 * n, max_epochs=1) for n in range(1, 11)]
+    run(rounds, METHODS, seeds=(0, 1))
+    (programs,) = made
+    assert [len(getattr(programs, name).executables) for name in ("draw", "epoch", "evaluate")] == [1, 1, 1]
 
 
 def test_a_padded_round_gives_the_bits_of_an_unpadded_one():
@@ -180,8 +228,8 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("at", range(1, 14))
 def test_a_run_that_ended_anywhere_continues_to_the_same_bits(tmp_path, at):
-    settings = Settings(batch_size=8, checkpoint_every=2)
-    whole = run(TWO_ROUNDS, WAYS, settings=settings)
+    settings = Settings(checkpoint_every=2)
+    whole = run(TWO_ROUNDS, METHODS, settings=settings)
     count = 0
 
     def kill(rows):
@@ -192,7 +240,7 @@ def test_a_run_that_ended_anywhere_continues_to_the_same_bits(tmp_path, at):
 
     def start(observe):
         records = Records(tmp_path / "records.jsonl")
-        return run(TWO_ROUNDS, WAYS, settings=settings, records=records, checkpoints=tmp_path, observe=observe)
+        return run(TWO_ROUNDS, METHODS, settings=settings, records=records, checkpoints=tmp_path, observe=observe)
 
     if at <= 11:
         with pytest.raises(Killed):
@@ -221,34 +269,204 @@ def test_rows_that_were_lost_are_trained_again(tmp_path, lost):
 
 
 def test_ways_and_seeds_of_any_name_keep_their_own_checkpoints(tmp_path):
-    ways = {"a b": WAYS["SP"], "a_b": random_init, "a/b": warm_start}
+    methods = {"a b": METHODS["SP"], "a_b": random_init, "a/b": warm_start}
     seeds = tuple(range(10**9, 10**9 + 30))
 
     def start():
-        return run(TWO_ROUNDS, ways, seeds, records=Records(tmp_path / "r"), checkpoints=str(tmp_path / "c"))
+        return run(TWO_ROUNDS, methods, seeds, records=Records(tmp_path / "r"), checkpoints=str(tmp_path / "c"))
 
     first, again = start(), start()
     assert all(same(first.states[key], again.states[key]) for key in first.states)
 
 
 def test_what_cannot_be_run_is_refused():
-    with pytest.raises(ValueError, match="round 2 asks for 31 samples; there are 30"):
-        run([Round(10, after_epochs(1)), Round(31, after_epochs(1))], WAYS)
-    with pytest.raises(ValueError, match="a way cannot be named 'first'"):
-        run(TWO_ROUNDS, {"first": warm_start})
-    with pytest.raises(ValueError, match="seeds must be given, each once"):
-        run(TWO_ROUNDS, WAYS, seeds=(1, 1))
-    with pytest.raises(ValueError, match="rounds is empty"):
-        run([], WAYS)
-    with pytest.raises(ValueError, match="unknown opt_state 'kept'; available: rebuild, keep"):
-        run(TWO_ROUNDS, WAYS, settings=Settings(opt_state="kept"))
-    with pytest.raises(ValueError, match="checkpoint_every must be positive, not 0"):
-        run(TWO_ROUNDS, WAYS, settings=Settings(checkpoint_every=0))
-    (inputs, labels), optimizer = data(), make_optimizer("sgd", 0.1)
-    with pytest.raises(ValueError, match=r"train inputs and targets need one length above 0, not \[29, 30\]"):
-        run_rounds(mlp_task(), optimizer, (inputs, labels[:29]), data(10), TWO_ROUNDS, WAYS)
-    with pytest.raises(ValueError, match=r"test inputs and targets need one length above 0, not \[0\]"):
-        run_rounds(mlp_task(), optimizer, data(), (inputs[:0], labels[:0]), TWO_ROUNDS, WAYS)
+    def refused(match, rounds=TWO_ROUNDS, methods=METHODS, seeds=(0,), settings=None, **options):
+        with pytest.raises(TaskError, match=match) as caught:
+            run_rounds(setup(**options), rounds, methods, seeds, settings=settings)
+        assert "\n" not in str(caught.value)
+
+    refused("round 2 asks for 31 samples; there are 30", [Round(10, max_epochs=1), Round(31, max_epochs=1)])
+    refused("a method cannot be named 'first'", methods={"first": warm_start})
+    refused(r"seeds must be given, each once, not \(1, 1\)", seeds=(1, 1))
+    refused(r"seeds must be given, each once, not \(\)", seeds=())
+    refused(r"seeds must lie in \[0, 2\^32\), not \(0, 4294967296\)", seeds=(0, 2**32))
+    refused(r"seeds must lie in \[0, 2\^32\), not \(-1,\)", seeds=(-1,))
+    refused("rounds is empty", [])
+    refused("round 2 would never end", [Round(10, max_epochs=1), Round(20)])
+    refused("round 1: max_epochs must be positive", [Round(10, max_epochs=0)])
+    refused("method 'late' begins after round 3; there are 2", methods={"late": Method(scratch, after=3)})
+    refused("checkpoint_every must be positive, not 0", settings=Settings(checkpoint_every=0))
+    refused("unknown evaluate 'often'; available: epoch, round", settings=Settings(evaluate="often"))
+    refused("batch_size must be positive, not 0", batch_size=0)
+    inputs, labels = data()
+    refused(r"train inputs and targets need one length above 0, not \[29, 30\]", train=(inputs, labels[:29]))
+    refused(r"train inputs and targets need one length above 0, not \[0\]", train=(inputs[:0], labels[:0]))
+    refused("train inputs and targets must be arrays, not lists", train=(inputs, labels.tolist()))
+    refused(
+        r"train labels go from -1 to 2; the model has 3 outputs, for labels 0 to 2",
+        train=(inputs, labels - 1 + (labels > 0)),
+    )
+    refused(r"train labels go from 1 to 3; the model has 3 outputs", train=(inputs, labels + 1))
+    refused(r"train labels must be integers \[N\] for cross-entropy, not float64 \[30\]", train=(inputs, labels * 1.0))
+    refused(r"train labels must be integers \[N\] .*int32 \[30, 1\]", train=(inputs, labels[:, None]))
+    with_count = mlp_task()._replace(init=lambda key: ({"calls": jnp.zeros((), int), **mlp_task().init(key)[0]}, {}))
+    refused("the params' leaf 'calls' is int32; only floating-point leaves", task=with_count)
+    with pytest.raises(TaskError, match="unknown opt_state 'kept'; available: rebuild, keep"):
+        mixed(warm_start, opt_state="kept")
+
+
+def test_a_loss_of_another_shape_is_refused_before_anything_is_trained():
+    """The README's regression with targets [N, 1] would train on a broadcast of outputs against targets."""
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    model = Regressor()
+    task = stateless_task(
+        lambda key: model.init(key, x[:1]), model.apply, optax.squared_error, lambda a, b: jnp.abs(a - b) < 0.3
+    )
+    train = (x, x[:, :1])
+    with pytest.raises(TaskError, match=r"loss must give one value a sample, \[8\], not \[8, 8\]"):
+        run_rounds(Setup(task, optax.sgd(0.1), train, train, 8), [Round(40, max_epochs=1)], {})
+
+
+def test_methods_branch_from_shared_rounds_and_have_rounds_of_their_own(tmp_path):
+    """One trunk; each branch is what a run of its own through the same rounds gives."""
+    trunk = [Round(10, max_epochs=2), Round(10, max_epochs=2), Round(10, max_epochs=2)]
+    whole = [Round(30, max_epochs=2)]
+    methods = {
+        "early": Method(mixed(warm_start), after=1, rounds=whole),
+        "late": Method(mixed(warm_start), after=3, rounds=whole),
+        "none": Method(scratch, after=0, rounds=whole),
+    }
+
+    def start(folder, observe=None):
+        records = Records(folder / "r.jsonl")
+        return run(trunk, methods, (0, 1), records=records, checkpoints=folder / "c", observe=observe)
+
+    (tmp_path / "a").mkdir()
+    result = start(tmp_path / "a")
+    assert [(row["round"], row["epoch"]) for row in result.rows if row["method"] == "first" and row["seed"] == 0] == [
+        (number, epoch) for number in (1, 2, 3) for epoch in (1, 2)
+    ]
+    assert [row["round"] for row in result.rows if row["method"] == "late" and row["seed"] == 1] == [4, 4]
+    assert [row["round"] for row in result.rows if row["method"] == "none" and row["seed"] == 1] == [1, 1]
+    alone = run([Round(10, max_epochs=2), Round(30, max_epochs=2)], {"early": warm_start}, (0, 1))
+    assert same(alone.states["early", 1], result.states["early", 1])
+    # A shared round goes on from the one before as it is, the optimiser's state too.
+    assert int(result.states["first", 0].step) == 3 * 2 * 2
+
+    def kill(rows):
+        if rows[0]["method"] == "late":
+            raise Killed
+
+    (tmp_path / "b").mkdir()
+    with pytest.raises(Killed):
+        start(tmp_path / "b", kill)
+    again = start(tmp_path / "b")
+    assert timeless(again.rows) == timeless(result.rows)
+    assert all(same(again.states[key], result.states[key]) for key in result.states)
+
+
+def test_a_method_without_shared_rounds_starts_from_what_it_makes_of_a_new_network():
+    rounds = [Round(10, max_epochs=1), Round(30, max_epochs=1)]
+    shrunk = Method(mixed(partial(shrink_perturb, shrink=0.5, perturb=0.0)), after=0)
+    states = run(rounds[:1], {"SP": shrunk}, optimizer=FROZEN).states
+    plain = run(rounds[:1], {}, optimizer=FROZEN).states
+    assert set(states) == {("SP", 0)}
+    expected = jax.tree.map(lambda x: 0.5 * x, plain["first", 0].params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), states["SP", 0].params, expected)
+
+
+def test_a_round_may_have_a_setup_of_its_own():
+    """Other data with more classes, and a learning rate of its own: a transfer."""
+    images, labels = data(20, seed=5)
+    target = Setup(
+        image_task(models.mlp(5, (5,)), (4, 4, 1), (0.5,), (0.25,)), FROZEN, (images, labels + 2), (images, labels), 8
+    )
+    rounds = [Round(30, max_epochs=2), Round(20, max_epochs=1, setup=target)]
+    keep = partial(shrink_perturb, shrink=0.5, perturb=0.0)
+    states = run(rounds, {"RI": random_init, "SP": new_heads(keep)}).states
+    hidden, head = (states["SP", 0].params[name]["kernel"] for name in ("hidden1", "head"))
+    np.testing.assert_allclose(hidden, 0.5 * states["first", 0].params["hidden1"]["kernel"], rtol=1e-6)
+    assert head.shape[0] == 5
+    assert same(head, states["RI", 0].params["head"]["kernel"])  # newly drawn, not shrunk
+
+
+def test_probes_become_fields_of_the_rows(tmp_path):
+    def probe(setup, state, samples):
+        return {"old_samples": samples.before, "weight": jnp.abs(state.params["head"]["bias"]).max()}
+
+    records = Records(tmp_path / "r.jsonl")
+    plain = run(TWO_ROUNDS, METHODS)
+    probed = run_rounds(setup(probe=probe), TWO_ROUNDS, METHODS, records=records)
+    assert [row["old_samples"] for row in probed.rows if row["method"] == "SP"] == [10.0] * 3
+    assert [row["old_samples"] for row in probed.rows if row["round"] == 1] == [0.0] * 2
+    first = next(row for row in probed.rows if row["method"] == "WS")
+    assert first["weight"] == pytest.approx(float(jnp.abs(plain.states["first", 0].params["head"]["bias"]).max()))
+    without = [
+        {name: value for name, value in row.items() if name not in ("old_samples", "weight")} for row in probed.rows
+    ]
+    assert timeless(without) == timeless(plain.rows)  # it changes no state
+    assert Records(tmp_path / "r.jsonl").rows == probed.rows
+
+
+def test_an_observer_that_raises_leaves_its_epochs_checkpoint(tmp_path):
+    settings = Settings(checkpoint_every=100)
+    rounds = [Round(10, max_epochs=8)]
+    seen = []
+
+    def start(at, epochs):
+        def observe(rows):
+            seen.append(rows[0]["epoch"])
+            if rows[0]["epoch"] == at:
+                raise Killed
+
+        records = Records(tmp_path / "r")
+        return run(rounds, {}, settings=settings, records=records, checkpoints=tmp_path / "c", observe=observe)
+
+    with pytest.raises(Killed):
+        start(5, seen)
+    start(None, seen)
+    assert seen == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_the_rows_of_a_finished_run_suffice_without_its_checkpoints(tmp_path):
+    def start(rounds=TWO_ROUNDS):
+        records = Records(tmp_path / "r")
+        return run(rounds, METHODS, records=records, checkpoints=tmp_path / "c", observe=epochs.append)
+
+    epochs = []
+    whole = start()
+    shutil.rmtree(tmp_path / "c")
+    epochs.clear()
+    again = start()
+    assert (epochs, again.rows, again.states) == ([], whole.rows, {})
+    # One more round needs the states that are gone: they are trained again, to the same bits.
+    with pytest.warns(UserWarning, match="its checkpoint is gone and is needed"):
+        more = start([*TWO_ROUNDS, Round(30, max_epochs=1)])
+    direct = run([*TWO_ROUNDS, Round(30, max_epochs=1)], METHODS)
+    assert sorted(map(str, timeless(more.rows))) == sorted(map(str, timeless(direct.rows)))
+    assert all(same(more.states[name, 0], direct.states[name, 0]) for name in METHODS)
+
+
+FLOAT64 = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from wsjax import Method, Round, Setup, mixed, run_rounds, stateless_task, warm_start
+x = np.random.default_rng(0).normal(size=(40, 3))
+task = stateless_task(
+    lambda key: {"w": jnp.zeros(3)}, lambda p, x: x @ p["w"], optax.squared_error, lambda a, b: jnp.abs(a - b) < 0.1
+)
+data = (x, x.sum(1))
+setup = Setup(task, optax.sgd(0.1), data, data, 8)
+result = run_rounds(setup, [Round(20, max_epochs=9), Round(40, max_epochs=9)], {"WS": warm_start})
+w = result.states["WS", 0].params["w"]
+assert w.dtype == jnp.float64, w.dtype
+np.testing.assert_allclose(w, 1, rtol=1e-7)
+"""
+
+
+def test_a_task_in_float64():
+    environment = os.environ | {"JAX_ENABLE_X64": "1"}
+    result = subprocess.run([sys.executable, "-c", FLOAT64], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 class Regressor(nn.Module):
@@ -274,6 +492,6 @@ def test_a_users_own_flax_and_equinox_models_run():
     }
     for one in own.values():
         rounds = [Round(20, after_epochs(30)), Round(40, after_epochs(30))]
-        result = run_rounds(one, optax.adam(0.01), train, test, rounds, WAYS, settings=Settings(batch_size=8))
+        result = run_rounds(Setup(one, optax.adam(0.01), train, test, 8), rounds, METHODS)
         warm = [row["test_loss"] for row in result.rows if row["method"] == "WS"]
         assert warm[-1] < 0.1

@@ -8,19 +8,24 @@ import numpy as np
 import optax
 import pytest
 
+from wsjax.errors import TaskError
 from wsjax.networks import models
+from wsjax.training.task import image_task, stateless_task, with_batch_statistics
 from wsjax.training.train import (
     Batch,
+    Samples,
+    Setup,
     TrainState,
-    epoch_order,
-    image_task,
+    all_samples,
+    evaluate,
     init_state,
-    make_epoch,
-    make_evaluate,
     make_optimizer,
     make_train_step,
-    reestimate,
-    stateless_task,
+    over_batches,
+    reestimated,
+    score_each,
+    shuffled,
+    train_epoch,
 )
 
 KEY = jax.random.key(0)
@@ -45,6 +50,20 @@ def images(count, size=8, channels=1, seed=0):
 def small_resnet_task(axis_name=None):
     model = models.ResNet(3, stage_sizes=(1,), width=2, stem_pool=False, axis_name=axis_name)
     return image_task(model, (8, 8, 1), (0.5,), (0.25,))
+
+
+def some(order, size=None):
+    """The first `size` entries of an order."""
+    return Samples(jnp.asarray(order), jnp.asarray(len(order) if size is None else size), jnp.asarray(0))
+
+
+def epoch_of(task, optimizer, batch_size, **options):
+    """An epoch as one program of (state, data, samples, key)."""
+    return jax.jit(
+        lambda state, data, samples, key: train_epoch(
+            Setup(task, optimizer, data, data, batch_size, **options), state, samples, key
+        )
+    )
 
 
 def leaves_equal(a, b):
@@ -100,14 +119,14 @@ def test_an_unknown_optimizer_is_named():
 @pytest.mark.parametrize("num_samples", [1, 5, 12])
 def test_an_order_is_a_permutation_that_the_padding_does_not_change(num_samples):
     pool = jnp.arange(100, 112)
-    order = epoch_order(KEY, pool, jnp.asarray(num_samples))
+    order = shuffled(KEY, some(pool, num_samples)).order
     assert sorted(order[:num_samples].tolist()) == pool[:num_samples].tolist()
-    alone = epoch_order(KEY, pool[:num_samples], jnp.asarray(num_samples))
+    alone = shuffled(KEY, some(pool[:num_samples])).order
     assert alone.tolist() == order[:num_samples].tolist()
 
 
 def test_orders_differ_by_key_and_cover_all_orders():
-    orders = {tuple(epoch_order(key, jnp.arange(3), jnp.asarray(3)).tolist()) for key in jax.random.split(KEY, 60)}
+    orders = {tuple(shuffled(key, some(jnp.arange(3))).order.tolist()) for key in jax.random.split(KEY, 60)}
     assert len(orders) == 6
 
 
@@ -124,10 +143,10 @@ def recording_task():
 @pytest.mark.parametrize(("num_samples", "batch_size", "steps"), [(10, 3, 4), (7, 3, 3), (2, 5, 1), (6, 3, 2)])
 def test_an_epoch_sees_every_sample_once_at_its_true_weight(num_samples, batch_size, steps):
     task, optimizer = recording_task(), optax.sgd(1.0)
-    epoch = jax.jit(make_epoch(task, optimizer, batch_size))
+    epoch = epoch_of(task, optimizer, batch_size)
     data = (jnp.arange(10), jnp.zeros(10))
     pool = jnp.array([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
-    state, metrics = epoch(init_state(task, optimizer, KEY), data, pool, jnp.asarray(num_samples), KEY)
+    state, metrics = epoch(init_state(task, optimizer, KEY), data, some(pool, num_samples), KEY)
     seen = np.asarray(state.params)
     assert set(np.flatnonzero(seen)) == set(pool[:num_samples].tolist())
     # Each batch's weights sum to 1: its samples weigh 1 / its true size.
@@ -142,9 +161,9 @@ def test_an_epoch_is_its_steps():
     task, optimizer = image_task(models.mlp(3, (5,)), (8, 8, 1), (0.5,), (0.25,)), make_optimizer("adam", 0.01)
     data, pool = images(20), jnp.arange(20)
     state = init_state(task, optimizer, KEY)
-    whole, metrics = jax.jit(make_epoch(task, optimizer, 8))(state, data, pool, jnp.asarray(20), KEY)
+    whole, metrics = epoch_of(task, optimizer, 8)(state, data, some(pool), KEY)
     step, loss = jax.jit(make_train_step(task, optimizer)), 0.0
-    order = epoch_order(KEY, pool, jnp.asarray(20))
+    order = shuffled(KEY, some(pool)).order
     for begin in (0, 8, 16):
         rows = order[begin : begin + 8]
         inputs, targets = (x[rows] for x in data)
@@ -157,25 +176,25 @@ def test_an_epoch_is_its_steps():
 def test_a_padded_epoch_gives_the_bits_of_an_unpadded_one():
     task, optimizer = image_task(models.mlp(3, (5,)), (8, 8, 1), (0.5,), (0.25,)), make_optimizer("sgd", 0.1)
     data, state = images(40), None
-    epoch = jax.jit(make_epoch(task, optimizer, 8))
+    epoch = epoch_of(task, optimizer, 8)
     results = []
     for length in (13, 40):
         state = init_state(task, optimizer, KEY)
         for i in range(3):
-            state, _ = epoch(state, data, jnp.arange(length), jnp.asarray(13), jax.random.fold_in(KEY, i))
+            state, _ = epoch(state, data, some(jnp.arange(length), 13), jax.random.fold_in(KEY, i))
         results.append(state)
     assert leaves_equal(*results)
 
 
 def test_the_first_bad_step_is_named():
     task, optimizer = line_task(), make_optimizer("sgd", 1e30)
-    epoch = jax.jit(make_epoch(task, optimizer, 1))
+    epoch = epoch_of(task, optimizer, 1)
     data = (jnp.ones(6), jnp.ones(6))
-    _, metrics = epoch(init_state(task, optimizer, KEY), data, jnp.arange(6), jnp.asarray(6), KEY)
+    _, metrics = epoch(init_state(task, optimizer, KEY), data, some(jnp.arange(6)), KEY)
     # Step 1 has loss 1 and moves w to 2e30; the square of that is infinite.
     assert int(metrics["bad_step"]) == 2
-    good = jax.jit(make_epoch(task, make_optimizer("sgd", 0.1), 1))
-    _, metrics = good(init_state(task, optimizer, KEY), data, jnp.arange(6), jnp.asarray(6), KEY)
+    good = epoch_of(task, make_optimizer("sgd", 0.1), 1)
+    _, metrics = good(init_state(task, optimizer, KEY), data, some(jnp.arange(6)), KEY)
     assert int(metrics["bad_step"]) == 0
 
 
@@ -184,19 +203,20 @@ def test_evaluation_counts_every_sample_once(batch_size):
     task, optimizer = line_task(), make_optimizer("sgd", 0.1)
     state = init_state(task, optimizer, KEY)._replace(params={"w": jnp.asarray(1.0)})
     test = (jnp.arange(7.0), jnp.array([0.0, 1.0, 2.0, 3.0, 4.0, 9.0, 9.0]))
-    evaluate = jax.jit(make_evaluate(task, batch_size))
-    metrics = evaluate(state, test, test, jnp.arange(7), jnp.asarray(7))
+    setup = Setup(task, optimizer, test, test, batch_size)
+    metrics = jax.jit(lambda state: evaluate(setup, state, all_samples(test)))(state)
     np.testing.assert_allclose(metrics["accuracy"], 5 / 7)
     np.testing.assert_allclose(metrics["loss"], (16 + 9) / 7, rtol=1e-6)
+    assert score_each(setup, state).tolist() == [1, 1, 1, 1, 1, 0, 0]
 
 
 def test_images_are_normalised():
     task = image_task(models.logistic_regression(2), (1, 1, 1), (0.2,), (0.5,))
     params, stats = task.init(KEY)
     params = jax.tree.map(jnp.ones_like, params)
-    logits, _ = task.apply(params, stats, jnp.full((1, 1, 1, 1), 51, jnp.uint8), jnp.ones(1), False)
+    logits, _ = task.apply(params, stats, jnp.full((1, 1, 1, 1), 51, jnp.uint8), jnp.ones(1), False, None)
     np.testing.assert_allclose(logits, [[1.0, 1.0]], atol=1e-6)  # (51 / 255 - 0.2) / 0.5 = 0, plus the bias
-    logits, _ = task.apply(params, stats, jnp.full((1, 1, 1, 1), 255, jnp.uint8), jnp.ones(1), False)
+    logits, _ = task.apply(params, stats, jnp.full((1, 1, 1, 1), 255, jnp.uint8), jnp.ones(1), False, None)
     np.testing.assert_allclose(logits, [[2.6, 2.6]], rtol=1e-6)
 
 
@@ -204,11 +224,12 @@ def test_reestimated_statistics_are_the_mean_over_batches():
     task, optimizer = small_resnet_task(), make_optimizer("sgd", 0.01)
     data = images(12)
     state = init_state(task, optimizer, KEY)
-    found = jax.jit(lambda state: reestimate(task, state, data, jnp.arange(12), 10, 4))(state)
+    setup = Setup(task, optimizer, data, data, 4)
+    found = jax.jit(lambda state: reestimated(setup, state, some(jnp.arange(12), 10)))(state).batch_stats
     expected = jax.tree.map(jnp.zeros_like, state.batch_stats)
     for begin, end in ((0, 4), (4, 8), (8, 10)):
         nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
-        _, stats = task.apply(state.params, nothing, data[0][begin:end], jnp.ones(end - begin), True)
+        _, stats = task.apply(state.params, nothing, data[0][begin:end], jnp.ones(end - begin), True, None)
         expected = jax.tree.map(lambda total, x, n=end - begin: total + n * x / 0.1 / 10, expected, stats)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
@@ -218,20 +239,19 @@ def test_evaluation_modes_use_their_own_statistics():
     data = images(16)
     state = init_state(task, optimizer, KEY)
     far = jax.tree.map(lambda x: x + 3.0, state.batch_stats)
-    arguments = (data, data, jnp.arange(16), jnp.asarray(16))
+    setup = Setup(task, optimizer, data, data, 8)
 
-    def losses(evaluation):
-        evaluate = jax.jit(make_evaluate(task, 8, evaluation))
-        return [
-            float(evaluate(state._replace(batch_stats=stats), *arguments)["loss"]) for stats in (far, state.batch_stats)
-        ]
+    def losses(setup):
+        run = jax.jit(lambda state: evaluate(setup, state, all_samples(data)))
+        return [float(run(state._replace(batch_stats=stats))["loss"]) for stats in (far, state.batch_stats)]
 
-    running, reestimated, batch = (losses(mode) for mode in ("running", "reestimated", "batch"))
+    running, own = losses(setup), losses(setup._replace(judged=reestimated))
+    batch = losses(setup._replace(task=with_batch_statistics(task)))
     assert running[0] != pytest.approx(running[1])
-    assert reestimated[0] == pytest.approx(reestimated[1], rel=1e-5)
+    assert own[0] == pytest.approx(own[1], rel=1e-5)
     assert batch[0] == pytest.approx(batch[1], rel=1e-5)
-    logits, _ = task.apply(state.params, far, data[0][:8], jnp.ones(8), True)
-    more, _ = task.apply(state.params, far, data[0][8:], jnp.ones(8), True)
+    logits, _ = task.apply(state.params, far, data[0][:8], jnp.ones(8), True, None)
+    more, _ = task.apply(state.params, far, data[0][8:], jnp.ones(8), True, None)
     by_hand = optax.softmax_cross_entropy_with_integer_labels(jnp.concatenate([logits, more]), data[1]).mean()
     assert batch[0] == pytest.approx(float(by_hand), rel=1e-4)
 
@@ -256,3 +276,84 @@ def test_pmap_over_a_named_axis_gives_the_whole_batch(task):
         one: TrainState = jax.tree.map(lambda x, i=i: x[i], both)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one, alone)
         np.testing.assert_allclose(sums["loss"][i], metrics["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "score", "message"),
+    [
+        (lambda outputs, targets: (outputs - targets) ** 2, lambda a, b: jnp.ones(4), r"loss .* \[4\], not \[4, 4\]"),
+        (lambda outputs, targets: jnp.mean(outputs), lambda a, b: jnp.ones(4), r"loss .* \[4\], not \[\]"),
+        (lambda outputs, targets: outputs, lambda a, b: a - b, r"score .* \[4\], not \[4, 4\]; .* \(4,\) .* \(4, 1\)"),
+    ],
+)
+def test_a_loss_or_score_that_is_not_one_value_a_sample_is_refused(loss, score, message):
+    task = stateless_task(lambda key: {"w": jnp.ones(())}, lambda params, x: params["w"] * x, loss, score)
+    optimizer = make_optimizer("sgd", 0.1)
+    batch = Batch(jnp.arange(4.0), jnp.ones((4, 1)), jnp.ones(4))
+    with pytest.raises(TaskError, match=message):
+        jax.eval_shape(make_train_step(task, optimizer), init_state(task, optimizer, KEY), batch)
+    setup = Setup(task, optimizer, batch[:2], batch[:2], 4)
+    with pytest.raises(TaskError, match=message):
+        jax.eval_shape(lambda state: evaluate(setup, state, all_samples(batch[:2])), init_state(task, optimizer, KEY))
+
+
+def test_a_batch_is_never_larger_than_the_data():
+    """A batch size far above the data costs no memory and is one step."""
+    task, sizes = line_task(), []
+    spy = task._replace(apply=lambda p, s, x, w, train, keys: (sizes.append(len(x)), (p["w"] * x, s))[1])
+    data = (jnp.arange(6.0), jnp.arange(6.0))
+    optimizer = make_optimizer("sgd", 0.01)
+    _, metrics = epoch_of(spy, optimizer, 10**9)(init_state(task, optimizer, KEY), data, some(jnp.arange(6)), KEY)
+    assert set(sizes) == {6}
+    assert int(metrics["steps"]) == 1
+
+
+def test_every_sample_gets_a_key_of_its_own_and_evaluation_none():
+    """What a task draws depends on the epoch's key and the sample's place, not on the batch."""
+
+    def apply(params, batch_stats, inputs, weights, train, keys):
+        assert (keys is None) == (not train)
+        drawn = jnp.zeros(len(inputs)) if keys is None else jax.vmap(jax.random.uniform)(keys)
+        return params["w"] * 0 + drawn, batch_stats
+
+    task = line_task()._replace(apply=apply)
+    data, optimizer = (jnp.arange(6.0), jnp.zeros(6)), make_optimizer("sgd", 0.1)
+    state = init_state(task, optimizer, KEY)
+    losses = [
+        float(epoch_of(task, optimizer, size)(state, data, some(jnp.arange(6)), key)[1]["loss"])
+        for size, key in ((6, KEY), (2, KEY), (4, KEY), (6, jax.random.key(1)))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) == pytest.approx(losses[2], rel=1e-6)
+    assert losses[0] != pytest.approx(losses[3], rel=1e-3)
+
+
+def test_a_loop_over_batches_visits_each_sample_once_in_order():
+    data = (jnp.arange(10), jnp.arange(10))
+
+    def body(i, seen, batch):
+        return seen.at[3 * i + jnp.arange(3)].set(jnp.where(batch.weights > 0, batch.inputs, -1))
+
+    samples = some(jnp.array([7, 2, 9, 4, 0, 1]), 5)
+    assert over_batches(body, jnp.full(6, -2), data, samples, 3).tolist() == [7, 2, 9, 4, 0, -1]
+
+
+def test_a_wrapped_step_a_probe_and_what_is_judged():
+    task, optimizer = line_task(), make_optimizer("sgd", 0.1)
+    data = (jnp.ones(4), jnp.ones(4))
+
+    def halved(setup, step):
+        def wrapped(state, batch):
+            state, metrics = step(state, batch)
+            return state._replace(params=jax.tree.map(lambda x: x / 2, state.params)), metrics
+
+        return wrapped
+
+    def probe(setup, state, samples):
+        return {"weight": state.params["w"], "old": samples.before, "rows": jnp.asarray(len(setup.train[0]))}
+
+    run = epoch_of(task, optimizer, 4, wrap=halved, probe=probe)
+    state, metrics = run(init_state(task, optimizer, KEY), data, some(jnp.arange(4)), KEY)
+    np.testing.assert_allclose(state.params["w"], 0.1)  # 0.1 * 2 * (1 - 0), halved
+    assert {name: float(value) for name, value in metrics["probes"].items()} == {"weight": 0.0, "old": 0.0, "rows": 4.0}
+    perfect = Setup(task, optimizer, data, data, 4, judged=lambda _, state, __: state._replace(params={"w": 1.0}))
+    assert float(evaluate(perfect, state, all_samples(data))["loss"]) == 0.0

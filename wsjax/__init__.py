@@ -6,20 +6,16 @@ from typing import TYPE_CHECKING, Any
 # A public name is loaded at first use: importing jax, flax and optax takes seconds, `import wsjax` none.
 _HOMES = {
     "methods.reinit": ("kernels_only", "not_normalization", "random_init", "shrink_perturb", "warm_start"),
+    "methods.starts": ("Boundary", "grown", "mixed", "new_heads", "scratch"),
     "networks.models": ("logistic_regression", "mlp", "resnet18"),
     "data.datasets": ("Dataset", "load"),
-    "training.train": (
-        "Task",
-        "TrainState",
-        "image_task",
-        "init_state",
-        "make_optimizer",
-        "make_train_step",
-        "stateless_task",
-    ),
-    "rounds.loop": ("Round", "Settings", "run_rounds"),
+    "training.task": ("Task", "image_task", "stateless_task"),
+    "training.train": ("Batch", "Samples", "Setup", "TrainState", "init_state", "make_optimizer", "make_train_step"),
     "training.stopping": ("after_epochs", "any_of", "at_accuracy", "at_plateau"),
+    "rounds.legs": ("Method", "Round"),
+    "rounds.loop": ("Settings", "run_rounds"),
     "storage.records": ("Records", "read_run"),
+    "scripts.build": ("load_model",),
 }
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
@@ -30,25 +26,35 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.methods.reinit import random_init as random_init
     from wsjax.methods.reinit import shrink_perturb as shrink_perturb
     from wsjax.methods.reinit import warm_start as warm_start
+    from wsjax.methods.starts import Boundary as Boundary
+    from wsjax.methods.starts import grown as grown
+    from wsjax.methods.starts import mixed as mixed
+    from wsjax.methods.starts import new_heads as new_heads
+    from wsjax.methods.starts import scratch as scratch
     from wsjax.networks.models import logistic_regression as logistic_regression
     from wsjax.networks.models import mlp as mlp
     from wsjax.networks.models import resnet18 as resnet18
-    from wsjax.rounds.loop import Round as Round
+    from wsjax.rounds.legs import Method as Method
+    from wsjax.rounds.legs import Round as Round
     from wsjax.rounds.loop import Settings as Settings
     from wsjax.rounds.loop import run_rounds as run_rounds
+    from wsjax.scripts.build import load_model as load_model
     from wsjax.storage.records import Records as Records
     from wsjax.storage.records import read_run as read_run
     from wsjax.training.stopping import after_epochs as after_epochs
     from wsjax.training.stopping import any_of as any_of
     from wsjax.training.stopping import at_accuracy as at_accuracy
     from wsjax.training.stopping import at_plateau as at_plateau
-    from wsjax.training.train import Task as Task
+    from wsjax.training.task import Task as Task
+    from wsjax.training.task import image_task as image_task
+    from wsjax.training.task import stateless_task as stateless_task
+    from wsjax.training.train import Batch as Batch
+    from wsjax.training.train import Samples as Samples
+    from wsjax.training.train import Setup as Setup
     from wsjax.training.train import TrainState as TrainState
-    from wsjax.training.train import image_task as image_task
     from wsjax.training.train import init_state as init_state
     from wsjax.training.train import make_optimizer as make_optimizer
     from wsjax.training.train import make_train_step as make_train_step
-    from wsjax.training.train import stateless_task as stateless_task
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,10 @@ class DataError(UserError, ValueError):
     """Data that cannot be used or found."""
 
 
+class TaskError(UserError, ValueError):
+    """A task, a method or data that training cannot take; raised when it is traced, or before."""
+
+
 class RunError(UserError):
     """A folder of a run or of models that cannot be used."""
 

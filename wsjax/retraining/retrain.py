@@ -34,12 +34,15 @@ from wsjax.data.datasets import channel_statistics
 from wsjax.errors import NonFiniteLoss, RunError
 from wsjax.methods.reinit import shrink_perturb
 from wsjax.retraining.incoming import Pool, read_pool
-from wsjax.rounds.loop import Observer, Round, Settings, run_rounds
+from wsjax.rounds.journal import Observer
+from wsjax.rounds.legs import Round
+from wsjax.rounds.loop import Settings, run_rounds
 from wsjax.storage import checkpoint
 from wsjax.storage.records import CONFIG, LOCK, Records, about_run, hold, open_run, read_json, write_json
 from wsjax.storage.rows import FIRST, Row, round_ends
 from wsjax.training.stopping import StopRule
-from wsjax.training.train import Data, Task, TrainState, init_state, reestimate
+from wsjax.training.task import Task
+from wsjax.training.train import Data, Setup, TrainState, all_samples, init_state, reestimated, score_each
 
 CURRENT, LINEAGE, SAMPLES, PARAMETERS = "current.json", "lineage.json", "samples.npy", "parameters"
 
@@ -54,7 +57,8 @@ class Recipe(NamedTuple):
       make_task: see `MakeTask`; for classes it has not seen, a network's leaves must grow at the end of an axis.
       optimizer: of optax.
       stop: when training ends.
-      settings: of the loop; `evaluate` and `evaluation` are not looked at.
+      batch_size: samples a step.
+      settings: of the loop; `evaluate` is not looked at.
       describe: what a lineage tells of the above, JSON values. A model whose "architecture" differs is refused.
       shrink: factor of the current model's parameters.
       perturb: factor of newly drawn ones.
@@ -68,6 +72,7 @@ class Recipe(NamedTuple):
     make_task: MakeTask
     optimizer: optax.GradientTransformation
     stop: StopRule
+    batch_size: int
     settings: Settings
     describe: Mapping[str, Any]
     shrink: float = 0.4
@@ -89,7 +94,7 @@ class Model(NamedTuple):
     def __call__(self, images: Any) -> jax.Array:
         """The outputs for images as they were trained on: uint8 [N, height, width, channels]."""
         weights = jnp.ones(len(images))
-        return self.task.apply(self.state.params, self.state.batch_stats, jnp.asarray(images), weights, False)[0]
+        return self.task.apply(self.state.params, self.state.batch_stats, jnp.asarray(images), weights, False, None)[0]
 
 
 def retrain(
@@ -165,7 +170,7 @@ def load_model(folder: Path | str, make_task: MakeTask, number: int | None = Non
     found = None
     if place.is_dir():
         with contextlib.closing(checkpoint.open_folder(place)) as saved:
-            found = checkpoint.restore(saved, template)
+            found = checkpoint.restore(saved, lambda step: template)
     if found is None:
         raise RunError(
             f"model {lineage['model']} in {place} cannot be read; restore it from a copy, or go back one: --rollback"
@@ -207,7 +212,8 @@ def _train(
     mean, std = (known["mean"], known["std"]) if known else channel_statistics(pool.train[0])
     make_task = partial(recipe.make_task, len(pool.class_names), shape, mean, std)
     task, split_task = make_task(None), make_task(parallel.axis_of(recipe.mesh))
-    settings = recipe.settings._replace(evaluate="round", evaluation="running")
+    settings = recipe.settings._replace(evaluate="round")
+    setup = Setup(task, recipe.optimizer, pool.train, pool.held_out, recipe.batch_size)
     start = None
     if parent is not None:
         fresh, _ = jax.jit(task.init)(jax.random.key(recipe.seed + number))
@@ -217,18 +223,18 @@ def _train(
     def run(folder: Path, start: Any, **key: Any) -> tuple[TrainState, Row]:
         with _open_part(folder, key, say) as records:
             result = run_rounds(
-                split_task, recipe.optimizer, pool.train, pool.held_out, [Round(len(pool.train[1]), recipe.stop)], {},
+                setup._replace(task=split_task), [Round(len(pool.train[1]), recipe.stop)], {},
                 [recipe.seed + number], settings=settings, start=start, mesh=recipe.mesh,
                 records=records, checkpoints=folder / "checkpoints", observe=observe,
             )  # fmt: skip
             (end,) = round_ends(result.rows)
             state = result.states[FIRST, recipe.seed + number]._replace(opt_state=())
-            return _with_own_statistics(task, state, pool.train, settings.batch_size), end
+            return _with_own_statistics(setup, state), end
 
     what = {"samples": _hash(pool.samples), **recipe.describe, "seed": recipe.seed, "holdout": recipe.holdout}
     how = {"parent": parent and parent.lineage["model"], "shrink": recipe.shrink, "perturb": recipe.perturb}
     state, end = run(part, start, **what, **how)
-    score = partial(_scores, data=pool.held_out, batch_size=settings.batch_size)
+    score = partial(_scores, data=pool.held_out, batch_size=recipe.batch_size)
     scores = score(task, state)
     before = None if parent is None else score(parent.task, parent.state)
     cost = _cost(number, pool, scores, end)
@@ -337,28 +343,19 @@ def _open_part(folder: Path, settings: Mapping[str, Any], say: Callable[[str], N
         yield records
 
 
-def _with_own_statistics(task: Task, state: TrainState, train: Data, batch_size: int) -> TrainState:
+def _with_own_statistics(setup: Setup, state: TrainState) -> TrainState:
     """The state with BatchNorm statistics under its own parameters: after a short round the running ones lag behind."""
     if not jax.tree.leaves(state.batch_stats):
         return state
-    count = len(train[1])
-    measure = jax.jit(
-        lambda state, train: reestimate(task, state, train, jnp.arange(count), jnp.asarray(count), batch_size)
-    )
-    return state._replace(batch_stats=measure(state, jax.tree.map(jnp.asarray, train)))
+    measure = jax.jit(lambda state, train: reestimated(setup._replace(train=train), state, all_samples(train)))
+    return measure(state, jax.tree.map(jnp.asarray, setup.train))
 
 
 def _scores(task: Task, state: TrainState, data: Data, batch_size: int) -> np.ndarray:
     """Each sample's score [N]. A class that the task does not know is never right."""
-
-    @jax.jit
-    def score(state: TrainState, inputs: Any, targets: Any) -> jax.Array:
-        outputs, _ = task.apply(state.params, state.batch_stats, inputs, jnp.ones(len(targets)), False)
-        return task.score(outputs, targets)
-
-    starts = range(0, len(data[1]), batch_size)
-    batches = [jax.tree.map(lambda x, i=i: jnp.asarray(x[i : i + batch_size]), data) for i in starts]
-    return np.concatenate([score(state, *batch) for batch in batches])
+    setup = Setup(task, optax.identity(), data, data, batch_size)
+    score = jax.jit(lambda state, test: score_each(setup._replace(test=test), state))
+    return np.asarray(score(state, jax.tree.map(jnp.asarray, data)))
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:

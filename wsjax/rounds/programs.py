@@ -1,12 +1,19 @@
-"""A jit-compiled function whose compilation is counted and timed apart from its runs."""
+"""The compiled programs of a run: each function once for each setup and number of replicas, the data placed once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from wsjax import parallel
+from wsjax.methods.starts import Boundary, Start
+from wsjax.training.train import Data, Samples, Setup, TrainState, evaluate, init_state, train_epoch
 
 
 class Program:
@@ -31,3 +38,122 @@ class Program:
             self.executables[shapes] = self._jit.lower(*arguments).compile()
             self.compile_seconds += time.perf_counter() - begin
         return self.executables[shapes]
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs the program for such arguments."""
+        return self.prepare(*arguments)(*arguments)
+
+
+class Programs(NamedTuple):
+    """What one setup compiles to for a number of replicas, which have a leading axis in all arguments but some.
+
+    Attributes:
+      setup: with its data on the mesh's devices.
+      mesh: the devices; None for one.
+      draw: `key -> TrainState`, of one replica.
+      epoch: `(state, active, train, order, counts, key) -> (state, metrics)`; it donates the state. `train` and
+        `counts`, the two of `Samples`, are the same for all replicas. A replica that is not active stays as it is.
+      evaluate: `(state, test, train, order, counts) -> metrics`.
+      start: `(start, key, old, fresh, train, test, order, counts) -> state`. It is compiled only where batches are
+        split over devices: fused operations may differ in the last bit. A start that takes long compiles its own parts.
+    """
+
+    setup: Setup
+    mesh: Mesh | None
+    draw: Program
+    epoch: Program
+    evaluate: Program
+    start: Callable[..., TrainState]
+
+
+class Compiler:
+    """Makes the programs of a run's setups, each once, and puts each data set on the devices once."""
+
+    def __init__(self, mesh: Mesh | None):
+        self._mesh = mesh
+        self._made: list[Program] = []
+        self._programs: dict[tuple[int, int], tuple[Setup, Programs]] = {}
+        self._placed: dict[tuple[int, Mesh | None], Data] = {}
+
+    @property
+    def compile_seconds(self) -> float:
+        """What tracing and compiling took so far."""
+        return sum(program.compile_seconds for program in self._made)
+
+    def programs(self, setup: Setup, replicas: int) -> Programs:
+        """The programs of a setup, which is known by its identity, for so many replicas."""
+        key = (id(setup), replicas)
+        if key not in self._programs:  # the setup is kept, so that no other one takes its identity
+            self._programs[key] = setup, self._make(setup, parallel.fit(self._mesh, replicas))
+        return self._programs[key][1]
+
+    def _make(self, given: Setup, mesh: Mesh | None) -> Programs:
+        setup = given._replace(
+            train=self._place(given.train, mesh), test=self._place(given.test, mesh), axis_name=parallel.axis_of(mesh)
+        )
+        starts: dict[int, tuple[Start, Program]] = {}
+
+        def epoch(state: TrainState, active: Any, train: Data, order: Any, counts: Any, key: Any) -> Any:
+            def run() -> Any:
+                return train_epoch(setup._replace(train=train), state, Samples(order, *counts), key)
+
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run)[1])
+            # A replica that has stopped costs nothing where it has a device of its own.
+            return jax.lax.cond(active, run, lambda: (state, nothing))
+
+        def evaluated(state: TrainState, test: Data, train: Data, order: Any, counts: Any) -> Any:
+            return evaluate(setup._replace(train=train, test=test), state, Samples(order, *counts))
+
+        def start(start: Start, *arguments: Any) -> TrainState:
+            def started(key: Any, old: Any, fresh: Any, train: Data, test: Data, order: Any, counts: Any) -> Any:
+                here = setup._replace(train=train, test=test)
+                return start(Boundary(key, old, fresh, Samples(order, *counts), here))
+
+            in_axes = (0, 0, 0, None, None, 0, None)
+            if setup.axis_name is None:
+                return over_replicas(started, in_axes)(*arguments)
+            if id(start) not in starts:  # the start is kept, so that no other one takes its identity
+                starts[id(start)] = start, self._program(started, in_axes, mesh)
+            return starts[id(start)][1](*arguments)
+
+        return Programs(
+            setup,
+            mesh,
+            self._keep(Program(partial(init_state, setup.task, setup.optimizer))),
+            self._program(epoch, (0, 0, None, 0, None, 0), mesh, donate_argnums=(0,)),
+            self._program(evaluated, (0, None, None, 0, None), mesh),
+            start,
+        )
+
+    def _program(
+        self, function: Callable[..., Any], in_axes: tuple[int | None, ...], mesh: Mesh | None, **options: Any
+    ) -> Program:
+        mapped = [axis is not None for axis in in_axes]
+        return self._keep(Program(parallel.over_mesh(over_replicas(function, in_axes), mesh, mapped), **options))
+
+    def _keep(self, program: Program) -> Program:
+        self._made.append(program)
+        return program
+
+    def _place(self, data: Data, mesh: Mesh | None) -> Data:
+        key = (id(data), mesh)
+        if key not in self._placed:
+            self._placed[key] = parallel.place(jax.tree.map(jnp.asarray, data), mesh, replicated=True)
+        return self._placed[key]
+
+
+def over_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """Maps a function over a leading axis of replicas.
+
+    A single replica runs without vmap, which would turn its convolutions into grouped ones.
+    """
+
+    def mapped(*arguments: Any) -> Any:
+        replicas = jax.tree.leaves(arguments[0])[0].shape[0]
+        if replicas > 1:
+            return jax.vmap(function, in_axes)(*arguments)
+        pairs = zip(arguments, in_axes, strict=True)
+        one = [x if axis is None else jax.tree.map(lambda leaf: leaf[0], x) for x, axis in pairs]
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], function(*one))
+
+    return mapped

@@ -37,25 +37,26 @@ def save(folder: ocp.training.Checkpointer, step: int, state: Any) -> None:
 
 
 def restore(
-    folder: ocp.training.Checkpointer, template: Any, wanted: Callable[[int], bool] = lambda step: True
+    folder: ocp.training.Checkpointer,
+    template: Callable[[int], Any],
+    wanted: Callable[[int], bool] = lambda step: True,
 ) -> tuple[int, Any] | None:
     """Restores the newest checkpoint that is whole, with a warning for each damaged one that is passed over.
 
     Args:
       folder: from `open_folder`.
-      template: pytree of arrays with the checkpoint's structure, shapes, dtypes and shardings.
+      template: gives a pytree of arrays with the structure, shapes, dtypes and shardings of a step's checkpoint.
       wanted: says of a step whether it may be restored.
 
     Returns:
       (step, state), or None where there is none.
     """
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
     # The folder's own names, for Orbax does not list a checkpoint that misses some of its files.
     steps = [int(path.name) for path in Path(folder.directory).iterdir() if path.name.isdecimal()]
     for step in sorted(filter(wanted, steps), reverse=True):
         try:
             with _quiet():
-                state = folder.load(step, abstract)
+                state = folder.load(step, jax.tree.map(_abstract, template(step)))
             written: Any = folder.metadata(step).custom_metadata
             if (written or {}).get("digest") == digest(state):
                 return step, state
@@ -75,6 +76,10 @@ def digest(state: Any) -> str:
         total.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 @contextlib.contextmanager

@@ -1,28 +1,27 @@
-"""Training as pure functions: a step, an epoch and an evaluation, each one compiled program.
+"""Training as pure functions of a `Setup`: a step, an epoch and an evaluation.
 
-The data set stays on the device; an epoch gathers its batches from there. Shapes are fixed: an epoch runs over the
-first `num_samples` (traced) entries of an index array, so that growing data never compiles again.
+The data set stays on the device; an epoch gathers its batches from there. Shapes are fixed: a round trains on the
+first `size` (traced) entries of an index array, so that growing data never compiles again.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-Params = Any
-BatchStats = Any
-Metrics = dict[str, jax.Array]
+from wsjax.errors import TaskError
+from wsjax.training.task import BatchStats, Params, Task
+
+Metrics = dict[str, Any]
 Data = tuple[Any, Any]
 """(inputs, targets): two pytrees of arrays with one leading axis of samples."""
 
-Evaluation = Literal["running", "reestimated", "batch"]
+_RANDOM = 1  # what the key of an epoch is folded with for the keys of its samples; unfolded it orders them
 
 
 class TrainState(NamedTuple):
@@ -35,84 +34,55 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B samples; those of weight 0 are padding, and count nowhere."""
+    """B samples; those of weight 0 are padding, and count nowhere. `keys` [B] holds a random key a sample, or None."""
 
     inputs: Any
     targets: Any
     weights: jax.Array
+    keys: Any = None
 
 
-class Task(NamedTuple):
-    """What is trained, as pure functions.
+class Samples(NamedTuple):
+    """Which samples a round trains on.
 
     Attributes:
-      init: `key -> (params, batch_stats)`; batch_stats is {} where the model has no state.
-      apply: `(params, batch_stats, inputs, weights, train) -> (outputs, batch_stats)`; `weights` [B] marks padding.
-      loss: `(outputs, targets) -> [B]`, a loss for each sample.
-      score: `(outputs, targets) -> [B]`, what "accuracy" averages.
-      stats_momentum: the share that one batch has in batch_stats when `apply` updates them.
+      order: [P], indices into the data in the order in which they arrive.
+      size: [], how many of them, from the first, this round has.
+      before: [], how many of those the round before had too.
     """
 
-    init: Callable[[jax.Array], tuple[Params, BatchStats]]
-    apply: Callable[..., tuple[Any, BatchStats]]
-    loss: Callable[[Any, Any], jax.Array]
-    score: Callable[[Any, Any], jax.Array]
-    stats_momentum: float = 0.1
+    order: jax.Array
+    size: jax.Array
+    before: jax.Array
 
 
-def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """1 where the largest of logits [B, K] is at the label [B], else 0."""
-    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+class Setup(NamedTuple):
+    """What a round trains, how and on what; rounds of one setup share their compiled programs.
 
-
-def stateless_task(
-    init: Callable[[jax.Array], Params],
-    apply: Callable[[Params, Any], Any],
-    loss: Callable[[Any, Any], jax.Array] = cross_entropy,
-    score: Callable[[Any, Any], jax.Array] = correct,
-) -> Task:
-    """Makes a Task of a model without batch statistics: `init(key) -> params`, `apply(params, inputs) -> outputs`."""
-    return Task(
-        init=lambda key: (init(key), {}),
-        apply=lambda params, batch_stats, inputs, weights, train: (apply(params, inputs), batch_stats),
-        loss=loss,
-        score=score,
-    )
-
-
-def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any, dtype: Any = jnp.float32) -> Task:
-    """Makes the Task of classifying uint8 images with one of `wsjax.models`.
-
-    Args:
-      model: linen module, called with images [B, H, W, C], `train` and `weights`.
-      image_shape: (H, W, C).
-      mean: C channel means of the images scaled to [0, 1].
-      std: C standard deviations, likewise.
-      dtype: what layers compute in: that of the images they get. Parameters, their gradients, BatchNorm's moments and
-        the loss are float32.
+    Attributes:
+      task: what is trained.
+      optimizer: of optax.
+      train: (inputs, targets), N samples.
+      test: (inputs, targets).
+      batch_size: samples a step.
+      axis_name: the mapped axis over which batches are split, where there is one; `run_rounds` sets it by its mesh.
+      wrap: `(setup, step) -> step`, around every training step.
+      judged: `(setup, state, samples) -> state`, what is tested in place of the state itself; see `reestimated`.
+      probe: `(setup, state, samples) -> {name: scalar}`, measured at each epoch's start, fields of its row.
     """
-    # (x / 255 - mean) / std, as one multiply-add; a factor a pixel, for a loop over three channels is slow on a CPU.
-    pixels = math.prod(image_shape[:-1])
-    scale = np.tile(1.0 / (255.0 * np.asarray(std, np.float32)), pixels)
-    shift = np.tile(-np.asarray(mean, np.float32) / np.asarray(std, np.float32), pixels)
 
-    def init(key: jax.Array) -> tuple[Params, BatchStats]:
-        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-        return variables["params"], variables.get("batch_stats", {})
-
-    def apply(params: Params, batch_stats: BatchStats, inputs: jax.Array, weights: jax.Array, train: bool) -> Any:
-        values = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32) * scale + shift
-        images = values.reshape(inputs.shape).astype(dtype)
-        variables = {"params": params, "batch_stats": batch_stats}
-        if not train:
-            return model.apply(variables, images, train=False), batch_stats
-        logits, new = model.apply(variables, images, train=True, weights=weights, mutable=["batch_stats"])
-        return logits, new.get("batch_stats", {})
-
-    return Task(init, apply, cross_entropy, correct)
+    task: Task
+    optimizer: optax.GradientTransformation
+    train: Data
+    test: Data
+    batch_size: int = 128
+    axis_name: str | None = None
+    wrap: Callable[[Setup, Step], Step] | None = None
+    judged: Callable[[Setup, TrainState, Samples], TrainState] | None = None
+    probe: Callable[[Setup, TrainState, Samples], Metrics] | None = None
 
 
 def make_optimizer(name: str, learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
@@ -140,15 +110,16 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Arr
     return TrainState(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def make_train_step(
-    task: Task, optimizer: optax.GradientTransformation, axis_name: str | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(task: Task, optimizer: optax.GradientTransformation, axis_name: str | None = None) -> Step:
     """Makes the pure function `train_step(state, batch) -> (state, metrics)`.
 
     The loss is the mean over the batch's samples of weight 1. Metrics are sums over those samples ("loss",
     "correct", "samples"), in train mode, before the update. Compile it with `jax.jit(step, donate_argnums=0)`, or,
     where `axis_name` is given, with `jax.pmap(step, axis_name)` over equal parts of a batch: sums and gradients are
     then those of the whole batch.
+
+    Raises:
+      TaskError: when traced, where the task's loss or score is not one value a sample.
     """
 
     total = partial(_total, axis_name=axis_name)
@@ -157,9 +128,8 @@ def make_train_step(
         samples = total(jnp.sum(batch.weights))
 
         def mean_loss(params: Params) -> tuple[jax.Array, Any]:
-            outputs, batch_stats = task.apply(params, state.batch_stats, batch.inputs, batch.weights, True)
-            loss = jnp.sum(task.loss(outputs, batch.targets) * batch.weights)
-            scores = jnp.sum(task.score(outputs, batch.targets) * batch.weights)
+            outputs, batch_stats = task.apply(params, state.batch_stats, batch.inputs, batch.weights, True, batch.keys)
+            loss, scores = _sums(task, outputs, batch)
             return loss / samples, (batch_stats, loss, scores)
 
         grads, (batch_stats, loss, scores) = jax.grad(mean_loss, has_aux=True)(state.params)
@@ -171,117 +141,161 @@ def make_train_step(
     return train_step
 
 
-def epoch_order(key: jax.Array, pool: jax.Array, num_samples: jax.Array) -> jax.Array:
-    """Shuffles the first `num_samples` entries of `pool` [P] to the front; what follows them is padding.
-
-    The order depends on the key and on those entries, not on the length of the pool: a sample's sort key is a random
-    word that belongs to its position.
-    """
-    position = jnp.arange(pool.shape[0])
-    words = jax.random.bits(key, pool.shape)
-    words = jnp.where(position < num_samples, words, jnp.full_like(words, jnp.iinfo(words.dtype).max))
-    return pool[jnp.argsort(words, stable=True)]
-
-
-def make_epoch(
-    task: Task, optimizer: optax.GradientTransformation, batch_size: int, axis_name: str | None = None
-) -> Callable[..., Any]:
-    """Makes `epoch(state, data, pool, num_samples, key) -> (state, metrics)`: a pass over the pool in a new order.
-
-    Every one of the first `num_samples` entries of `pool` [P] is visited once; the last batch may be smaller. The
-    number of batches is traced, so that a pass costs what its samples cost. Metrics are the mean "loss" and "accuracy"
-    over the pass, each batch measured before its update, "steps", and "bad_step": the first step (from 1) whose loss
-    was not finite, or 0. Mapped over `axis_name`, every device takes its part of each batch; all get the same result.
-    """
-    train_step = make_train_step(task, optimizer, axis_name)
-
-    def epoch(state: TrainState, data: Data, pool: jax.Array, num_samples: jax.Array, key: jax.Array) -> Any:
-        order = epoch_order(key, pool, num_samples)
-        steps = _ceil_div(num_samples, batch_size)
-
-        def body(i: jax.Array, carry: Any) -> Any:
-            state, loss, scores, bad = carry
-            state, metrics = train_step(state, _batch(data, order, num_samples, i, batch_size, axis_name))
-            bad = jnp.where((bad == 0) & ~jnp.isfinite(metrics["loss"]), i + 1, bad)
-            return state, loss + metrics["loss"], scores + metrics["correct"], bad
-
-        zero = jnp.zeros((), jnp.float32)
-        state, loss, scores, bad = jax.lax.fori_loop(0, steps, body, (state, zero, zero, jnp.zeros((), jnp.int32)))
-        return state, {"loss": loss / num_samples, "accuracy": scores / num_samples, "steps": steps, "bad_step": bad}
-
-    return epoch
-
-
-def make_evaluate(
-    task: Task, batch_size: int, evaluation: Evaluation = "running", axis_name: str | None = None
-) -> Callable[..., Metrics]:
-    """Makes `evaluate(state, test, train, pool, num_samples) -> metrics`: mean "loss" and "accuracy" over all of test.
-
-    Args:
-      task: what is trained.
-      batch_size: samples at a time; it matters to the result for "batch" and "reestimated" only.
-      evaluation: which statistics BatchNorm uses. "running" those gathered in training; "reestimated" the mean of
-        those of the pool's batches under the present parameters, one pass in the pool's order; "batch" each test
-        batch's own, as the report's code did.
-    """
-
-    def evaluate(state: TrainState, test: Data, train: Data, pool: jax.Array, num_samples: jax.Array) -> Metrics:
-        batch_stats = state.batch_stats
-        if evaluation == "reestimated" and jax.tree.leaves(batch_stats):
-            batch_stats = reestimate(task, state, train, pool, num_samples, batch_size, axis_name)
-        count = jax.tree.leaves(test)[0].shape[0]
-
-        def body(i: jax.Array, sums: Any) -> Any:
-            batch = _batch(test, jnp.arange(count), jnp.asarray(count), i, batch_size, axis_name)
-            use_batch = evaluation == "batch"
-            outputs, _ = task.apply(state.params, batch_stats, batch.inputs, batch.weights, use_batch)
-            loss = jnp.sum(task.loss(outputs, batch.targets) * batch.weights)
-            return sums[0] + loss, sums[1] + jnp.sum(task.score(outputs, batch.targets) * batch.weights)
-
-        loss, scores = jax.lax.fori_loop(0, _ceil_div(count, batch_size), body, (jnp.zeros(()), jnp.zeros(())))
-        return {"loss": _total(loss, axis_name) / count, "accuracy": _total(scores, axis_name) / count}
-
-    return evaluate
-
-
-def reestimate(
-    task: Task,
-    state: TrainState,
+def over_batches(
+    body: Callable[[jax.Array, Any, Batch], Any],
+    carry: Any,
     data: Data,
-    pool: jax.Array,
-    num_samples: jax.Array,
+    samples: Samples,
     batch_size: int,
     axis_name: str | None = None,
-) -> BatchStats:
-    """BatchNorm statistics under the present parameters: the mean over the pool's batches, by their samples."""
+    key: jax.Array | None = None,
+) -> Any:
+    """Runs `body(i, carry, batch) -> carry` over the batches of `samples`, in their order.
+
+    The number of batches is traced, so that a pass costs what its samples cost. The last one is filled up with samples
+    of weight 0. Mapped over `axis_name`, every device gets its equal part of each batch, which is filled up too.
+
+    Args:
+      body: called with the batch's number from 0, the carry and the batch.
+      carry: pytree of arrays.
+      data: what `samples.order` points into.
+      samples: the first `size` are visited, once each.
+      batch_size: samples at a time; never more than there are.
+      axis_name: the mapped axis, if any.
+      key: gives each sample a key of its own, by its place in the order; None gives none.
+    """
+    size = min(batch_size, samples.order.shape[0])
+    within = jnp.arange(size)
+    if axis_name is not None:
+        part = _ceil_div(size, jax.lax.axis_size(axis_name))
+        within = jax.lax.axis_index(axis_name) * part + jnp.arange(part)
+
+    def step(i: jax.Array, carry: Any) -> Any:
+        position = jnp.where(within < size, i * size + within, samples.size)
+        rows = samples.order[jnp.minimum(position, samples.order.shape[0] - 1)]
+        inputs, targets = jax.tree.map(lambda x: x[rows], data)
+        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, position)
+        return body(i, carry, Batch(inputs, targets, (position < samples.size).astype(jnp.float32), keys))
+
+    return jax.lax.fori_loop(0, _ceil_div(samples.size, size), step, carry)
+
+
+def shuffled(key: jax.Array, samples: Samples) -> Samples:
+    """Shuffles the first `size` entries of the order to the front; what follows them is padding.
+
+    The new order depends on the key and on those entries, not on the length of the whole: a sample's sort key is a
+    random word that belongs to its position.
+    """
+    position = jnp.arange(samples.order.shape[0])
+    words = jax.random.bits(key, position.shape)
+    words = jnp.where(position < samples.size, words, jnp.full_like(words, jnp.iinfo(words.dtype).max))
+    return samples._replace(order=samples.order[jnp.argsort(words, stable=True)])
+
+
+def train_epoch(setup: Setup, state: TrainState, samples: Samples, key: jax.Array) -> tuple[TrainState, Metrics]:
+    """A pass over a round's samples in a new order; each is visited once.
+
+    Returns:
+      The state, and the mean "loss" and "accuracy" over the pass, each batch measured before its update; "steps";
+      "bad_step", the first step (from 1) whose loss was not finite, or 0; and "probes", what the setup's probe measured
+      before the first step. Mapped over the setup's axis, every device takes its part of each batch; all get the same
+      result.
+    """
+    step = make_train_step(setup.task, setup.optimizer, setup.axis_name)
+    step = step if setup.wrap is None else setup.wrap(setup, step)
+    probes = {} if setup.probe is None else setup.probe(setup, state, samples)
+
+    def body(i: jax.Array, carry: Any, batch: Batch) -> Any:
+        state, loss, scores, bad = carry
+        state, metrics = step(state, batch)
+        bad = jnp.where((bad == 0) & ~jnp.isfinite(metrics["loss"]), (i + 1).astype(jnp.int32), bad)
+        return state, loss + metrics["loss"], scores + metrics["correct"], bad
+
+    zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
+    carry = (state, zero, zero, jnp.zeros((), jnp.int32))
+    state, loss, scores, bad = over_batches(
+        body, carry, setup.train, shuffled(key, samples), setup.batch_size, setup.axis_name,
+        jax.random.fold_in(key, _RANDOM),
+    )  # fmt: skip
+    steps = _ceil_div(samples.size, min(setup.batch_size, samples.order.shape[0]))
+    means = {"loss": loss / samples.size, "accuracy": scores / samples.size}
+    return state, {**means, "steps": steps, "bad_step": bad, "probes": probes}
+
+
+def evaluate(setup: Setup, state: TrainState, samples: Samples) -> Metrics:
+    """The mean "loss" and "accuracy" over all of the test data, of the state that the setup has judged.
+
+    Args:
+      setup: its batch size matters to the result only where a batch's own statistics are used.
+      state: what is tested, or what the setup's `judged` makes it of.
+      samples: those of the round, for `judged`.
+    """
+    judged = state if setup.judged is None else setup.judged(setup, state, samples)
+
+    def body(_: jax.Array, sums: Any, batch: Batch) -> Any:
+        outputs, _ = setup.task.apply(judged.params, judged.batch_stats, batch.inputs, batch.weights, False, None)
+        return jax.tree.map(jnp.add, sums, _sums(setup.task, outputs, batch))
+
+    everything = all_samples(setup.test)
+    zeros = (jnp.zeros(()), jnp.zeros(()))
+    loss, scores = over_batches(body, zeros, setup.test, everything, setup.batch_size, setup.axis_name)
+    count = everything.order.shape[0]
+    return {"loss": _total(loss, setup.axis_name) / count, "accuracy": _total(scores, setup.axis_name) / count}
+
+
+def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
+    """The state with BatchNorm statistics under its own parameters: the mean over the batches, by their samples.
+
+    After a short round the running statistics lag behind the parameters.
+    """
+    if not jax.tree.leaves(state.batch_stats):
+        return state
     nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
 
-    def body(i: jax.Array, sums: BatchStats) -> BatchStats:
-        batch = _batch(data, pool, num_samples, i, batch_size, axis_name)
-        samples = _total(jnp.sum(batch.weights), axis_name)
+    def body(_: jax.Array, sums: BatchStats, batch: Batch) -> BatchStats:
+        count = _total(jnp.sum(batch.weights), setup.axis_name)
         # From statistics of zero, one update leaves momentum times the batch's own.
-        _, stats = task.apply(state.params, nothing, batch.inputs, batch.weights, True)
-        return jax.tree.map(lambda total, new: total + new * samples, sums, stats)
+        _, stats = setup.task.apply(state.params, nothing, batch.inputs, batch.weights, True, None)
+        return jax.tree.map(lambda total, new: total + new * count, sums, stats)
 
-    sums = jax.lax.fori_loop(0, _ceil_div(num_samples, batch_size), body, nothing)
-    return jax.tree.map(lambda total: total / (task.stats_momentum * num_samples), sums)
+    sums = over_batches(body, nothing, setup.train, samples, setup.batch_size, setup.axis_name)
+    momentum = setup.task.stats_momentum
+    return state._replace(batch_stats=jax.tree.map(lambda total: total / (momentum * samples.size), sums))
 
 
-def _batch(
-    data: Data, order: jax.Array, num_samples: jax.Array, i: jax.Array, batch_size: int, axis_name: str | None
-) -> Batch:
-    """The i-th batch of the first `num_samples` entries of `order`, filled up with samples of weight 0.
+def score_each(setup: Setup, state: TrainState) -> jax.Array:
+    """The score [M] of each test sample."""
+    everything = all_samples(setup.test)
+    count = everything.order.shape[0]
+    size = min(setup.batch_size, count)
 
-    Mapped over `axis_name`, the device's equal part of it, which is filled up too.
-    """
-    within = jnp.arange(batch_size)
-    if axis_name is not None:
-        part = _ceil_div(batch_size, jax.lax.axis_size(axis_name))
-        within = jax.lax.axis_index(axis_name) * part + jnp.arange(part)
-    position = jnp.where(within < batch_size, i * batch_size + within, num_samples)
-    rows = order[jnp.minimum(position, order.shape[0] - 1)]
-    inputs, targets = jax.tree.map(lambda x: x[rows], data)
-    return Batch(inputs, targets, (position < num_samples).astype(jnp.float32))
+    def body(i: jax.Array, scores: jax.Array, batch: Batch) -> jax.Array:
+        outputs, _ = setup.task.apply(state.params, state.batch_stats, batch.inputs, batch.weights, False, None)
+        own = setup.task.score(outputs, batch.targets).astype(scores.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(scores, own, i * size, 0)
+
+    room = jnp.zeros(_ceil_div(count, size) * size)
+    return over_batches(body, room, setup.test, everything, size)[:count]
+
+
+def all_samples(data: Data) -> Samples:
+    """All samples of a data set, in its own order."""
+    count = jax.tree.leaves(data)[0].shape[0]
+    return Samples(jnp.arange(count), jnp.asarray(count), jnp.zeros((), jnp.int32))
+
+
+def _sums(task: Task, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The sums of loss and score over a batch's samples of weight 1."""
+    sums = []
+    for name, values in (("loss", task.loss(outputs, batch.targets)), ("score", task.score(outputs, batch.targets))):
+        if jnp.shape(values) != batch.weights.shape:
+            given = [jax.tree.map(jnp.shape, tree) for tree in (outputs, batch.targets)]
+            raise TaskError(
+                f"the task's {name} must give one value a sample, {list(batch.weights.shape)}, not "
+                f"{list(jnp.shape(values))}; it was given outputs of shape {given[0]} and targets of shape {given[1]}"
+            )
+        sums.append(jnp.sum(values * batch.weights))
+    return sums[0], sums[1]
 
 
 def _total(x: Any, axis_name: str | None) -> Any:

@@ -1,0 +1,135 @@
+"""What a run writes down as it goes, and what a resume takes from it: rows, and a leg's folder of checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from wsjax.rounds.legs import Leg
+from wsjax.storage import checkpoint
+from wsjax.storage.records import Records
+from wsjax.storage.rows import Row
+from wsjax.training.train import TrainState
+
+_EPOCHS_A_ROUND = 1_000_000  # a checkpoint's number is round * this + epoch
+
+Observer = Callable[[list[Row]], None]
+
+
+class Place(NamedTuple):
+    """How far a leg has come: so many epochs of a round, 0 at its start, and the state there (None: not known)."""
+
+    number: int
+    epoch: int
+    state: TrainState | None
+
+
+class Journal:
+    """One leg's rows and checkpoints."""
+
+    def __init__(self, leg: Leg, records: Records, folder: Any, checkpoint_every: int, observe: Observer | None):
+        self.leg = leg
+        self._records = records
+        self._folder = folder
+        self._checkpoint_every = checkpoint_every
+        self._observe = observe
+
+    def resume(self, template: Callable[[int], Any]) -> Place:
+        """How far the leg has come, by the newest checkpoint whose way there the rows tell; later rows are dropped.
+
+        Where no checkpoint is left of a leg that the rows say is done, they suffice: its state is not known.
+
+        Args:
+          template: gives the stacked state of a round, as arrays or their shapes.
+        """
+        place = self._restored(template) or Place(self.leg.begin, 0, None)
+        if place.state is None and self._finished():
+            return Place(self.leg.end, 0, None)
+        self._records.keep(
+            lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= (place.number, place.epoch)
+        )
+        return place
+
+    def begin_again(self) -> Place:
+        """Drops what the leg has done, for the state at its end is wanted and no checkpoint holds it."""
+        warnings.warn(f"{self.leg.name}: its checkpoint is gone and is needed: it is trained again", stacklevel=2)
+        self._records.keep(lambda row: not self.leg.has(row))
+        return Place(self.leg.begin, 0, None)
+
+    def rows(self, number: int) -> list[list[Row]]:
+        """Each replica's rows of a round so far."""
+        rows = [row for row in self._records.rows if self.leg.has(row) and row["round"] == number]
+        return [[row for row in rows if (row["method"], row["seed"]) == replica] for replica in self.leg.replicas]
+
+    def write(self, rows: list[Row], state: TrainState, last: bool) -> None:
+        """Writes an epoch's rows and, where it is due, a checkpoint: always of a round's last epoch.
+
+        Where the observer raises, to end the run, the epoch's checkpoint is written first.
+        """
+        number, epoch = rows[0]["round"], rows[0]["epoch"]
+        due = last or epoch % self._checkpoint_every == 0
+        self._records.append(rows)
+        if due:
+            self._save(number, epoch, state)
+        try:
+            if self._observe is not None:
+                self._observe(rows)
+        except BaseException:
+            if not due:
+                self._save(number, epoch, state)
+            raise
+
+    def _save(self, number: int, epoch: int, state: TrainState) -> None:
+        if self._folder is not None:
+            checkpoint.save(self._folder, number * _EPOCHS_A_ROUND + epoch, state)
+
+    def _restored(self, template: Callable[[int], Any]) -> Place | None:
+        if self._folder is None:
+            return None
+
+        def wanted(step: int) -> bool:
+            number, epoch = divmod(step, _EPOCHS_A_ROUND)
+            return self.leg.begin <= number < self.leg.end and covered(self._records.rows, self.leg, number, epoch)
+
+        found = checkpoint.restore(self._folder, lambda step: template(step // _EPOCHS_A_ROUND), wanted)
+        return None if found is None else Place(*divmod(found[0], _EPOCHS_A_ROUND), found[1])
+
+    def _finished(self) -> bool:
+        """Whether the rows tell every replica's whole way to the leg's end."""
+        if not self.leg.rounds:
+            return False
+        last = self.rows(self.leg.end - 1)
+        if not all(rows and rows[-1]["stop"] for rows in last):
+            return False
+        return covered(self._records.rows, self.leg, self.leg.end - 1, max(len(rows) for rows in last))
+
+
+@contextlib.contextmanager
+def open_journal(
+    leg: Leg, records: Records, checkpoints: Path | None, checkpoint_every: int, observe: Observer | None
+) -> Iterator[Journal]:
+    """Opens a leg's journal; without `checkpoints` it keeps rows only."""
+    if checkpoints is None or not leg.rounds:
+        yield Journal(leg, records, None, checkpoint_every, observe)
+        return
+    with contextlib.closing(checkpoint.open_folder(checkpoints / leg.name)) as folder:
+        yield Journal(leg, records, folder, checkpoint_every, observe)
+
+
+def covered(rows: Sequence[Row], leg: Leg, number: int, epoch: int) -> bool:
+    """Whether the rows tell, without a hole, how every replica of a leg came as far as an epoch of a round."""
+    own: dict[tuple[str, int, int], list[Row]] = {}
+    for row in rows:
+        if leg.has(row) and (row["round"], row["epoch"]) <= (number, epoch):
+            own.setdefault((row["method"], row["seed"], row["round"]), []).append(row)
+    for replica in leg.replicas:
+        for at in range(leg.begin, number + 1):
+            found = own.get((*replica, at), [])
+            if not found or [row["epoch"] for row in found] != list(range(1, len(found) + 1)):
+                return False
+            if not found[-1]["stop"] and (at, len(found)) != (number, epoch):
+                return False
+    return True

@@ -1,0 +1,152 @@
+"""What runs in one piece, and in which order: rounds, methods, and the legs that they come to.
+
+A *replica* is a method (or the rounds that all methods share) with a seed. A *leg* is a stack of replicas that train
+together as one program, over consecutive rounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+from urllib.parse import quote
+
+from jax.sharding import Mesh
+
+from wsjax import parallel
+from wsjax.methods.reinit import random_init
+from wsjax.methods.starts import Reinit, Start, mixed, scratch
+from wsjax.storage.rows import CAP, FIRST, Row
+from wsjax.training.stopping import StopRule
+from wsjax.training.train import Setup
+
+
+class Round(NamedTuple):
+    """A round trains on the first `num_samples` of a seed's order of the data until a rule or a cap ends it.
+
+    Attributes:
+      num_samples: how many samples it has; pools are nested.
+      stop: gives the reason to stop, or None; None for a round that only `max_epochs` ends.
+      max_epochs: the most epochs; None for no cap.
+      setup: its own task, data, optimiser or batch size; None takes that of the run.
+    """
+
+    num_samples: int
+    stop: StopRule | None = None
+    max_epochs: int | None = None
+    setup: Setup | None = None
+
+    def reason(self, accuracies: Sequence[float]) -> str | None:
+        """Why the round ends after epochs of these train accuracies; None where it goes on."""
+        reason = self.stop(accuracies) if self.stop is not None else None
+        return CAP if reason is None and len(accuracies) == self.max_epochs else reason
+
+
+class Method(NamedTuple):
+    """A way to go from round to round.
+
+    Attributes:
+      start: gives the state that each of its rounds starts from.
+      after: how many of the run's rounds it shares with all other methods; its own begin after these. 0 has it begin
+        with round 1, which starts from what `start` makes of a newly drawn network.
+      rounds: its own rounds; None takes the run's, from `after` on.
+    """
+
+    start: Start
+    after: int = 1
+    rounds: Sequence[Round] | None = None
+
+
+def as_method(method: Method | Reinit) -> Method:
+    """A method as it is; a re-initialiser with batch statistics kept and the optimiser's state rebuilt.
+
+    `random_init` inherits nothing, not even batch statistics.
+    """
+    if isinstance(method, Method):
+        return method
+    return Method(scratch if method is random_init else mixed(method))
+
+
+class Leg(NamedTuple):
+    """Replicas (method, seed), those of a method side by side, over `rounds`, of which the first has number `begin`.
+
+    `previous` is the round that it goes on from, None where there is none.
+    """
+
+    replicas: tuple[tuple[str, int], ...]
+    begin: int
+    rounds: tuple[Round, ...]
+    previous: Round | None = None
+
+    @property
+    def end(self) -> int:
+        """The number after the last round's."""
+        return self.begin + len(self.rounds)
+
+    @property
+    def shared(self) -> bool:
+        """Whether its rounds are those that all methods share."""
+        return self.replicas[0][0] == FIRST
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The replicas' seeds."""
+        return tuple(seed for _, seed in self.replicas)
+
+    @property
+    def parts(self) -> list[tuple[str, slice]]:
+        """Each method, and where its replicas are."""
+        methods = [method for method, _ in self.replicas]
+        return [
+            (name, slice(methods.index(name), methods.index(name) + methods.count(name)))
+            for name in dict.fromkeys(methods)
+        ]
+
+    @property
+    def name(self) -> str:
+        """The leg's folder of checkpoints."""
+        parts = [(quote(method, safe=""), "-".join(map(str, self.seeds[where]))) for method, where in self.parts]
+        later = f"round-{self.begin}-" if self.shared and self.begin > 1 else ""
+        name = "+".join(f"{method}-{later}seeds-{seeds}" for method, seeds in parts)
+        if len(name) > 200:  # a file's name has its limit
+            name = f"{len(self.replicas)}-replicas-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        return name
+
+    def round(self, number: int) -> Round:
+        """The round of a number."""
+        return self.rounds[number - self.begin]
+
+    def before(self, number: int) -> Round | None:
+        """The round before that of a number."""
+        return self.previous if number == self.begin else self.round(number - 1)
+
+    def has(self, row: Row) -> bool:
+        """Whether a row belongs to this leg."""
+        return (row["method"], row["seed"]) in self.replicas and self.begin <= row["round"] < self.end
+
+
+def make_legs(
+    rounds: Sequence[Round], methods: Mapping[str, Method], seeds: Sequence[int], stack: bool, mesh: Mesh | None
+) -> list[Leg]:
+    """What runs in one piece, in order: the shared rounds of some seeds, then their later ones, method by method.
+
+    Each shared round is a leg of its own: its checkpoint at the end is what methods grow from. Where a method's seeds
+    would leave devices of a replica mesh idle, methods whose rounds are the same run side by side.
+    """
+    own = {name: tuple(rounds[m.after :] if m.rounds is None else m.rounds) for name, m in methods.items()}
+    alike: dict[tuple[int, tuple[Round, ...]], list[str]] = {}
+    for name, method in methods.items():
+        alike.setdefault((method.after, own[name]), []).append(name)
+    shared = max((method.after for method in methods.values()), default=1)
+
+    legs = []
+    for group in parallel.groups(seeds, stack, mesh):
+        first = tuple((FIRST, seed) for seed in group)
+        previous = (None, *rounds)  # the round before each, by its number from 1; and before a method's own, by `after`
+        legs += [Leg(first, i + 1, (rounds[i],), previous[i]) for i in range(shared)]
+        for (after, later), names in alike.items():
+            replicas = [(name, seed) for name in names for seed in group]
+            size = max(len(group), parallel.replica_devices(mesh))
+            chunks = (tuple(replicas[i : i + size]) for i in range(0, len(replicas), size))
+            legs += [Leg(chunk, after + 1, later, previous[after]) for chunk in chunks]
+    return legs

@@ -1,0 +1,155 @@
+"""What is built from settings: task, optimiser, stop rules, methods, devices. Imports jax where it is used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsjax.errors import UsageError
+from wsjax.scripts.config import Common, Training, has_several_processes, sp_factors
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from wsjax.data.datasets import Dataset
+    from wsjax.retraining.retrain import Model
+    from wsjax.rounds.legs import Method, Round
+    from wsjax.training.stopping import StopRule
+    from wsjax.training.task import Task
+    from wsjax.training.train import Setup
+
+
+def build_setup(config: Common, dataset: Dataset) -> Setup:
+    """The settings' model, optimiser and evaluation, on a data set."""
+    from wsjax import parallel
+    from wsjax.training import task, train
+
+    axis_name = parallel.axis_of(build_mesh(config))
+    image_shape = dataset.train_images.shape[1:]
+    own = build_task(config, dataset.num_classes, image_shape, dataset.mean, dataset.std, axis_name)
+    return train.Setup(
+        task=task.with_batch_statistics(own) if config.evaluation == "batch" else own,
+        optimizer=build_optimizer(config),
+        train=(dataset.train_images, dataset.train_labels),
+        test=(dataset.test_images, dataset.test_labels),
+        batch_size=config.batch_size,
+        judged=train.reestimated if config.evaluation == "reestimated" else None,
+    )
+
+
+def build_task(
+    config: Training,
+    num_classes: int,
+    image_shape: tuple[int, ...],
+    mean: Sequence[float],
+    std: Sequence[float],
+    axis_name: str | None = None,
+) -> Task:
+    """The settings' model for images of a shape, normalised by those channel statistics.
+
+    Batch statistics are taken over `axis_name` too, for batches that are split over devices.
+    """
+    from wsjax.networks import models
+    from wsjax.training import task
+
+    build = {
+        "resnet18": partial(models.resnet18, width=config.width, stem_pool=config.stem_pool, axis_name=axis_name),
+        "mlp": partial(models.mlp, hidden=config.hidden, activation=config.activation),
+        "logistic": models.logistic_regression,
+    }
+    return task.image_task(build[config.model](num_classes), image_shape, mean, std, config.precision)
+
+
+def build_optimizer(config: Training) -> Any:
+    """The settings' optimiser."""
+    from wsjax.training.train import make_optimizer
+
+    return make_optimizer(config.optimizer, config.learning_rate, config.weight_decay)
+
+
+def build_rounds(config: Training, plan: Sequence[tuple[int, int]]) -> list[Round]:
+    """Rounds of so many train images and, at most, epochs, with the settings' stop rule."""
+    from wsjax.rounds.legs import Round
+
+    return [Round(size, build_stop(config), max_epochs) for size, max_epochs in plan]
+
+
+def build_stop(config: Training) -> StopRule:
+    """The settings' stop rule, beside the cap on epochs."""
+    from wsjax.training import stopping
+
+    rules = {
+        "accuracy": stopping.at_accuracy(config.threshold),
+        "plateau": stopping.at_plateau(config.plateau_tolerance, config.plateau_window),
+    }
+    return stopping.any_of(*(rules[name] for name in config.stop if name in rules))
+
+
+def build_methods(config: Common) -> dict[str, Method]:
+    """The settings' methods, by the names that rows and tables give them."""
+    from wsjax.methods.reinit import shrink_perturb, warm_start
+    from wsjax.methods.starts import mixed, scratch
+    from wsjax.rounds.legs import Method
+
+    def lifted(reinit: Any) -> Method:
+        return Method(mixed(reinit, config.batch_stats, config.opt_state))  # type: ignore[arg-type]
+
+    methods = {}
+    for method in config.methods:
+        if method == "SP":
+            for name, (shrink, perturb) in sp_factors(config).items():
+                methods[name] = lifted(partial(shrink_perturb, shrink=shrink, perturb=perturb))
+        else:
+            methods[method] = {"RI": Method(scratch), "WS": lifted(warm_start)}[method]
+    return methods
+
+
+def is_stacked(config: Common) -> bool:
+    """Whether all seeds train together: right for all but convolutions, whose kernels do not vmap well."""
+    return config.model != "resnet18" if config.stack is None else config.stack
+
+
+def build_mesh(config: Common) -> Mesh | None:
+    """The devices that the settings ask for; None for one."""
+    from wsjax import parallel
+
+    if has_several_processes(config):
+        return parallel.data_mesh()
+    if config.replicas:
+        return parallel.replica_mesh()
+    return data_mesh(config.devices)
+
+
+def data_mesh(devices: int | None) -> Mesh | None:
+    """The devices that --devices splits every batch over; None for one."""
+    from wsjax import parallel
+
+    try:
+        return None if devices is None else parallel.data_mesh(devices)
+    except ValueError as error:
+        raise UsageError(f"--devices={devices}: {error}") from error
+
+
+def use_devices(count: int | None) -> None:
+    """Has a CPU pass for so many devices, unless JAX was told of a number; call it before anything touches a device."""
+    import jax
+
+    if count and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def load_model(folder: Path | str, number: int | None = None) -> Model:
+    """Loads a model that experiments/retrain.py trained, by default the current one; `model(images)` gives logits.
+
+    It computes in float32, however it was trained.
+    """
+    from wsjax.retraining import retrain as retraining
+
+    def make_task(*about: Any) -> Task:
+        architecture = retraining.lineage_of(folder, number)["settings"]["architecture"]
+        return build_task(Training(**architecture), *about)
+
+    return retraining.load_model(folder, make_task, number)

@@ -1,0 +1,204 @@
+"""Settings of the experiment scripts: what there is, its defaults and its limits. Imports no jax.
+
+A script's Config extends `Common`, and the script says which defaults a data set has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from wsjax.scripts.cli import check, choose
+
+MODELS = ("resnet18", "mlp", "logistic")
+OPTIMIZERS = ("sgd", "msgd", "adam")
+METHODS = ("RI", "WS", "SP")
+STOPS = ("epochs", "accuracy", "plateau")
+CHOICES = {
+    "model": MODELS,
+    "activation": ("tanh", "relu"),
+    "optimizer": OPTIMIZERS,
+    "precision": ("float32", "bfloat16"),
+    "batch_stats": ("keep", "reset"),
+    "opt_state": ("rebuild", "keep"),
+    "evaluation": ("running", "reestimated", "batch"),
+    "evaluate": ("epoch", "round"),
+}
+POSITIVE = (
+    "width", "learning_rate", "batch_size", "epochs", "plateau_window", "plateau_tolerance", "checkpoint_every",
+)  # fmt: skip
+DIGITS: dict[str, Any] = {
+    "hidden": (300,),
+    "activation": "relu",
+    "optimizer": "adam",
+    "learning_rate": 0.001,
+    "batch_size": 64,
+    "shrink": (0.3,),
+    "perturb": (0.6,),
+}
+"""How every experiment trains on the embedded digits."""
+NEUTRAL = ("workdir", "run", "data_dir", "coordinator", "num_processes", "process_id")
+"""Fields that say where a run lies and runs: another value of them is no other run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Which data."""
+
+    dataset: str = "digits"
+    """Data set: digits (embedded, no download), cifar10, cifar100, svhn, or the path of your own .npz."""
+    data_dir: Path | None = None
+    """Folder of NAME.npz files, and of downloads. Default: $WSJAX_DATA_DIR, else ~/.cache/wsjax/data."""
+    num_train: int | None = None
+    """Use so many train images, drawn at random, the same for every seed. Default: all."""
+    num_test: int | None = None
+    """Use so many test images. Default: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How one model trains in one round."""
+
+    model: str = "mlp"
+    """resnet18, mlp or logistic."""
+    width: int = 64
+    """ResNet: channels of the first stage."""
+    stem_pool: tyro.conf.FlagConversionOff[bool] = True
+    """ResNet: the 3x3 stride-2 max-pool behind the stem, as the report has it (the paper's code has none)."""
+    hidden: tuple[int, ...] = (100, 100, 100)
+    """MLP: sizes of the hidden layers."""
+    activation: str = "tanh"
+    """MLP: tanh or relu."""
+    optimizer: str = "sgd"
+    """sgd, msgd (momentum 0.9) or adam."""
+    learning_rate: float = 0.001
+    """Step size."""
+    weight_decay: float = 0.0
+    """Coupled L2, added to the gradient of every parameter."""
+    batch_size: int = 128
+    """Samples a step."""
+    precision: str = "float32"
+    """What layers compute in: float32 or bfloat16. Parameters, statistics and the loss are float32 in both."""
+    epochs: int = 200
+    """Epochs a round: its length, or the cap of the other stop rules."""
+    stop: tuple[str, ...] = ("epochs",)
+    """When a round ends: epochs; accuracy (train accuracy reaches --threshold); plateau; the first of those given."""
+    threshold: float = 0.99
+    """Train accuracy, in (0, 1], at which the accuracy rule stops."""
+    plateau_tolerance: float = 0.002
+    """The plateau rule stops when the last epochs' train accuracies have a smaller standard deviation than this."""
+    plateau_window: int = 3
+    """How many last epochs the plateau rule looks at."""
+    checkpoint_every: int = 20
+    """Epochs between checkpoints."""
+    devices: int | None = None
+    """Split every batch over so many devices (cores, on a CPU). Default: one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Common(Training, Source):
+    """Settings that every experiment of the study has."""
+
+    methods: tuple[str, ...] = METHODS
+    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb)."""
+    shrink: tuple[float, ...] = (0.3,)
+    """SP: factors of the trained parameters; each is a method of its own."""
+    perturb: tuple[float, ...] = (0.01,)
+    """SP: factors of the newly drawn parameters; each is combined with each shrink."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; results are means over them with 95 % intervals."""
+    batch_stats: str = "keep"
+    """BatchNorm's running statistics at a round's start: keep or reset."""
+    opt_state: str = "rebuild"
+    """The optimiser's state at a round's start: rebuild or keep."""
+    evaluation: str = "running"
+    """BatchNorm's statistics in evaluation: running, reestimated (a pass over the round's train images) or batch."""
+    evaluate: str = "epoch"
+    """Test after every epoch, or only at the end of each round: epoch or round."""
+    stack: bool | None = None
+    """Train all seeds together as one program. Default: yes, but for the ResNet."""
+    replicas: str | None = None
+    """devices: train seeds, and methods if they are more, side by side, spread over all devices (on a CPU, cores)."""
+    coordinator: str | None = None
+    """Several hosts: HOST:PORT of process 0; every process gets the same command but for --process_id."""
+    num_processes: int | None = None
+    """Several hosts: how many processes there are. All their devices split every batch."""
+    process_id: int | None = None
+    """Several hosts: which process this is, from 0. Process 0 writes the records."""
+    workdir: Path = Path("runs")
+    """Folder for results: WORKDIR/EXPERIMENT/RUN."""
+    run: str | None = None
+    """Name of the run's folder. Default: DATASET-MODEL-OPTIMIZER. The same command again continues that run."""
+
+
+def check_config(config: Common) -> None:
+    """Checks every field, once, where it comes in; raises UsageError."""
+    check_training(config)
+    for name in ("batch_stats", "opt_state", "evaluation", "evaluate"):
+        choose(name, getattr(config, name), CHOICES[name])
+    for method in config.methods:
+        choose("method", method, METHODS)
+    if config.replicas is not None:
+        choose("replicas", config.replicas, ("devices",))
+        check(config.devices is None, "--devices splits batches and --replicas=devices spreads runs: give one of them")
+    check(
+        not has_several_processes(config) or (config.devices is None and config.replicas is None),
+        "several processes split batches over all their devices: leave out --devices and --replicas",
+    )
+    for name in ("methods", "shrink", "perturb", "seeds"):
+        _check_list(name, getattr(config, name))
+    for name in ("shrink", "perturb"):
+        values = getattr(config, name)
+        check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
+    check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
+    check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")
+
+
+def check_training(config: Training) -> None:
+    """Checks the fields of `Training`; raises UsageError."""
+    for name in ("model", "activation", "optimizer", "precision"):
+        choose(name, getattr(config, name), CHOICES[name])
+    for rule in config.stop:
+        choose("stop", rule, STOPS)
+    _check_list("stop", config.stop)
+    for name in POSITIVE:
+        value = getattr(config, name)
+        check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
+    check(all(size > 0 for size in config.hidden), f"--hidden must be positive sizes, not {_list(config.hidden)}")
+    decay = config.weight_decay
+    check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
+    check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
+    check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
+
+
+def run_name(config: Common) -> str:
+    """The name of the run's folder."""
+    return config.run or f"{Path(config.dataset).stem}-{config.model}-{config.optimizer}"
+
+
+def has_several_processes(config: Common) -> bool:
+    """Whether this process is one of several of the run."""
+    return config.coordinator is not None or config.num_processes is not None
+
+
+def sp_factors(config: Common) -> dict[str, tuple[float, float]]:
+    """(shrink, perturb) by name: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb varies too."""
+    pairs = [(shrink, perturb) for shrink in config.shrink for perturb in config.perturb]
+    if len(pairs) == 1:
+        return {"SP": pairs[0]}
+    several = len(config.perturb) > 1
+    return {f"SP {shrink:g}" + f"/{perturb:g}" * several: (shrink, perturb) for shrink, perturb in pairs}
+
+
+def _check_list(name: str, values: Sequence[Any]) -> None:
+    check(len(values) > 0, f"--{name} needs at least one value")
+    check(len(set(values)) == len(values), f"--{name} must not repeat a value: {_list(values)}")
+
+
+def _list(values: Sequence[Any]) -> str:
+    return " ".join(map(str, values))

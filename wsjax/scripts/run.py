@@ -1,0 +1,173 @@
+"""Runs an experiment's rounds in its folder, and says what came of it. Imports jax where it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from wsjax.errors import NonFiniteLoss
+from wsjax.scripts import process
+from wsjax.scripts.build import build_mesh, is_stacked, use_devices
+from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
+from wsjax.scripts.config import NEUTRAL, Common, has_several_processes, run_name, sp_factors
+from wsjax.storage.records import about_run, follow_run, open_run, write_json
+from wsjax.storage.rows import FIRST, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from wsjax.data.datasets import Dataset
+    from wsjax.results.summary import Table
+    from wsjax.rounds.legs import Method, Round
+    from wsjax.training.train import Setup
+
+
+class Outcome(NamedTuple):
+    """What a run came to: its folder, its rows (one an epoch), and what they were summarised to."""
+
+    folder: Path
+    rows: list[Row]
+    summary: dict[str, Any]
+
+
+def load_data(config: Common) -> Dataset:
+    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices.
+
+    Joins the processes of several hosts, or has a CPU pass for as many devices as are wanted.
+    """
+    process.set_up()
+    import jax
+
+    from wsjax import parallel
+    from wsjax.data import datasets
+
+    if has_several_processes(config):
+        parallel.initialize(config.coordinator, config.num_processes, config.process_id)
+        explain_abort()
+    else:
+        use_devices(config.devices or (os.cpu_count() if config.replicas else None))
+    dataset = datasets.load(config.dataset, config.data_dir)
+    return datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test)
+
+
+def run(
+    name: str,
+    config: Common,
+    setup: Setup,
+    rounds: Sequence[Round],
+    methods: Mapping[str, Method],
+    summarize: Callable[..., dict[str, Any]],
+) -> Outcome:
+    """Runs an experiment's rounds, or what is left of them, in its folder.
+
+    Args:
+      name: the experiment's.
+      config: its settings, checked.
+      setup: what is trained, and on what; its data are the run's.
+      rounds: those of all methods.
+      methods: by the names that rows and tables give them.
+      summarize: `(rows, shrink and perturb by method) -> summary`, written as summary.json.
+    """
+    from wsjax import parallel
+    from wsjax.rounds import loop
+
+    folder = config.workdir / name / run_name(config)
+    settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
+    settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
+    caps = _caps(rounds, methods)
+    begin = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(parallel.together())
+        own = stack.enter_context(open_run(folder, settings, _about(name, config))) if parallel.is_main() else None
+        parallel.wait_for_all("records")
+        records = follow_run(folder) if own is None else own
+        left = len(config.seeds) * sum(size * cap for size, cap in caps.values()) - sum(_work(records.rows, caps))
+        advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main()))
+        try:
+            result = loop.run_rounds(
+                setup,
+                rounds,
+                methods,
+                config.seeds,
+                settings=loop.Settings(config.evaluate, config.checkpoint_every),  # type: ignore[arg-type]
+                stack=is_stacked(config),
+                mesh=build_mesh(config),
+                records=records,
+                checkpoints=folder / "checkpoints",
+                observe=partial(_observe, advance, caps),
+            )
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
+        seconds = time.perf_counter() - begin
+        say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
+        summary = summarize(result.rows, sp_factors(config))
+        if parallel.is_main():
+            write_json(folder / "summary.json", summary)
+    return Outcome(folder, result.rows, summary)
+
+
+def conclude(outcome: Outcome, title: str, table: Table, figure: Figure) -> None:
+    """Says what a run came to, draws its picture, and tells what its folder holds."""
+    from wsjax import parallel
+    from wsjax.results import plots, summary
+
+    if not parallel.is_main():
+        return
+    print_table(title, *table)
+    for sentence in summary.verdict(outcome.summary):
+        say(sentence)
+    picture, _ = plots.save(figure, outcome.folder / "figure")
+    checkpoints = outcome.folder / "checkpoints"
+    size = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
+    say(f"Picture: {picture}")
+    say(f"Records: {outcome.folder} (its checkpoints take {size / 1e6:,.1f} MB)")
+
+
+def _about(name: str, config: Common) -> dict[str, Any]:
+    """What config.json tells beside the settings."""
+    import jax
+
+    from wsjax import parallel
+    from wsjax.networks import kernels
+
+    about = about_run(name, parallel.device_names())
+    if config.model == "resnet18":  # they give other bits than XLA's convolutions
+        about["compiled_kernels"] = kernels.support(jax.ShapeDtypeStruct((), config.precision))
+    return about
+
+
+Caps = Mapping[tuple[str, int], tuple[int, int]]
+"""By method and round: the number of samples and the most epochs."""
+
+
+def _caps(rounds: Sequence[Round], methods: Mapping[str, Method]) -> Caps:
+    """What a seed has to do, at most."""
+    shared = max((method.after for method in methods.values()), default=1)
+    all_rounds = {(FIRST, number): here for number, here in enumerate(rounds[:shared], 1)}
+    for name, method in methods.items():
+        own = rounds[method.after :] if method.rounds is None else method.rounds
+        all_rounds |= {(name, number): here for number, here in enumerate(own, method.after + 1)}
+    return {key: (here.num_samples, here.max_epochs or 0) for key, here in all_rounds.items()}
+
+
+def _observe(advance: Callable[..., None], caps: Caps, rows: list[Row]) -> None:
+    """Shows an epoch's rows."""
+    last = rows[-1]
+    field = "train_accuracy" if last["test_accuracy"] is None else "test_accuracy"
+    values = [row[field] for row in rows if row[field] is not None]
+    what = f"{field.replace('_', ' ')} {sum(values) / len(values):.1%}"
+    done, skipped = _work(rows, caps)
+    advance(done, f"{last['method']}, round {last['round']}, epoch {last['epoch']}: {what}", skipped)
+
+
+def _work(rows: Sequence[Row], caps: Caps) -> tuple[int, int]:
+    """The samples that epochs have seen, and those that stopped rounds did not need."""
+    done = sum(row["samples"] for row in rows)
+    skipped = sum(row["samples"] * (caps[row["method"], row["round"]][1] - row["epoch"]) for row in rows if row["stop"])
+    return done, skipped

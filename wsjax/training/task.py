@@ -1,0 +1,103 @@
+"""What is trained, as pure functions: a task of one's own, or the study's classification of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Params = Any
+BatchStats = Any
+
+
+class Task(NamedTuple):
+    """What is trained, as pure functions.
+
+    Attributes:
+      init: `key -> (params, batch_stats)`; batch_stats is {} where the model has no state.
+      apply: `(params, batch_stats, inputs, weights, train, keys) -> (outputs, batch_stats)`; `weights` [B] marks
+        padding by 0. `keys` [B] is a random key a sample, so that what is drawn does not depend on how a batch is split
+        over devices; where it is None nothing is random, as in evaluation.
+      loss: `(outputs, targets) -> [B]`, a loss for each sample.
+      score: `(outputs, targets) -> [B]`, what "accuracy" averages.
+      stats_momentum: the share that one batch has in batch_stats when `apply` updates them.
+    """
+
+    init: Callable[[jax.Array], tuple[Params, BatchStats]]
+    apply: Callable[..., tuple[Any, BatchStats]]
+    loss: Callable[[Any, Any], jax.Array]
+    score: Callable[[Any, Any], jax.Array]
+    stats_momentum: float = 0.1
+
+
+def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 where the largest of logits [B, K] is at the label [B], else 0."""
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+
+def stateless_task(
+    init: Callable[[jax.Array], Params],
+    apply: Callable[[Params, Any], Any],
+    loss: Callable[[Any, Any], jax.Array] = cross_entropy,
+    score: Callable[[Any, Any], jax.Array] = correct,
+) -> Task:
+    """Makes a Task of a model without batch statistics: `init(key) -> params`, `apply(params, inputs) -> outputs`."""
+    return Task(
+        init=lambda key: (init(key), {}),
+        apply=lambda params, batch_stats, inputs, weights, train, keys: (apply(params, inputs), batch_stats),
+        loss=loss,
+        score=score,
+    )
+
+
+def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any, dtype: Any = jnp.float32) -> Task:
+    """Makes the Task of classifying uint8 images with one of `wsjax.networks.models`.
+
+    Args:
+      model: linen module, called with images [B, H, W, C], `train` and `weights`.
+      image_shape: (H, W, C).
+      mean: C channel means of the images scaled to [0, 1].
+      std: C standard deviations, likewise.
+      dtype: what layers compute in: that of the images they get. Parameters, their gradients, BatchNorm's moments and
+        the loss are float32.
+    """
+    # (x / 255 - mean) / std, as one multiply-add; a factor a pixel, for a loop over three channels is slow on a CPU.
+    pixels = math.prod(image_shape[:-1])
+    scale = np.tile(1.0 / (255.0 * np.asarray(std, np.float32)), pixels)
+    shift = np.tile(-np.asarray(mean, np.float32) / np.asarray(std, np.float32), pixels)
+
+    def init(key: jax.Array) -> tuple[Params, BatchStats]:
+        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+        return variables["params"], variables.get("batch_stats", {})
+
+    def apply(
+        params: Params, batch_stats: BatchStats, inputs: jax.Array, weights: jax.Array, train: bool, keys: Any = None
+    ) -> Any:
+        del keys  # these networks draw nothing
+        values = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32) * scale + shift
+        images = values.reshape(inputs.shape).astype(dtype)
+        variables = {"params": params, "batch_stats": batch_stats}
+        if not train:
+            return model.apply(variables, images, train=False), batch_stats
+        logits, new = model.apply(variables, images, train=True, weights=weights, mutable=["batch_stats"])
+        return logits, new.get("batch_stats", {})
+
+    return Task(init, apply, cross_entropy, correct)
+
+
+def with_batch_statistics(task: Task) -> Task:
+    """The task evaluated with each batch's own statistics, not the running ones, as the report's code did."""
+
+    def apply(params: Params, batch_stats: BatchStats, inputs: Any, weights: Any, train: bool, keys: Any) -> Any:
+        outputs, new = task.apply(params, batch_stats, inputs, weights, True, keys)
+        return outputs, new if train else batch_stats
+
+    return task._replace(apply=apply)
