@@ -116,7 +116,7 @@ def save(folder: Folder, step: int, state: Any) -> None:
             metadata: Any = {"digest": digest(state)}
             folder.opened().save(step, state, overwrite=True, force=True, custom_metadata=metadata)
             if not folder.read_back:
-                _load(folder, step, state)
+                _check_written(folder, step, state)
                 folder.read_back = True
     except RunError:
         raise
@@ -176,6 +176,13 @@ def _load(folder: Folder, step: int, template: Any) -> Any:
     if (written or {}).get("digest") != digest(state):
         raise ValueError("its arrays are not those that were saved")
     return state
+
+
+def _check_written(folder: Folder, step: int, state: Any) -> None:
+    try:
+        _load(folder, step, state)
+    except Exception as error:
+        raise OSError(f"read back, it is not what was written ({_reason(error)}); choose another folder") from error
 
 
 @contextlib.contextmanager
