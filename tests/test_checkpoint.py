@@ -307,7 +307,8 @@ def test_closing_hides_no_error(tmp_path, monkeypatch, capfd):
 
 NAMES = [
     "lr[0.1]", "a[b", "back\\slash", "st*ar", "q?", "{a,b}", "per%cent", "ha#sh", "sp ace", "co:lon", "-dash",
-    "ünïcode", "new\nline", "trailing.", "gs:", "s3:", "file:", "~", "$HOME", "'", "\udcff", "x" * 250, "a.orbax-checkpoint-tmp",
+    "ünïcode", "new\nline", "trailing.", "gs:", "s3:", "file:", "~", "$HOME", "'", "\udcff", "x" * 250,
+    "a.orbax-checkpoint-tmp",
 ]  # fmt: skip
 
 

@@ -219,9 +219,12 @@ def _lines(rows: Iterable[Row]) -> bytes:
     return b"".join(_sealed(_body(row)) + b"\n" for row in rows)
 
 
+_ENCODE = json.JSONEncoder(allow_nan=False).encode
+
+
 def _body(row: Row) -> bytes:
     """A row's JSON up to its closing brace, where the checksum goes."""
-    return json.dumps(row, allow_nan=False)[:-1].encode()
+    return _ENCODE(row)[:-1].encode()
 
 
 def _crc(body: bytes) -> str:
