@@ -1,5 +1,7 @@
 """Checkpoints: bit for bit, two of them, and a damaged one is passed over."""
 
+import os
+import re
 import resource
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from wsjax.errors import RunError
 from wsjax.storage import checkpoint
 
 # Orbax leaves coroutines behind where a file is damaged; that they complain at their end is not what is tested.
@@ -47,7 +50,8 @@ def restore(path, template=None, **options):
     """Restores as a new process would; returns what was found and the text of the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = checkpoint.restore(checkpoint.open_folder(path), template or state(0), **options)
+        with checkpoint.open_folder(path) as folder:
+            found = checkpoint.restore(folder, template or state(0), **options)
     own = [str(warning.message) for warning in caught if str(warning.message).startswith("checkpoint ")]
     return found, own
 
@@ -85,6 +89,7 @@ def test_two_are_kept(saved):
 def test_an_empty_folder_and_one_not_yet_made(tmp_path):
     for path in (tmp_path, tmp_path / "a" / "b"):
         assert restore(path) == (None, [])
+    assert list(tmp_path.iterdir()) == []  # a folder is made with its first checkpoint
 
 
 def test_only_wanted_steps_are_restored(saved):
@@ -160,13 +165,10 @@ def test_a_damaged_newest_is_passed_over_and_named(copy, part, kind):
     damage_file(kind, file)
     (step, found), own = restore(copy)
     assert_same(found, state(step))
-    if PARTS[part] == "either" and step == 3:
-        assert own == []
-        return
-    assert step == 2
-    assert len(own) == 1
-    assert own[0].startswith(f"checkpoint {copy / '3'} is damaged, passed over: ")
-    assert "\n" not in own[0]
+    assert step in ((2,) if PARTS[part] == "passed over" else (2, 3))
+    said = [text.partition(": ")[0] for text in own]
+    assert said == [f"checkpoint {copy / '3'} is damaged, passed over"][: 3 - step]
+    assert "\n" not in "".join(own)
 
 
 def test_other_arrays_under_a_right_form_are_found_by_their_digest(copy):
@@ -191,12 +193,20 @@ def test_what_is_no_checkpoint_is_passed_over(copy, left):
     assert_same(found, state(2))
 
 
-def test_nothing_whole_is_none(copy):
+def test_nothing_whole_is_an_error_and_no_wanted_one_is_none(copy):
     for step in ("2", "3"):
         damage_file("truncated", copy / step / "state" / "manifest.ocdbt")
-    found, own = restore(copy)
-    assert found is None
-    assert [text.split(" is damaged")[0] for text in own] == [f"checkpoint {copy / step}" for step in ("3", "2")]
+    named = pytest.warns(UserWarning, match="is damaged, passed over: ")
+    with named as told, pytest.raises(checkpoint.UnreadableError) as refusal, checkpoint.open_folder(copy) as folder:
+        checkpoint.restore(folder, state(0))
+    own = [str(warning.message).split(" is damaged")[0] for warning in told if warning.category is UserWarning]
+    assert own == [f"checkpoint {copy / step}" for step in ("3", "2")]
+    assert str(refusal.value) == (
+        f"none of the checkpoints in {copy} can be read; restore them from a copy, or move that folder away: what they "
+        "held is then trained again"
+    )
+    assert restore(copy, wanted=lambda step: False) == (None, [])
+    assert checkpoint.open_folder(copy).steps() == [3, 2]
 
 
 def test_a_run_goes_on_after_damage(copy):
@@ -259,24 +269,99 @@ for step in range(1, 10**6):
 def test_another_template_is_not_filled(tmp_path, template):
     folder = checkpoint.open_folder(tmp_path)
     checkpoint.save(folder, 1, {"w": jnp.arange(4.0).reshape(2, 2) / 3})
-    found, own = restore(tmp_path, template)
-    assert found is None
-    assert len(own) == 1
+    with pytest.warns(UserWarning, match="1 is damaged, passed over: "), pytest.raises(checkpoint.UnreadableError):
+        checkpoint.restore(folder, template)
 
 
-def test_a_disk_that_takes_no_more_is_an_oserror_in_one_line(copy):
-    folder = checkpoint.open_folder(copy)
+def test_a_disk_that_takes_no_more_is_an_oserror_in_one_line(copy, capfd):
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     big = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(100, 100)), jnp.float32)}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, old[1]))
-    try:
-        with pytest.raises(OSError, match=f"^cannot write checkpoint 4 in {copy}: [^\n]*$"):
-            checkpoint.save(folder, 4, big)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    (step, found), own = restore(copy)
-    assert (step, own) == (3, [])
-    assert_same(found, state(3))
+    with checkpoint.open_folder(copy) as folder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, old[1]))
+        try:
+            with pytest.raises(OSError, match="cannot write checkpoint 4") as failure:
+                checkpoint.save(folder, 4, big)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        assert str(failure.value) == f"cannot write checkpoint 4 in {copy}: File too large"
+        assert names(copy) == ["2", "3"]
+        checkpoint.save(folder, 5, big)  # the disk has room again
+        assert checkpoint.restore(folder, big)[0] == 5
+    assert capfd.readouterr() == ("", "")
+    assert names(copy) == ["3", "5"]
+
+
+def test_closing_hides_no_error(tmp_path, monkeypatch, capfd):
+    """Orbax raises an old error of its own when it is closed."""
+    folder = checkpoint.open_folder(tmp_path)
+    checkpoint.save(folder, 1, state(1))
+
+    def close(self):
+        raise ValueError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, "close", close)
+    with pytest.raises(ZeroDivisionError), folder:
+        1 / 0  # noqa: B018
+    assert capfd.readouterr() == ("", "")
+
+
+NAMES = [
+    "lr[0.1]", "a[b", "back\\slash", "st*ar", "q?", "{a,b}", "per%cent", "ha#sh", "sp ace", "co:lon", "-dash",
+    "ünïcode", "new\nline", "trailing.", "gs:", "s3:", "file:", "~", "$HOME", "'", "\udcff", "x" * 250,
+    "a.orbax-checkpoint-tmp",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_any_name_keeps_its_checkpoints(tmp_path, name):
+    path = tmp_path / name / "leg"
+    with checkpoint.open_folder(path) as folder:
+        for step in (1, 2, 3):
+            checkpoint.save(folder, step, {"w": jnp.full(3, step)})
+    (step, found), own = restore(path, {"w": jnp.zeros(3, int)})
+    assert (step, found["w"].tolist(), own) == (3, [3, 3, 3], [])
+    assert names(path) == ["2", "3"]
+    assert names(tmp_path) == [name]
+
+
+def test_the_first_checkpoint_of_a_process_is_read_back(tmp_path, monkeypatch):
+    loads, real = [], checkpoint._load
+    monkeypatch.setattr(checkpoint, "_load", lambda *arguments: loads.append(arguments[1]) or real(*arguments))
+    with checkpoint.open_folder(tmp_path) as folder:
+        checkpoint.save(folder, 1, state(1))
+        checkpoint.save(folder, 2, state(2))
+    assert loads == [1]
+
+
+def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(tmp_path, monkeypatch):
+    path = tmp_path / "lr[0.1]"
+    monkeypatch.setattr(checkpoint.Folder, "_safe_path", lambda self: str(self.path))
+    message = rf"^cannot write checkpoint 1 in {re.escape(str(path))}: read back, it is not what was written \("
+    with checkpoint.open_folder(path) as folder, pytest.raises(OSError, match=message):
+        checkpoint.save(folder, 1, state(1))
+
+
+def test_a_folder_that_vanishes_is_not_made_anew(tmp_path):
+    with checkpoint.open_folder(tmp_path / "run" / "leg") as folder:
+        checkpoint.save(folder, 1, state(1))
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(
+            RunError, match="leg was removed while this process was working there; nothing more is saved"
+        ):
+            checkpoint.save(folder, 2, state(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_link_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "tmp").mkdir()
+    with checkpoint.open_folder(tmp_path / "a[1]") as folder:
+        checkpoint.save(folder, 1, state(1))
+        (link,) = (tmp_path / "tmp").glob("wsjax-*/checkpoints")
+        assert os.readlink(link) == str(tmp_path / "a[1]")
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert names(tmp_path / "a[1]") == ["1"]
 
 
 def test_digest_tells_paths_shapes_dtypes_and_bits_apart():

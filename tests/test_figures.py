@@ -40,7 +40,8 @@ def write_folder(folder, experiment, config, rows, finished):
     about = {"experiment": experiment, "versions": {"jax": "0.10.1"}, "devices": ["cpu"], "git_commit": "abcdef0123456"}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(about | {"config": config}))
-    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rest = dict.fromkeys(("steps", "samples_seen", "train_loss", "test_loss", "train_seconds", "eval_seconds"), 0)
+    (folder / "records.jsonl").write_text("".join(json.dumps(rest | row) + "\n" for row in rows))
     if finished:
         (folder / "summary.json").write_text("{}")
     return folder

@@ -169,7 +169,7 @@ def load_model(folder: Path | str, make_task: MakeTask, number: int | None = Non
     place = _model_folder(Path(folder), lineage["model"]) / PARAMETERS
     found = None
     if place.is_dir():
-        with contextlib.closing(checkpoint.open_folder(place)) as saved:
+        with contextlib.suppress(checkpoint.UnreadableError), checkpoint.open_folder(place) as saved:
             found = checkpoint.restore(saved, lambda step: template)
     if found is None:
         raise RunError(

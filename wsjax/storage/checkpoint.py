@@ -1,4 +1,4 @@
-"""Checkpoints: a thin layer over Orbax that passes over a damaged one.
+"""Checkpoints: a thin layer over Orbax that passes over a damaged one, and whose errors are one line.
 
 A folder keeps its newest checkpoints, numbered by step. Each carries a digest of its arrays, so that a file that was
 damaged in any way is found when it is read.
@@ -7,8 +7,13 @@ damaged in any way is found when it is read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
+import os
+import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,28 +23,112 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from wsjax.errors import RunError
+from wsjax.storage.files import user_path
+
 KEPT = 2
 """How many checkpoints a folder keeps: the newest, and one to fall back to."""
 
+# Orbax and TensorStore take brackets for a pattern, a backslash for an escape, "gs:" for a service; what is no text
+# they cannot take at all. These characters were tried; all others are kept from them.
+_SAFE = re.compile(r"[\w .,=+@%~/-]*")
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
 
-def open_folder(folder: Path) -> ocp.training.Checkpointer:
-    """Opens a folder of checkpoints; what a killed process left half-written in it is removed."""
-    latest: Any = ocp.training.preservation_policies.LatestN(KEPT)
-    return ocp.training.Checkpointer(str(folder.absolute()), preservation_policy=latest, cleanup_tmp_directories=True)
+
+class UnreadableError(RunError):
+    """There are checkpoints, and none of them can be read."""
 
 
-def save(folder: ocp.training.Checkpointer, step: int, state: Any) -> None:
-    """Saves a pytree of arrays; it is on the disk when this returns. Raises OSError where it cannot be written."""
+class Folder:
+    """A folder of checkpoints. It is made with the first of them.
+
+    Attributes:
+      path: where it is.
+      read_back: whether a checkpoint that this process saved here was read again.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = user_path(path).absolute()
+        self.read_back = False
+        self._checkpointer: ocp.training.Checkpointer | None = None
+        self._made = False  # whether this process has found or made the folder
+        self._links = contextlib.ExitStack()
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The numbers of its checkpoints, whole or damaged, the newest first."""
+        # The folder's own names, for Orbax does not list a checkpoint that misses some of its files.
+        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def close(self) -> None:
+        """Ends Orbax's threads. Raises nothing: what was saved is on the disk, and why it was not has been said."""
+        if self._checkpointer is not None:
+            with _quiet(), contextlib.suppress(Exception):
+                self._checkpointer.close()
+            self._checkpointer = None
+        self._links.close()
+
+    def opened(self) -> ocp.training.Checkpointer:
+        """Orbax's own of the folder, which is made where it is missing; what was left half-written is removed."""
+        if self._made and not self.path.is_dir():
+            raise RunError(f"{self.path} was removed while this process was working there; nothing more is saved")
+        if self._checkpointer is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._made = True
+            latest: Any = ocp.training.preservation_policies.LatestN(KEPT)
+            self._checkpointer = ocp.training.Checkpointer(
+                self._safe_path(), preservation_policy=latest, cleanup_tmp_directories=True
+            )
+        return self._checkpointer
+
+    def _safe_path(self) -> str:
+        """A path of the folder that Orbax takes as it stands: its own, or a link's."""
+        if _SAFE.fullmatch(str(self.path)):
+            return str(self.path)
+        place = Path(self._links.enter_context(tempfile.TemporaryDirectory(prefix="wsjax-")))
+        (place / "checkpoints").symlink_to(self.path, target_is_directory=True)
+        return str(place / "checkpoints")
+
+
+def open_folder(path: Path | str) -> Folder:
+    """Opens a folder of checkpoints, to be closed or used in a with statement. It need not be there yet."""
+    return Folder(path)
+
+
+def save(folder: Folder, step: int, state: Any) -> None:
+    """Saves a pytree of arrays; it is on the disk when this returns.
+
+    The first checkpoint that a process saves in a folder is read back, so that one that could never be read is known
+    before hours of training rely on it.
+
+    Raises:
+      OSError: it cannot be written, or not be read back. What was half-written is removed.
+      RunError: someone has removed the folder.
+    """
     try:
-        folder.save(step, state, overwrite=True, force=True, custom_metadata={"digest": digest(state)})
+        with _quiet():
+            metadata: Any = {"digest": digest(state)}
+            folder.opened().save(step, state, overwrite=True, force=True, custom_metadata=metadata)
+            if not folder.read_back:
+                _check_written(folder, step, state)
+                folder.read_back = True
+    except RunError:
+        raise
     except Exception as error:  # Orbax and TensorStore report a full disk in several types
-        raise OSError(f"cannot write checkpoint {step} in {folder.directory}: {_first_line(error)}") from error
+        folder.close()
+        for part in folder.path.glob(_UNFINISHED):
+            shutil.rmtree(part, ignore_errors=True)
+        raise OSError(f"cannot write checkpoint {step} in {folder.path}: {_reason(error)}") from error
 
 
 def restore(
-    folder: ocp.training.Checkpointer,
-    template: Callable[[int], Any],
-    wanted: Callable[[int], bool] = lambda step: True,
+    folder: Folder, template: Callable[[int], Any], wanted: Callable[[int], bool] = lambda step: True
 ) -> tuple[int, Any] | None:
     """Restores the newest checkpoint that is whole, with a warning for each damaged one that is passed over.
 
@@ -49,22 +138,24 @@ def restore(
       wanted: says of a step whether it may be restored.
 
     Returns:
-      (step, state), or None where there is none.
+      (step, state), or None where there is no such checkpoint.
+
+    Raises:
+      UnreadableError: there are such checkpoints, and none can be read.
     """
-    # The folder's own names, for Orbax does not list a checkpoint that misses some of its files.
-    steps = [int(path.name) for path in Path(folder.directory).iterdir() if path.name.isdecimal()]
-    for step in sorted(filter(wanted, steps), reverse=True):
+    steps = list(filter(wanted, folder.steps()))
+    for step in steps:
         try:
             with _quiet():
-                state = folder.load(step, jax.tree.map(_abstract, template(step)))
-            written: Any = folder.metadata(step).custom_metadata
-            if (written or {}).get("digest") == digest(state):
-                return step, state
-            reason = "its arrays are not those that were saved"
+                return step, _load(folder, step, template(step))
         except Exception as error:  # whatever is wrong with the files, the one before may be whole
-            reason = _first_line(error)
-        place = Path(folder.directory) / str(step)
-        warnings.warn(f"checkpoint {place} is damaged, passed over: {reason:.200}", stacklevel=2)
+            place = folder.path / str(step)
+            warnings.warn(f"checkpoint {place} is damaged, passed over: {_reason(error)}", stacklevel=2)
+    if steps:
+        raise UnreadableError(
+            f"none of the checkpoints in {folder.path} can be read; restore them from a copy, or move that folder "
+            "away: what they held is then trained again"
+        )
     return None
 
 
@@ -78,21 +169,40 @@ def digest(state: Any) -> str:
     return total.hexdigest()
 
 
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def _load(folder: Folder, step: int, template: Any) -> Any:
+    """Reads one checkpoint. Raises whatever is wrong with it."""
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
+    checkpointer = folder.opened()
+    state = checkpointer.load(step, abstract)
+    written: Any = checkpointer.metadata(step).custom_metadata
+    if (written or {}).get("digest") != digest(state):
+        raise ValueError("its arrays are not those that were saved")
+    return state
+
+
+def _check_written(folder: Folder, step: int, state: Any) -> None:
+    try:
+        _load(folder, step, state)
+    except Exception as error:
+        raise OSError(f"read back, it is not what was written ({_reason(error)}); choose another folder") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Orbax's log of a damaged checkpoint back: the warning says it in one line."""
+    """Keeps Orbax's log of a failure back, traceback by traceback: an error or a warning says it in one line."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
         logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _reason(error: Exception) -> str:
+    """What went wrong, in a few words: what the system said, where TensorStore's long text tells of it."""
+    text = str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return f"{text.splitlines()[0] if text else type(error).__name__:.200}"

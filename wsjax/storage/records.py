@@ -1,29 +1,42 @@
-"""A run's folder: config.json, records.jsonl (a row an epoch), summary.json. Standard library only.
+"""A run's folder: config.json, records.jsonl (a row an epoch), summary.json. Loads no jax.
 
 Every write is whole or not at all: JSON files are replaced, rows are appended as whole lines with one write, and a
-last line that a crash cut short is no row.
+last line that a crash cut short is no row. What was changed since it was written is refused, and no row is ever lost:
+one that is dropped is set aside.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import socket
-import subprocess
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError
-from wsjax.storage.rows import Row
+from wsjax.storage.about import about_run as about_run
+from wsjax.storage.about import data_digest as data_digest
+from wsjax.storage.files import append_whole, parse, user_path
+from wsjax.storage.files import read_json as read_json
+from wsjax.storage.files import write_json as write_json
+from wsjax.storage.files import write_whole as write_whole
+from wsjax.storage.lock import LOCK as LOCK
+from wsjax.storage.lock import hold as hold
+from wsjax.storage.rows import CRC, MEND, Key, Row, check_row, key_of, name_of
 
-CONFIG, RECORDS, SUMMARY, LOCK = "config.json", "records.jsonl", "summary.json", "lock"
+CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
+DROPPED = ".dropped"
+"""Behind the name of a file of rows: the file of those that were dropped from it."""
+
+DATA = "data"
+"""The setting that holds the digest of a run's data."""
+
 BEFORE = {"precision": "float32"}
 """Settings that runs did not always have, with what they were before."""
-PACKAGES = ("wsjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+_ABOUT = {"experiment": str, "versions": dict, "devices": list, "host": str, "git_commit": str}
 
 
 class RunRecords(NamedTuple):
@@ -35,51 +48,95 @@ class RunRecords(NamedTuple):
 
 
 class Records:
-    """The rows of a run, in memory and, where a path is given, in that file too."""
+    """The rows of a run, in memory and, where a path is given, in that file too.
 
-    def __init__(self, path: Path | str | None = None):
-        path = None if path is None else Path(path)
-        self.path = path
-        self.rows: list[Row] = read_rows(path) if path is not None and path.exists() else []
-        if path is not None and path.exists():
-            self.keep(lambda row: True)  # mends a last line that was cut short
+    Attributes:
+      path: the file, made with the first row.
+      rows: the rows so far. They change by `append` and `keep` only.
+    """
+
+    def __init__(self, path: Path | str | None = None, rows: Iterable[Row] = ()):
+        self.path = None if path is None else user_path(path)
+        self.rows: list[Row] = list(rows)
+        self._size: int | None = None  # the file's, as this process knows it; None where there is none
+        self._made = self.path is None or self.path.parent.is_dir()
+        if self.path is not None and os.path.lexists(self.path):
+            self.rows, self._size = _read_rows(self.path)
+            if self.path.stat().st_size > self._size:
+                os.truncate(self.path, self._size)
+        self._keys: set[Key] = set(map(key_of, self.rows))
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Adds rows; they are on the disk when it returns."""
-        if self.path is not None and rows:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file:
-                _write_all(file, "".join(json.dumps(row) + "\n" for row in rows).encode())
-        self.rows.extend(rows)
+        """Adds rows; they are on the disk when it returns.
 
-    def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drops the rows that are not wanted."""
-        self.rows = [row for row in self.rows if wanted(row)]
-        if self.path is None:
-            return
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        if not self.path.exists() or self.path.read_bytes() != text.encode():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path, text)
+        Raises:
+          RunError: a row has a value that no reader would take, or is there already; the file is gone, or was changed
+            by another process. No row is added then.
+          OSError: the disk takes no more. No row is added then.
+        """
+        keys: set[Key] = set()
+        for row in rows:
+            try:
+                check_row(row)
+            except ValueError as error:
+                place = ", ".join(f"{name} {row.get(name)!r:.40}" for name in ("method", "seed", "round", "epoch"))
+                raise RunError(f"a row cannot be recorded: {error} ({place})") from error
+            if key_of(row) in self._keys or key_of(row) in keys:
+                raise RunError(f"a row cannot be recorded: there is one already ({name_of(row)})")
+            keys.add(key_of(row))
+        if self.path is not None and rows:
+            # A folder that was there and is no more was removed by someone: it is not made anew.
+            if not self._made:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._made = True
+            self._size = append_whole(self.path, _lines(rows), self._size)
+        self.rows.extend(rows)
+        self._keys |= keys
+
+    def keep(self, wanted: Callable[[Row], bool]) -> list[Row]:
+        """Drops the rows that are not wanted, and returns them.
+
+        Those of a file are set aside, at the end of another one with `DROPPED` behind its name.
+        """
+        kept = [row for row in self.rows if wanted(row)]
+        dropped = [row for row in self.rows if not wanted(row)]
+        if dropped and self.path is not None:
+            if not self.path.exists() or self.path.stat().st_size != self._size:
+                raise RunError(f"{self.path} was removed or changed while this process was working with it")
+            aside = self.path.with_name(self.path.name + DROPPED)
+            append_whole(aside, _lines(dropped), aside.stat().st_size if aside.exists() else None)
+            text = _lines(kept)
+            write_whole(self.path, text.decode())
+            self._size = len(text)
+        self.rows, self._keys = kept, set(map(key_of, kept))
+        return dropped
 
 
 @contextlib.contextmanager
-def open_run(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Records]:
+def open_run(
+    folder: Path | str,
+    settings: Mapping[str, Any],
+    about: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> Iterator[Records]:
     """Holds a run's folder, new or to be continued, and yields its records.
 
     Args:
       folder: the run's folder; made where it is missing.
-      settings: all that decides the results, JSON values. A folder that holds a run of other settings is refused.
+      settings: all that decides the results, JSON values; `DATA` among them is the digest of the data (`data_digest`).
+        A folder that holds a run of other settings, or on other data, is refused.
       about: what else config.json tells (versions, devices); kept as the run's first start had it.
+      defaults: what a setting means that an older run's config lacks.
 
     Raises:
       RunError: the folder holds another run, another process works in it, or it cannot be written.
     """
+    folder = user_path(folder)
     with hold(folder):
         settings = json.loads(json.dumps(settings))
         path = folder / CONFIG
         if path.exists():
-            _check_same(folder, read_json(path).get("config", {}), settings)
+            _check_same(folder, _read_config(path)["config"], settings, defaults)
         elif (folder / RECORDS).exists():
             raise RunError(f"{folder} has {RECORDS} but no {CONFIG}: not a run of this program; choose another --run")
         else:
@@ -87,142 +144,117 @@ def open_run(folder: Path, settings: Mapping[str, Any], about: Mapping[str, Any]
         yield Records(folder / RECORDS)
 
 
-def follow_run(folder: Path) -> Records:
+def follow_run(folder: Path | str) -> Records:
     """The records of a run that another process writes: its rows so far, and from now on this process's own copy."""
-    records = Records()
-    records.rows = read_run(folder).rows
-    return records
-
-
-@contextlib.contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Holds a folder, made where it is missing, against other processes.
-
-    The system frees it when its holder ends, however it ends. Raises RunError where another process, which is named,
-    holds it, or where it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+")
-    except OSError as error:
-        raise RunError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise RunError(f"{folder} is in use by {holder}; wait for it, or choose another folder") from error
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"pid {os.getpid()} on host {socket.gethostname()}\n")
-        lock.flush()
-        yield
+    return Records(rows=read_run(folder).rows)
 
 
 def read_run(folder: Path | str) -> RunRecords:
-    """Reads a run's folder, finished or not. Raises RunError where it is none."""
-    folder = Path(folder)
+    """Reads a run's folder, finished or not. Raises RunError where it is none, or damaged."""
+    folder = user_path(folder)
     if not (folder / CONFIG).is_file():
         raise RunError(f"{folder} is not a run's folder: it has no {CONFIG}")
     rows = read_rows(folder / RECORDS) if (folder / RECORDS).exists() else []
     summary = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
-    return RunRecords(read_json(folder / CONFIG), rows, summary)
+    return RunRecords(_read_config(folder / CONFIG), rows, summary)
 
 
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings that two runs differ in: their values there, by name."""
-    pairs = {name: (one.get(name, BEFORE.get(name)), other.get(name, BEFORE.get(name))) for name in {**one, **other}}
+def differing(
+    one: Mapping[str, Any], other: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """The settings that two runs differ in: their values there, by name.
+
+    One that a run lacks means its default. The data of a run that does not tell them are taken to be the same.
+    """
+    before = {**json.loads(json.dumps(dict(defaults or {}))), **BEFORE}
+    names = [name for name in {**one, **other} if name != DATA or (name in one and name in other)]
+    pairs = {name: tuple(run.get(name, before.get(name)) for run in (one, other)) for name in names}
     return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Reads a file of rows. A last line that was cut short is left out; any other bad line raises RunError."""
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
+def read_rows(path: Path | str) -> list[Row]:
+    """Reads a file of rows.
+
+    A last line that was cut short is left out. Any other line that is no row, was changed, or repeats another's
+    method, seed, round and epoch raises RunError, which names it.
+    """
+    return _read_rows(user_path(path))[0]
+
+
+def _read_rows(path: Path) -> tuple[list[Row], int]:
+    """The rows of a file, and where the last whole line ends."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
+    rows: list[Row] = []
+    lines: dict[Key, int] = {}
+    whole = text.rfind(b"\n") + 1
+    for number, line in enumerate(text[:whole].split(b"\n")[:-1], 1):
         try:
-            rows.append(_object(line))
+            row = _read_row(line)
+            if (first := lines.setdefault(key_of(row), number)) != number:
+                raise ValueError(f"line {first} has {name_of(row)} already")
         except ValueError as error:
-            raise RunError(f"{path}, line {number}, is damaged: {error}; mend or remove the line") from error
-    return rows
+            raise RunError(f"{path}, line {number}, is damaged: {error}; {MEND}") from error
+        rows.append(row)
+    return rows, whole
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; raises RunError where the file is damaged."""
-    try:
-        return _object(path.read_bytes())
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
+def _read_row(line: bytes) -> Row:
+    """Reads a row of a file, without its checksum, which rows of earlier versions lack. Raises ValueError."""
+    row = parse(line.decode())
+    if CRC in row:
+        written = row.pop(CRC)
+        # Most lines are as they were written, which is told without writing their values again; one that was only laid
+        # out anew is as good.
+        if line != _sealed(line[:-_SEAL]) and written != _crc(_body(row)):
+            raise ValueError("it was changed after it was written")
+    check_row(row)
+    return row
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object, whole or not at all."""
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+def _lines(rows: Iterable[Row]) -> bytes:
+    """Rows as their file has them."""
+    return b"".join(_sealed(_body(row)) + b"\n" for row in rows)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file's text, whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb", buffering=0) as file:
-            _write_all(file, text.encode())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+_ENCODE = json.JSONEncoder(allow_nan=False).encode
 
 
-def about_run(experiment: str, devices: Iterable[str]) -> dict[str, Any]:
-    """Says what runs: the experiment, the versions of its packages, the devices, the host and the git commit."""
-    return {
-        "experiment": experiment,
-        "versions": {name: _version(name) for name in PACKAGES},
-        "devices": list(devices),
-        "host": socket.gethostname(),
-        "git_commit": _git_commit(),
-    }
+def _body(row: Row) -> bytes:
+    """A row's JSON up to its closing brace, where the checksum goes."""
+    return _ENCODE(row)[:-1].encode()
 
 
-def _object(text: bytes) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"no JSON object but {value!r:.40}")
-    return value
+def _crc(body: bytes) -> str:
+    return f"{zlib.crc32(body):08x}"
 
 
-def _write_all(file: Any, data: bytes) -> None:
-    """Writes all bytes, or takes back what was written: a full disk leaves no half line behind."""
-    start = file.tell()
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
-    except OSError:
-        with contextlib.suppress(OSError):
-            file.truncate(start)
-        raise
+def _sealed(body: bytes) -> bytes:
+    return b'%s, "%s": "%s"}' % (body, CRC.encode(), _crc(body).encode())
 
 
-def _check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    if differ := [f"{name} {there} there, {here} here" for name, (there, here) in differing(stored, given).items()]:
-        raise RunError(f"{folder} holds a run of other settings ({'; '.join(differ)}); name a new one with --run=NAME")
+_SEAL = len(_sealed(b""))
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+def _read_config(path: Path) -> dict[str, Any]:
+    """Reads a run's config.json, and checks what is read of it."""
+    config = read_json(path)
+    for name, kind in {"config": dict, **_ABOUT}.items():
+        if not isinstance(config.get(name), kind) and (name == "config" or config.get(name) is not None):
+            raise RunError(f"{path} is damaged: {name} is {config.get(name)!r:.40}, not a {kind.__name__}")
+    return config
 
 
-def _git_commit() -> str | None:
-    """The commit of the code that runs, with "+" where the files differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + "+" * bool(changed)
+def _check_same(
+    folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None
+) -> None:
+    differ = differing(stored, given, defaults)
+    if words := [f"{name} {there} there, {here} here" for name, (there, here) in differ.items() if name != DATA]:
+        raise RunError(f"{folder} holds a run of other settings ({'; '.join(words)}); name a new one with --run=NAME")
+    if differ:
+        raise RunError(
+            f"{folder} holds a run on other data: they have changed under the same name since it began; "
+            "bring the old ones back to continue it, or name a new run with --run=NAME"
+        )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from wsjax.errors import RunError
 
 Row = dict[str, Any]
+Key = tuple[str, int, int, int]
+"""What no two rows of a run share: (method, seed, round, epoch)."""
 
 FIRST = "first"
 """The method that rows of the common first round name."""
@@ -13,8 +18,134 @@ FIRST = "first"
 CAP = "epochs"
 """The reason to stop that says the number of epochs ran out."""
 
+CRC = "crc"
+"""The field that a row has in its file only: a checksum of its others."""
+
+MEND = "restore the file from a copy, or remove this line and all after it, which are then trained again"
+"""What to do about a line that is no row."""
+
+_LARGEST = sys.float_info.max  # a number above it, infinity, is not finite; NaN lies in no range
+_COUNT = 2**63 - 1
+
+
+class Field(NamedTuple):
+    """What a field of a row may hold.
+
+    Attributes:
+      kind: str (not empty), int or float (which an int may stand for).
+      low: the smallest number, of `unit`.
+      high: the largest.
+      unit: what its numbers count or measure.
+      optional: whether it may be None.
+    """
+
+    kind: type
+    low: float = -_LARGEST
+    high: float = _LARGEST
+    unit: str = ""
+    optional: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether the field may hold a value."""
+        if value is None:
+            return self.optional
+        if self.kind is str:
+            return isinstance(value, str) and value != ""
+        numbers = int if self.kind is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    @property
+    def wanted(self) -> str:
+        """What it may hold, in words."""
+        what = {str: "a text", int: "an integer", float: "a finite number"}[self.kind]
+        if self.low in (0, 1):
+            what += f" of {self.low:g} or more"
+        if self.unit:
+            what += f" ({self.unit})"
+        return what + " or null" * self.optional
+
+
+FIELDS: dict[str, Field] = {
+    "method": Field(str),
+    "seed": Field(int, -_COUNT, _COUNT),
+    "round": Field(int, 1, _COUNT),
+    "epoch": Field(int, 1, _COUNT, "epochs of the round"),
+    "samples": Field(int, 1, _COUNT, "samples that the round trains on"),
+    "steps": Field(int, 0, _COUNT, "steps since the round began"),
+    "samples_seen": Field(int, 0, _COUNT, "samples since the round began"),
+    # A user's own score may be any finite number; of a classifier, it is the share that is right, in [0, 1].
+    "train_accuracy": Field(float),
+    "train_loss": Field(float),
+    "test_accuracy": Field(float, optional=True),
+    "test_loss": Field(float, optional=True),
+    "stop": Field(str, optional=True),
+    "train_seconds": Field(float, 0, unit="seconds"),
+    "eval_seconds": Field(float, 0, unit="seconds"),
+}
+"""The fields that every row has. `stop` is why the round ended with this epoch; a test that was not due is None."""
+
+MORE = Field(float, optional=True)
+"""What a row's further fields hold, which probes add."""
+
 # What is kept of a round's last row as it stands there.
 ENDS = ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
+
+
+def key_of(row: Row) -> Key:
+    """What tells a row from all others of its run."""
+    return row["method"], row["seed"], row["round"], row["epoch"]
+
+
+def name_of(row: Row) -> str:
+    """A row's place in words."""
+    return f"{row['method']}, seed {row['seed']}, round {row['round']}, epoch {row['epoch']}"
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Raises ValueError, which names the field, where a row's fields are not those of `FIELDS` and `MORE`."""
+    for name, field in FIELDS.items():
+        if name not in row:
+            raise ValueError(f"it has no field '{name}', {field.wanted}")
+        if not field.holds(row[name]):
+            raise ValueError(f"{name} is {row[name]!r:.40}; it must be {field.wanted}")
+    for name, value in row.items():
+        if name not in FIELDS and (name == CRC or not MORE.holds(value)):
+            raise ValueError(f"{name:.40} is {value!r:.40}; a further field must be {MORE.wanted}")
+
+
+def check_rows(
+    rows: Sequence[Row], methods: Mapping[str, range], seeds: Collection[int], source: object = "the records"
+) -> None:
+    """Checks that rows are those of a run, in the order in which it trains, without a hole.
+
+    Args:
+      rows: each of them is a row (`check_row`), in the order of their lines.
+      methods: the rounds of each method, `FIRST` among them: `{"first": range(1, 2), "RI": range(2, 4)}`.
+      seeds: the run's.
+      source: where the rows come from, for the message.
+
+    Raises:
+      RunError: names the first line that does not belong there.
+    """
+    last: dict[tuple[str, int], tuple[int, int, Any]] = {}
+    for number, row in enumerate(rows, 1):
+        method, seed, at, epoch = key_of(row)
+        reason = None
+        if method not in methods:
+            reason = f"its methods are {', '.join(methods)}"
+        elif seed not in seeds:
+            reason = f"its seeds are {', '.join(map(str, seeds))}"
+        elif at not in methods[method]:
+            begin, end = methods[method].start, methods[method].stop - 1
+            reason = f"{method} has " + (f"rounds {begin} to {end}" if begin < end else f"round {begin} only")
+        else:
+            before, before_epoch, stop = last.get((method, seed), (methods[method].start - 1, 0, "nothing yet"))
+            due = (before + 1, 1) if stop else (before, before_epoch + 1)
+            if (at, epoch) != due:
+                reason = f"round {due[0]}, epoch {due[1]} should come here"
+        if reason is not None:
+            raise RunError(f"{source}, line {number}, does not belong to this run ({name_of(row)}): {reason}; {MEND}")
+        last[method, seed] = at, epoch, row["stop"]
 
 
 def round_ends(rows: Sequence[Row]) -> list[Row]:

@@ -1,0 +1,95 @@
+"""A folder is held by one process, and what a lock's place holds else is left alone."""
+
+import errno
+import os
+import sys
+
+import pytest
+
+from wsjax.errors import RunError
+from wsjax.storage.lock import hold
+
+fcntl = pytest.importorskip("fcntl")
+
+
+def refused(folder):
+    with pytest.raises(RunError) as refusal, hold(folder):
+        pass
+    text = str(refusal.value)
+    assert text.isprintable()
+    return text
+
+
+def test_a_symbolic_link_is_not_followed(tmp_path):
+    thesis = tmp_path / "thesis.tex"
+    thesis.write_text("pid of the thesis")
+    (tmp_path / "run").mkdir()
+    lock = tmp_path / "run" / "lock"
+    for target in (thesis, tmp_path / "none"):
+        lock.symlink_to(target)
+        assert refused(lock.parent) == f"{lock} is a symbolic link, not a lock of this program; remove it"
+        lock.unlink()
+    assert thesis.read_text() == "pid of the thesis"
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.write_text("my notes")])
+def test_what_is_no_lock_is_left_alone(tmp_path, make):
+    lock = tmp_path / "lock"
+    make(lock)
+    before = lock.stat()
+    assert str(tmp_path) in refused(tmp_path)
+    assert refused(tmp_path).endswith("choose another folder")
+    after = lock.stat()
+    assert (after.st_mode, after.st_size, after.st_mtime_ns) == (before.st_mode, before.st_size, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_without_locks_it_goes_on_with_a_warning(tmp_path, monkeypatch, number):
+    def flock(descriptor, flags):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="cannot be locked here: see to it") as told, hold(tmp_path):
+        assert (tmp_path / "lock").read_text().startswith(f"pid {os.getpid()} on host ")
+    assert len(told) == 1
+
+
+def test_a_system_without_fcntl_goes_on_with_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with pytest.warns(UserWarning, match="cannot be locked here"), hold(tmp_path):
+        assert (tmp_path / "lock").exists()
+
+
+def test_another_error_is_no_lock_in_use(tmp_path, monkeypatch):
+    def flock(descriptor, flags):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert refused(tmp_path) == f"cannot lock {tmp_path}: Input/output error; choose another folder"
+
+
+def test_the_holders_text_is_short_and_printable(tmp_path):
+    with hold(tmp_path):
+        (tmp_path / "lock").write_bytes(b"pid \x1b[2J\xff\n" + 10**6 * b"x")
+        text = refused(tmp_path)
+    assert text.startswith(f"{tmp_path} is in use by pid \\x1b[2J\ufffd\\nxxx")
+    assert len(text) < len(str(tmp_path)) + 400
+
+
+def test_a_full_disk_leaves_only_the_text_out(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with hold(tmp_path):
+        assert (tmp_path / "lock").read_bytes() == b""
+        assert refused(tmp_path).startswith(f"{tmp_path} is in use by another process;")
+
+
+def test_a_folder_that_is_read_only(tmp_path, monkeypatch):
+    def read_only(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert refused(tmp_path) == f"cannot write to {tmp_path}: Read-only file system; choose another folder"

@@ -1,0 +1,72 @@
+"""A folder held against other processes, by a lock that the system frees when its holder ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from wsjax.errors import RunError, printable
+from wsjax.storage.files import user_path
+
+LOCK = "lock"
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_READ = 200  # bytes of a lock that are looked at: another process wrote them
+
+
+@contextlib.contextmanager
+def hold(folder: Path | str) -> Iterator[None]:
+    """Holds a folder, made where it is missing, against other processes.
+
+    The system frees it when its holder ends, however it ends. Where the file system has no locks, or Python none for
+    this system, that is warned of and the folder is not held.
+
+    Raises:
+      RunError: another process, which is named, holds it, it cannot be written, or its lock is none of this program.
+    """
+    folder = user_path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _open(folder / LOCK)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+    try:
+        _take(lock, folder)
+        with contextlib.suppress(OSError):  # who holds it is for people to read: a full disk may leave it out
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _open(path: Path) -> int:
+    """Opens a lock, which is made where it is missing. What this program did not write there is left alone."""
+    if path.is_symlink():  # where a system has no O_NOFOLLOW
+        raise RunError(f"{path} is a symbolic link, not a lock of this program; remove it")
+    flags = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")  # O_NONBLOCK: a pipe without another end is no reason to wait
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in flags), 0o666)
+    if not stat.S_ISREG(os.fstat(lock).st_mode) or not (os.pread(lock, _READ, 0) or b"pid ").startswith(b"pid "):
+        os.close(lock)
+        raise RunError(f"{path} is not a lock of this program; move it away, or choose another folder")
+    return lock
+
+
+def _take(lock: int, folder: Path) -> None:
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = printable(os.pread(lock, _READ, 0).decode(errors="replace").strip()) or "another process"
+        raise RunError(f"{folder} is in use by {holder}; wait for it, or choose another folder") from error
+    except (ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise RunError(f"cannot lock {folder}: {error.strerror}; choose another folder") from error
+        warnings.warn(f"{folder} cannot be locked here: see to it that no other process works in it", stacklevel=4)
