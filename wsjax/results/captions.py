@@ -138,8 +138,9 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def _number(mean: float, low: float | None, high: float | None, published: float | None, unit: Unit) -> str:
     """A mean over seeds, its bounds where there are several, and the published percentage where there is one."""
-    unbounded = low is None or high is None or low != low  # a bound of one value is NaN
-    bounds = "" if unbounded else f" [{unit.number(low, 1)}, {unit.number(high, 1)}]"
+    bounds = ""
+    if low is not None and high is not None and low == low:  # a bound of one value is NaN
+        bounds = f" [{unit.number(low, 1)}, {unit.number(high, 1)}]"
     there = f" (published {published:.1f})" if published is not None and unit.percent else ""
     return unit.number(mean, 1) + bounds + there
 
