@@ -12,8 +12,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, names, plots, published, summary
-from wsjax.results.merge import merge_runs
+from wsjax.results import captions, names, plots, published
+from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
@@ -23,7 +23,7 @@ PUBLISHED = Path(__file__).resolve().parent / "published"
 def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, str]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online", reinits=(names.RANDOM, names.WARM))
-    ends = summary.summarize_online(run.rows, run.methods)
+    ends = summarize_drawn(run)
     settings, report = published.read(PUBLISHED, "settings", "report")
     intro = "Figure 2: more images arrive every round; RI trains on all of them from scratch, WS on from the round "
     intro += "before."

@@ -13,8 +13,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, names, plots, published, summary
-from wsjax.results.merge import merge_runs
+from wsjax.results import captions, names, plots, published
+from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
@@ -24,7 +24,7 @@ PUBLISHED = Path(__file__).resolve().parent / "published"
 def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, str]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online")
-    ends = summary.summarize_online(run.rows, run.methods)
+    ends = summarize_drawn(run)
     settings, report, paper = published.read(PUBLISHED, "settings", "report", "paper")
     intro = "Figure 6: more images arrive every round; the parameters of the round before are shrunk and perturbed "
     intro += "(SP, by shrink), kept (WS) or drawn anew (RI)."

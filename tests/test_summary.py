@@ -323,14 +323,20 @@ def made_up_rows(draw):
                 last = draw(st.integers(1, 3))
                 for epoch in range(1, last + 1):
                     stop = draw(stops) if epoch == last else None
-                    numbers = {"test": draw(score), "train": draw(score), "train_seconds": draw(st.sampled_from([0, 1.5]))}
+                    numbers = {
+                        "test": draw(score),
+                        "train": draw(score),
+                        "train_seconds": draw(st.sampled_from([0, 1.5])),
+                    }
                     rows.append(row(method, seed, epoch, stop, round=number, **numbers) | {"samples": 10 * number})
     return rows[: draw(st.integers(0, len(rows)))]
 
 
 def numbers_of(value):
     if isinstance(value, dict | list):
-        return [number for part in (value.values() if isinstance(value, dict) else value) for number in numbers_of(part)]
+        return [
+            number for part in (value.values() if isinstance(value, dict) else value) for number in numbers_of(part)
+        ]
     return [value] if isinstance(value, float) else []
 
 

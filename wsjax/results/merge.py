@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from wsjax.errors import RunError
 from wsjax.results import names
 from wsjax.results.names import Methods
+from wsjax.results.summary import summarize_online
 from wsjax.results.words import NEUTRAL
 from wsjax.storage.records import RunRecords, differing
 from wsjax.storage.rows import FIRST, Row
@@ -82,6 +83,14 @@ def merge_runs(
     about = "; ".join(dict.fromkeys(_about(run.config) for run in runs))
     finished = all(run.summary is not None for run in runs)
     return DrawnRun(settings[0] | united, drawn, rows, finished, about)
+
+
+def summarize_drawn(run: DrawnRun) -> dict[str, Any]:
+    """The online summary of what is drawn. Raises RunError where no round has ended yet."""
+    ends = summarize_online(run.rows, run.methods)
+    if not ends["rounds"]:
+        raise RunError("no round has ended yet: wait for the first one")
+    return ends
 
 
 def _table(run: RunRecords) -> Methods:

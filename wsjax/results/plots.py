@@ -92,7 +92,7 @@ def offline_curves(
             length = max(row["epoch"] for row in own)
             values = unit.scale * _by_seed(own, field, length, _epochs)
             x = offset + 1 + np.arange(length)
-            mean_band(axis, x, values, label=method, style=styles[method])
+            mean_band(axis, x, values, label=names.label(method), style=styles[method])
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, offset + x, y, stop, styles[method])
@@ -125,7 +125,7 @@ def online_curves(
             samples = sorted({row["samples"] for row in own})
             places = {size: number for number, size in enumerate(samples)}
             values = scale * _by_seed(own, field, len(samples), lambda row, places=places: places[row["samples"]])
-            mean_band(axis, samples, values, label=method, style=styles[method])
+            mean_band(axis, samples, values, label=names.label(method), style=styles[method])
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, x, y, max(samples), styles[method])

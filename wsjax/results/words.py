@@ -45,7 +45,7 @@ NEUTRAL = {
 }
 """Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""
 
-_NONE = {"epochs": "no cap of", "max_rounds": "all", "first_epochs": "as many"}
+_NONE = {"epochs": "no cap", "max_rounds": "all", "first_epochs": "as many as later"}
 _OF_MODEL = {
     "width": "resnet18",
     "stem_pool": "resnet18",
@@ -122,7 +122,7 @@ def _alike(settings: Settings) -> dict[str, Any]:
     own = dict(settings)
     if len(rules := sorted(own.get("stop") or [])) > 1:
         own["stop"] = [rule for rule in rules if rule != "epochs"]  # the cap is in force with every other rule
-    if own.get("first_epochs") == own.get("epochs"):
+    if own.get("first_epochs") is not None and own["first_epochs"] == own.get("epochs"):
         own["first_epochs"] = None
     if own.get("pool") is not None and own.get("num_train") is not None:
         pool = own["pool"]
