@@ -180,10 +180,11 @@ def test_paths_from_home_are_found(tmp_path):
     assert (tmp_path / "figure.txt").read_text() == result.stdout
 
 
-def test_figures_are_plain_functions_of_records():
-    for number in (1, 2, 5, 6):
-        code = f"import runpy, sys; runpy.run_path('figures/figure{number}.py'); sys.exit('jax' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+def test_drawing_loads_no_jax():
+    code = "import runpy, sys\n"
+    code += "for number in (1, 2, 5, 6): runpy.run_path(f'figures/figure{number}.py')\n"
+    code += "sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_caption_compares_with_the_published_run(tmp_path):
@@ -206,7 +207,10 @@ def test_figure5_compares_every_shrink(tmp_path):
 
 def test_figure2_compares_at_the_images_that_the_run_reached(tmp_path):
     text = draw(2, write_online_run(tmp_path / "run"))
-    assert "Not as published: width 8 instead of 64; evaluation with running statistics instead of batch." in text
+    assert (
+        "Not as published: width 8 instead of 64; 4 epochs a round instead of no cap; "
+        "evaluation with running statistics instead of batch." in text
+    )
     # the report's third round: RI 48.92, WS 48.78
     assert "at 3,000 images: RI 36.5 [30.1, 42.9] (published 48.9); WS 33.5 [27.1, 39.9] (published 48.8)" in text
     assert "gap RI - WS 3.0 [3.0, 3.0] (published 0.1)" in text

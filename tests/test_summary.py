@@ -348,7 +348,7 @@ def test_every_summary_has_finite_numbers_a_table_and_sentences(rows):
         json.dumps(result, allow_nan=False)
         columns, lines = table(result)
         assert {len(line) for line in lines} <= {len(columns)}
-        assert all(text.isprintable() and "nan" not in text for text in [*sum(lines, []), *verdict(result)])
+        assert all(text.isprintable() and "nan" not in text for line in [*lines, verdict(result)] for text in line)
         reached = {end["method"] for end in result["rows"]}
         assert reached == ({row["method"] for row in rows if row["stop"]} - {"first"} or reached & {"first"})
 
