@@ -122,7 +122,7 @@ def _with_factors(ends: Sequence[Row], methods: Methods) -> list[Row]:
     factors = {}
     for name in dict.fromkeys(end["method"] for end in ends):
         own = methods.get(name, {})
-        spec = known.get(str(own.get("reinit")), own)
+        spec = known[own["reinit"]] if own.get("reinit") in known else own
         factors[name] = {"shrink": spec.get("shrink"), "perturb": spec.get("perturb")}
     return [end | factors[end["method"]] for end in ends]
 
