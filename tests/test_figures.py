@@ -77,7 +77,7 @@ def write_run(folder, methods=tuple(FINAL), finished=True, **settings):
     return write_folder(folder, "offline", config, rows, finished)
 
 
-ONLINE = CONFIG | {
+ONLINE = {name: value for name, value in CONFIG.items() if name != "fraction"} | {
     "optimizer": "adam",
     "opt_state": "rebuild",
     "stop": ["accuracy"],
