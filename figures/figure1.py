@@ -6,70 +6,52 @@ Draws runs of experiments/offline.py over the report's curves, as PNG and PDF wi
 Takes seconds. At the report's settings expect RI near 60.3 % and WS near 58.7 %.
 """
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
+from matplotlib.figure import Figure
 
-from wsjax.results import captions, plots
-from wsjax.scripts import cli
-from wsjax.storage.records import read_run
+from wsjax.results import captions, names, plots, published
+from wsjax.results.merge import merge_runs
+from wsjax.scripts import draw as drawing
+from wsjax.storage.records import RunRecords
 
-HERE = Path(__file__).resolve().parent
-METHODS = ("first", "RI", "WS")
+PUBLISHED = Path(__file__).resolve().parent / "published"
 ROUND = 200  # epochs of each of the report's two rounds
 
 
-@dataclass(frozen=True)
-class Config:
-    """What to draw, and where to."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of offline runs; several are merged where only seeds, methods and shrinks differ."""
-    out: Path = HERE / "results" / "figure1"
-    """The files to write, without their endings."""
-
-
-def main(config: Config) -> str:
-    """Draws the figure and returns its caption."""
-    run = captions.merge_runs(
-        [read_run(folder) for folder in config.runs], "offline", lambda row: row["method"] in METHODS
-    )
-    settings = json.loads((HERE / "published" / "settings.json").read_text())["offline"]
-    report = json.loads((HERE / "published" / "report.json").read_text())
-
-    caption = "Figure 1: RI trains on all of the data from scratch, WS first on a part of them. "
-    if all(run.settings[name] == settings[name] for name in ("dataset", "model")):
-        curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"])
-        final = {"RI": report["figure5_final"]["random"], "WS": report["figure5_final"]["warm"]}
-        caption += captions.offline_caption(run, settings, final)
-        caption += " Dashed: the report's curves (one seed) by the epochs of each round, as far as this run goes."
+def draw(runs: Sequence[RunRecords]) -> tuple[Figure, str]:
+    """The figure of offline runs and its caption."""
+    run = merge_runs(runs, "offline", reinits=(names.RANDOM, names.WARM))
+    settings, report = published.read(PUBLISHED, "settings", "report")
+    intro = "Figure 1: RI trains on all of the data from scratch, WS first on a part of them."
+    own, curves = settings["offline"], None
+    if all(run.settings.get(name) == own[name] for name in ("dataset", "model")):
+        curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
+        final = {published.RI: report["figure5_final"]["random"], published.WS: report["figure5_final"]["warm"]}
+        caption = captions.offline_caption(run, own, published.by_method(final, run.methods))
+        end = "Dashed: the report's curves (one seed) by the epochs of each round, as far as this run goes."
     else:
-        curves = None
-        caption += captions.offline_caption(run)
-        caption += " No published curve: the report's Figure 1 is ResNet-18 on CIFAR-10."
-
-    figure = plots.offline_curves(run.rows, epochs=run.epochs, published=curves)
-    plots.save_captioned(figure, caption, config.out)
-    return caption
+        caption = captions.offline_caption(run)
+        end = "No published curve: the report's Figure 1 is ResNet-18 on CIFAR-10."
+    figure = plots.offline_curves(run.rows, run.methods, epochs=run.epochs, published=curves)
+    return figure, f"{intro} {caption} {end}"
 
 
-def published_curves(curves: dict[str, Any]) -> plots.Published:
+def published_curves(curves: dict[str, Any], methods: names.Methods) -> published.Curves:
     """The report's curves by (field, method). It counts epochs from 0, and on through both rounds."""
-    published = {}
+    drawn = {}
     for panel in ("test", "train"):
         warm = np.array(curves[f"fig1_{panel}:half_then_full(WS)"])
         random = np.array(curves[f"fig1_{panel}:full(RI),shifted200"])
         first, second = np.array([1, 0]), np.array([1 - ROUND, 0])
-        published[f"{panel}_accuracy", "first"] = warm[warm[:, 0] < ROUND] + first
-        published[f"{panel}_accuracy", "WS"] = warm[warm[:, 0] >= ROUND] + second
-        published[f"{panel}_accuracy", "RI"] = random + second
-    return published
+        later = {published.RI: random + second, published.WS: warm[warm[:, 0] >= ROUND] + second}
+        drawn[f"{panel}_accuracy", "first"] = warm[warm[:, 0] < ROUND] + first
+        drawn |= {(f"{panel}_accuracy", name): points for name, points in published.by_method(later, methods).items()}
+    return drawn
 
 
 if __name__ == "__main__":
-    with cli.user_errors():
-        print(main(tyro.cli(Config, description=__doc__)))
+    drawing.run_script(draw, __file__, __doc__)

@@ -7,68 +7,49 @@ panel a for CIFAR-10 stopped at 99 % train accuracy, b and c for SVHN at 99 % an
 report's settings expect RI near 78.3 % and WS near 73.2 % (panel a), and WS 9.5 times as fast.
 """
 
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-import tyro
+from matplotlib.figure import Figure
 
-from wsjax.results import captions, plots, summary
-from wsjax.scripts import cli
-from wsjax.storage.records import read_run
+from wsjax.results import captions, names, plots, published
+from wsjax.results.merge import merge_runs, summarize_drawn
+from wsjax.scripts import draw as drawing
+from wsjax.storage.records import RunRecords
 
-HERE = Path(__file__).resolve().parent
-METHODS = ("first", "RI", "WS")
-PANELS = {("cifar10", 0.99): "f2c99", ("svhn", 0.99): "f2s99", ("svhn", 0.999): "f2s999"}
+PUBLISHED = Path(__file__).resolve().parent / "published"
 
 
-@dataclass(frozen=True)
-class Config:
-    """What to draw, and where to."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of online runs; several are merged where only seeds, methods and shrinks differ."""
-    cost: Literal["seconds", "steps"] = "seconds"
-    """What a round costs: seconds, or steps, which do not depend on the machine."""
-    out: Path = HERE / "results" / "figure2"
-    """The files to write, without their endings."""
-
-
-def main(config: Config) -> str:
-    """Draws the figure and returns its caption."""
-    runs = [read_run(folder) for folder in config.runs]
-    run = captions.merge_runs(runs, "online", lambda row: row["method"] in METHODS)
-    ends = summary.summarize_online(run.rows, {})
-    settings = json.loads((HERE / "published" / "settings.json").read_text())
-    report = json.loads((HERE / "published" / "report.json").read_text())
-
-    caption = "Figure 2: more images arrive every round; RI trains on all of them from scratch, WS on from the round "
-    caption += "before. "
-    panel = PANELS.get((run.settings["dataset"], run.settings["threshold"]))
-    if panel and run.settings["model"] == "resnet18":
-        own = settings["online"] | settings["online_data"][run.settings["dataset"]]
-        own |= {"threshold": run.settings["threshold"]}
-        curves = captions.published_online(report["figure2_online"][panel], round(own["pool"] * own["num_train"]))
-        points = plots.accuracies_at(curves, captions.common_samples(ends["rounds"]))
-        caption += captions.online_caption(run, ends, own, points)
-        caption += (
-            " Dashed: the report's curves (one seed, BatchNorm evaluated with each test batch's statistics), as far as "
-            "this run goes; its seconds are those of another machine and include evaluation."
+def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, str]:
+    """The figure of online runs and its caption."""
+    run = merge_runs(runs, "online", reinits=(names.RANDOM, names.WARM))
+    ends = summarize_drawn(run)
+    settings, report = published.read(PUBLISHED, "settings", "report")
+    intro = "Figure 2: more images arrive every round; RI trains on all of them from scratch, WS on from the round "
+    intro += "before."
+    curves = None
+    panels = {name: settings["online"] | panel for name, panel in settings["figure2"].items()}
+    compared = ("dataset", "model", "threshold")
+    panel = next((name for name, own in panels.items() if all(run.settings.get(n) == own[n] for n in compared)), None)
+    if panel is not None:
+        own = panels[panel]
+        pool = round(own["pool"] * own["num_train"])
+        curves = published.online(report["figure2_online"][panel], pool, run.methods)
+        points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
+        caption = captions.online_caption(run, ends, own, points)
+        end = (
+            "Dashed: the report's curves (one seed, BatchNorm evaluated with each test batch's statistics), as far as "
         )
+        end += "this run goes; its seconds are those of another machine and include evaluation."
     else:
-        curves = None
-        caption += captions.online_caption(run, ends)
-        caption += (
-            " No published curve: the report's Figure 2 is ResNet-18 on CIFAR-10 stopped at 99 % train accuracy and on "
-            "SVHN at 99 % and 99.9 %."
+        caption = captions.online_caption(run, ends)
+        end = (
+            "No published curve: the report's Figure 2 is ResNet-18 on CIFAR-10 stopped at 99 % train accuracy and on "
         )
-
-    figure = plots.online_curves(ends["rounds"], published=curves, cost=config.cost)
-    plots.save_captioned(figure, caption, config.out)
-    return caption
+        end += "SVHN at 99 % and 99.9 %."
+    figure = plots.online_curves(ends["rounds"], run.methods, published=curves, cost=cost)
+    return figure, f"{intro} {caption} {end}"
 
 
 if __name__ == "__main__":
-    with cli.user_errors():
-        print(main(tyro.cli(Config, description=__doc__)))
+    drawing.run_script(draw, __file__, __doc__, drawing.OnlineConfig)

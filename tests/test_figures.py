@@ -1,4 +1,5 @@
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from wsjax.errors import RunError
+from wsjax.results import names, plots
+from wsjax.storage.records import read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ROOT / "figures"
@@ -33,11 +36,18 @@ CONFIG = {
     "num_train": 5000,
     "num_test": 10000,
 }
+METHODS = names.from_settings(CONFIG["methods"], [0.1, 0.6], [0.01])
 FINAL = {"first": 0.5, "RI": 0.6, "WS": 0.575, "SP 0.1": 0.8, "SP 0.3": 0.65}
 
 
-def write_folder(folder, experiment, config, rows, finished):
-    about = {"experiment": experiment, "versions": {"jax": "0.10.1"}, "devices": ["cpu"], "git_commit": "abcdef0123456"}
+def write_folder(folder, experiment, config, rows, finished, methods=None):
+    about = {} if methods is None else {"methods": methods}
+    about |= {
+        "experiment": experiment,
+        "versions": {"jax": "0.10.1"},
+        "devices": ["cpu"],
+        "git_commit": "abcdef0123456",
+    }
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(about | {"config": config}))
     rest = dict.fromkeys(("steps", "samples_seen", "train_loss", "test_loss", "train_seconds", "eval_seconds"), 0)
@@ -68,7 +78,7 @@ def write_run(folder, methods=tuple(FINAL), finished=True, **settings):
     return write_folder(folder, "offline", config, rows, finished)
 
 
-ONLINE = CONFIG | {
+ONLINE = {name: value for name, value in CONFIG.items() if name != "fraction"} | {
     "optimizer": "adam",
     "opt_state": "rebuild",
     "stop": ["accuracy"],
@@ -107,17 +117,20 @@ def write_online_run(folder, sizes=(1000, 2000, 3000), finished=True, **settings
     return write_folder(folder, "online", config, rows, finished)
 
 
-def draw(number, *runs, out):
-    script = runpy.run_path(str(FIGURES / f"figure{number}.py"))
-    return script["main"](script["Config"](runs, out=out))
+def draw(number, *runs, **options):
+    """The figure's caption; the picture is made, and nothing is written."""
+    figure, caption = runpy.run_path(str(FIGURES / f"figure{number}.py"))["draw"](list(map(read_run, runs)), **options)
+    plots.add_caption(figure, caption)
+    figure.draw_without_rendering()
+    return caption
 
 
-def command(number, *arguments):
+def command(number, *arguments, **options):
     """Runs the script as a user does, with jax out of reach and warnings as errors."""
     script = str(FIGURES / f"figure{number}.py")
     code = f"import runpy, sys; sys.modules['jax'] = None; runpy.run_path({script!r}, run_name='__main__')"
     line = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, **options)
 
 
 @pytest.mark.parametrize("number", [1, 2, 5, 6])
@@ -140,8 +153,43 @@ def test_script_refuses_in_one_line(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
+def test_script_without_a_folder_says_so(number):
+    result = command(number)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: nothing to draw: give the folder of one run or of several\n"
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
+def test_what_is_no_run_of_the_figure_is_refused(tmp_path, number):
+    own, other = (write_run, write_online_run) if number in (1, 5) else (write_online_run, write_run)
+    with pytest.raises(RunError, match=r"^not a run of the (offline|online) experiment but of '(offline|online)'$"):
+        draw(number, other(tmp_path / "other"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match=r"empty is not a run's folder: it has no config\.json$"):
+        draw(number, tmp_path / "empty")
+    begun = own(tmp_path / "begun")
+    (begun / "records.jsonl").write_text('{"method": "first", "se')
+    with pytest.raises(RunError, match=r"^there are no epochs to draw yet: wait for the first one"):
+        draw(number, begun)
+
+
+def test_paths_from_home_are_found(tmp_path):
+    write_run(tmp_path / "run")
+    result = command(1, "~/run", "--out=~/figure", env={**os.environ, "HOME": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "figure.txt").read_text() == result.stdout
+
+
+def test_drawing_loads_no_jax():
+    code = "import runpy, sys\n"
+    code += "for number in (1, 2, 5, 6): runpy.run_path(f'figures/figure{number}.py')\n"
+    code += "sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_caption_compares_with_the_published_run(tmp_path):
-    text = draw(1, write_run(tmp_path / "run"), out=tmp_path / "figure")
+    text = draw(1, write_run(tmp_path / "run"))
     assert (
         "Not as published: width 8 instead of 64; 5,000 training images instead of 50,000; "
         "4 epochs a round instead of 200." in text
@@ -154,13 +202,16 @@ def test_caption_compares_with_the_published_run(tmp_path):
 
 
 def test_figure5_compares_every_shrink(tmp_path):
-    text = draw(5, write_run(tmp_path / "run", seeds=[0]), out=tmp_path / "figure")
+    text = draw(5, write_run(tmp_path / "run", seeds=[0]))
     assert "SP 0.1 80.0 (published 80.9); SP 0.3 65.0 (published 64.7); gap RI - WS 2.5 (published 1.6)." in text
 
 
 def test_figure2_compares_at_the_images_that_the_run_reached(tmp_path):
-    text = draw(2, write_online_run(tmp_path / "run"), out=tmp_path / "figure")
-    assert "Not as published: width 8 instead of 64; evaluation with running statistics instead of batch." in text
+    text = draw(2, write_online_run(tmp_path / "run"))
+    assert (
+        "Not as published: width 8 instead of 64; 4 epochs a round instead of no cap; "
+        "evaluation with running statistics instead of batch." in text
+    )
     # the report's third round: RI 48.92, WS 48.78
     assert "at 3,000 images: RI 36.5 [30.1, 42.9] (published 48.9); WS 33.5 [27.1, 39.9] (published 48.8)" in text
     assert "gap RI - WS 3.0 [3.0, 3.0] (published 0.1)" in text
@@ -173,15 +224,15 @@ def test_figure2_compares_at_the_images_that_the_run_reached(tmp_path):
 
 def test_figure2_has_a_curve_for_each_panel_and_none_for_other_runs(tmp_path):
     svhn = {"dataset": "svhn", "num_train": 73257, "threshold": 0.999}
-    text = draw(2, write_online_run(tmp_path / "c", **svhn), out=tmp_path / "figure")
+    text = draw(2, write_online_run(tmp_path / "c", **svhn))
     assert "published 78.6" in text  # panel c, RI at 3,000
-    assert "(published" not in draw(2, write_online_run(tmp_path / "a", threshold=0.9), out=tmp_path / "figure")
-    assert "(published" not in draw(2, write_online_run(tmp_path / "b", model="mlp"), out=tmp_path / "figure")
+    assert "(published" not in draw(2, write_online_run(tmp_path / "a", threshold=0.9))
+    assert "(published" not in draw(2, write_online_run(tmp_path / "b", model="mlp"))
 
 
 def test_figure6_compares_with_the_paper_at_the_pools_end(tmp_path):
     sizes = (1000, 2000, 33333)
-    text = draw(6, write_online_run(tmp_path / "run", sizes=sizes, seeds=[0]), out=tmp_path / "figure")
+    text = draw(6, write_online_run(tmp_path / "run", sizes=sizes, seeds=[0]))
     assert (
         "RI 36.0 (published 78.3); WS 33.0 (published 73.2); SP 0 36.0 (published 76.5); SP 0.4 36.0 (published 78.0)"
         in text
@@ -193,7 +244,7 @@ def test_an_online_run_under_way_is_drawn_as_far_as_all_ways_are(tmp_path):
     folder = write_online_run(tmp_path / "run", finished=False, seeds=[0])
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
     (folder / "records.jsonl").write_text("".join(lines[:4]))  # first, RI 2, RI 3, WS 2
-    text = draw(2, folder, out=tmp_path / "figure")
+    text = draw(2, folder)
     assert "UNFINISHED RUN" in text
     assert "at 2,000 images: RI 34.0 (published 43.5); WS 32.0 (published 45.6)" in text
     assert "Steps over all rounds" not in text
@@ -201,42 +252,85 @@ def test_an_online_run_under_way_is_drawn_as_far_as_all_ways_are(tmp_path):
 
 def test_settings_as_published_are_said_to_be(tmp_path):
     own = {"width": 64, "epochs": 200, "num_train": 50000}
-    assert "Settings as published." in draw(1, write_run(tmp_path / "run", **own), out=tmp_path / "figure")
+    assert "Settings as published." in draw(1, write_run(tmp_path / "run", **own))
+    assert "Not as published: batch statistics: reset instead of keep." in draw(
+        1, write_run(tmp_path / "other", batch_stats="reset", **own)
+    )
 
 
 @pytest.mark.parametrize("number", [1, 5])
 @pytest.mark.parametrize("other", [{"dataset": "svhn"}, {"model": "mlp"}])
 def test_another_data_set_or_model_gets_no_published_curve(tmp_path, number, other):
-    text = draw(number, write_run(tmp_path / "run", **other), out=tmp_path / "figure")
+    text = draw(number, write_run(tmp_path / "run", **other))
     assert text.endswith(f"No published curve: the report's Figure {number} is ResNet-18 on CIFAR-10.")
     assert "(published" not in text
 
 
 def test_an_unfinished_run_is_drawn_and_called_so(tmp_path):
     folder = write_run(tmp_path / "run", finished=False)
-    records = (folder / "records.jsonl").read_text()
-    (folder / "records.jsonl").write_text(records[: records.index('"SP 0.1"') + 20])  # half a line at the end
-    assert "UNFINISHED RUN" in draw(1, folder, out=tmp_path / "figure")
-    assert (tmp_path / "figure.png").stat().st_size > 0
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records.jsonl").write_text("".join(lines[:10]) + lines[10][:20])  # half a line at the end
+    assert "UNFINISHED RUN, so far at seed 0, WS, round 2, epoch 2." in draw(1, folder)
+
+
+METHODS_OF_A_USER = {
+    "scratch": {"reinit": "random_init"},
+    "$x_1$ <b>": {"reinit": "warm_start"},
+    "_": {"reinit": "shrink_perturb", "shrink": 0.3, "perturb": 0.01},
+    "SP": {"reinit": "mine"},
+}
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_methods_of_any_name_are_drawn_by_what_they_are(tmp_path, number):
+    shown = write_run(tmp_path / "run", seeds=[0])
+    folder = tmp_path / "own"
+    folder.mkdir()
+    config = json.loads((shown / "config.json").read_text()) | {"methods": METHODS_OF_A_USER}
+    rows = (shown / "records.jsonl").read_text().replace('"SP 0.1"', '"SP"').replace('"SP 0.3"', '"_"')
+    rows = rows.replace('"RI"', '"scratch"').replace('"WS"', '"$x_1$ <b>"')
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "records.jsonl").write_text(rows)
+    text = draw(number, folder)
+    assert "scratch 60.0 (published 60.3); $x_1$ <b> 57.5 (published 58.7); " in text
+    assert "gap scratch - $x_1$ <b> 2.5 (published 1.6)." in text
+    assert ("_ 65.0 (published 64.7); SP 80.0; gap" in text) == (number == 5)
+
+
+@pytest.mark.parametrize("number", [2, 6])
+@pytest.mark.parametrize("cost", ["seconds", "steps"])
+def test_one_round_is_drawn(tmp_path, number, cost):
+    text = draw(number, write_online_run(tmp_path / "run", sizes=(1000,), seeds=[0], max_rounds=1), cost=cost)
+    assert "at most 1 rounds" in text
+    assert "Test accuracy in percent at 1,000 images: first round 31.0." in text
+
+
+@pytest.mark.parametrize("number", [2, 6])
+def test_an_unfinished_first_round_has_nothing_to_draw_yet(tmp_path, number):
+    folder = write_online_run(tmp_path / "run", finished=False)
+    row = json.loads((folder / "records.jsonl").read_text().splitlines()[0]) | {"stop": None}
+    (folder / "records.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(RunError, match=r"^no round has ended yet: wait for the first one$"):
+        draw(number, folder)
 
 
 def test_runs_of_other_seeds_are_merged_and_of_other_settings_refused(tmp_path):
     runs = [write_run(tmp_path / name, seeds=[seed]) for seed, name in enumerate("abc")]
-    assert "seeds 0 to 2" in draw(5, *runs, out=tmp_path / "figure")
+    assert "seeds 0 to 2" in draw(5, *runs)
     with pytest.raises(RunError, match=r"width 8 and 16; learning_rate 0\.001 and 0\.1"):
-        draw(5, runs[0], write_run(tmp_path / "d", width=16, learning_rate=0.1), out=tmp_path / "figure")
+        draw(5, runs[0], write_run(tmp_path / "d", width=16, learning_rate=0.1))
 
 
 def test_published_curves_count_epochs_from_one_within_each_round():
     report = json.loads((PUBLISHED / "report.json").read_text())["figure1_and_5_curves_epoch_accuracy"]
-    curves = runpy.run_path(str(FIGURES / "figure1.py"))["published_curves"](report)
+    curves = runpy.run_path(str(FIGURES / "figure1.py"))["published_curves"](report, METHODS)
     assert curves["test_accuracy", "first"][0].tolist() == [1, 20.29]
     assert curves["test_accuracy", "first"][-1].tolist() == [200, 54.09]
     assert curves["test_accuracy", "WS"][0].tolist() == [1, 54.91]
     assert curves["test_accuracy", "WS"][-1].tolist() == [200, 58.7]
     assert curves["test_accuracy", "RI"][0].tolist() == [1, 25.94]
     assert curves["train_accuracy", "RI"][-1].tolist() == [200, 99.97]
-    curves = runpy.run_path(str(FIGURES / "figure5.py"))["published_curves"](report)
+    curves = runpy.run_path(str(FIGURES / "figure5.py"))["published_curves"](report, METHODS)
     assert curves["test_accuracy", "SP 0.1"][-1].tolist() == [200, 80.9]
     assert curves["test_accuracy", "SP 0.6"][0].tolist() == [1, 57.67]
 

@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from test_summary import METHODS, made_up_rows
 
-from wsjax.results import plots
+from wsjax.results import names, plots, published
+from wsjax.results.summary import summarize_online
+
+BLACK = names.Style("#000000")
 
 
 def curve(method, accuracies, seed=0, stop="epochs"):
@@ -37,7 +42,7 @@ def band(axis):
 
 def test_mean_band_is_a_t_interval_from_three_seeds_on():
     axis = Figure().subplots()
-    plots.mean_band(axis, [1], [[1.0], [2.0], [3.0]], label="a", color="k")
+    plots.mean_band(axis, [1], [[1.0], [2.0], [3.0]], label="a", style=BLACK)
     assert axis.get_lines()[0].get_ydata() == pytest.approx([2.0])
     half = 4.3027 / np.sqrt(3)  # the 97.5 % quantile of t with two degrees of freedom; a standard deviation of 1
     assert band(axis)[1] == pytest.approx((2 - half, 2 + half), abs=1e-3)
@@ -45,7 +50,7 @@ def test_mean_band_is_a_t_interval_from_three_seeds_on():
 
 def test_mean_band_is_the_range_of_two_seeds_and_skips_nan():
     axis = Figure().subplots()
-    plots.mean_band(axis, [1, 2, 3, 4], [[1, 3, np.nan, 5], [2, np.nan, np.nan, np.nan]], label="a", color="k")
+    plots.mean_band(axis, [1, 2, 3, 4], [[1, 3, np.nan, 5], [2, np.nan, np.nan, np.nan]], label="a", style=BLACK)
     (line,) = axis.get_lines()
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4])
     np.testing.assert_array_equal(line.get_ydata(), [1.5, 3, 5])
@@ -54,13 +59,13 @@ def test_mean_band_is_the_range_of_two_seeds_and_skips_nan():
 
 def test_mean_band_without_a_value_draws_nothing():
     axis = Figure().subplots()
-    plots.mean_band(axis, [1, 2], np.full((2, 2), np.nan), label="a", color="k")
+    plots.mean_band(axis, [1, 2], np.full((2, 2), np.nan), label="a", style=BLACK)
     assert len(np.asarray(axis.get_lines()[0].get_xdata())) == 0
 
 
 def test_second_round_starts_where_the_first_ends():
     rows = curve("first", [0.1, 0.2]) + curve("WS", [0.3, 0.4, 0.5]) + curve("RI", [0.2, 0.4])
-    drawn = lines(plots.offline_curves(rows))
+    drawn = lines(plots.offline_curves(rows, METHODS))
     np.testing.assert_array_equal(drawn["first round"].get_xdata(), [1, 2])
     np.testing.assert_array_equal(drawn["WS"].get_xdata(), [3, 4, 5])
     np.testing.assert_array_equal(drawn["RI"].get_xdata(), [3, 4, 5][:2])
@@ -68,57 +73,50 @@ def test_second_round_starts_where_the_first_ends():
 
 
 def test_without_a_first_round_epochs_count_from_one():
-    figure = plots.offline_curves(curve("RI", [0.2, 0.4]), ["test_accuracy"])
+    figure = plots.offline_curves(curve("RI", [0.2, 0.4]), METHODS, ["test_accuracy"])
     assert len(figure.axes) == 1
     np.testing.assert_array_equal(lines(figure)["RI"].get_xdata(), [1, 2])
 
 
 def test_an_ended_seed_holds_its_last_value_and_one_under_way_does_not():
     ended = curve("WS", [0.2]) + curve("WS", [0.4, 0.6], seed=1)
-    np.testing.assert_allclose(lines(plots.offline_curves(ended))["WS"].get_ydata(), [30, 40])
+    np.testing.assert_allclose(lines(plots.offline_curves(ended, METHODS))["WS"].get_ydata(), [30, 40])
     under_way = curve("WS", [0.2], stop=None) + curve("WS", [0.4, 0.6], seed=1)
-    np.testing.assert_allclose(lines(plots.offline_curves(under_way))["WS"].get_ydata(), [30, 60])
+    np.testing.assert_allclose(lines(plots.offline_curves(under_way, METHODS))["WS"].get_ydata(), [30, 60])
 
 
 def test_published_curves_follow_their_round_and_end_with_it():
     rows = curve("first", [0.1, 0.2]) + curve("WS", [0.3, 0.4])
     points = np.array([[1, 11.0], [2, 12.0], [3, 13.0]])
-    published = {("test_accuracy", "first"): points, ("test_accuracy", "WS"): points, ("test_accuracy", "RI"): points}
-    figure = plots.offline_curves(rows, published=published)
+    there = {("test_accuracy", "first"): points, ("test_accuracy", "WS"): points, ("test_accuracy", "RI"): points}
+    figure = plots.offline_curves(rows, METHODS, published=there)
     dashed = [line.get_xdata().tolist() for line in figure.axes[0].get_lines() if line.get_linestyle() == "--"]
     assert dashed == [[1, 2], [3, 4]]  # none for RI, which was not measured
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["first round", "WS", "published"]
 
 
 def test_an_unfinished_run_is_drawn_in_its_final_frame():
-    figure = plots.offline_curves(curve("first", [0.1], stop=None), epochs=10)
+    figure = plots.offline_curves(curve("first", [0.1], stop=None), METHODS, epochs=10)
     assert figure.axes[0].get_xlim()[1] == pytest.approx(20, rel=0.02)
 
 
 def test_the_rounds_name_their_samples():
-    texts = [text.get_text() for text in plots.offline_curves(curve("first", [0.1]) + curve("WS", [0.3])).axes[0].texts]
+    figure = plots.offline_curves(curve("first", [0.1]) + curve("WS", [0.3]), METHODS)
+    texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts == ["25,000 samples", "50,000 samples"]
-
-
-def test_colors_are_the_same_in_every_figure_and_tell_every_method_apart():
-    few, more = plots.method_colors(["RI", "SP 0.3"]), plots.method_colors(["first", "WS", "SP 0.1", "SP 0.3"])
-    assert few["SP 0.3"] == more["SP 0.3"]
-    assert few["RI"] == more["RI"]
-    varied = plots.method_colors(["SP 0.3/0.01", "SP 0.3/0.1", "SP"])
-    assert len({to_rgb(color) for color in varied.values()}) == len(varied) == 6
 
 
 def test_save_is_deterministic_and_leaves_no_parts(tmp_path):
     rows = curve("first", [0.1, 0.2]) + curve("SP 0.3", [0.3])
     for name in ("a.b", "c"):
-        plots.save(plots.offline_curves(rows), tmp_path / "new" / name)
+        plots.save(plots.offline_curves(rows, METHODS), tmp_path / "new" / name)
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.b.pdf", "a.b.png", "c.pdf", "c.png"]
     for kind in ("png", "pdf"):
         assert (tmp_path / "new" / f"a.b.{kind}").read_bytes() == (tmp_path / "new" / f"c.{kind}").read_bytes()
 
 
 def test_save_keeps_what_was_there_when_it_fails(tmp_path, monkeypatch):
-    figure = plots.offline_curves(curve("RI", [0.1]))
+    figure = plots.offline_curves(curve("RI", [0.1]), METHODS)
     png, pdf = plots.save(figure, tmp_path / "a")
     before = png.read_bytes(), pdf.read_bytes()
     draw = Figure.savefig
@@ -130,13 +128,13 @@ def test_save_keeps_what_was_there_when_it_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", fail_on_pdf)
     with pytest.raises(OSError, match="disk full"):
-        plots.save(plots.offline_curves(curve("WS", [0.9])), tmp_path / "a")
+        plots.save(plots.offline_curves(curve("WS", [0.9]), METHODS), tmp_path / "a")
     assert (png.read_bytes(), pdf.read_bytes()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "a.png"]
 
 
 def test_a_caption_is_wrapped_into_the_picture():
-    figure = plots.offline_curves(curve("RI", [0.1, 0.2]))
+    figure = plots.offline_curves(curve("RI", [0.1, 0.2]), METHODS)
     plots.add_caption(figure, "Wide Words: 50,000 WMWM images. " * 30)
     figure.savefig("/dev/null", format="png")
     (caption,) = [
@@ -150,18 +148,18 @@ def test_a_caption_is_wrapped_into_the_picture():
 def test_online_curves_by_hand():
     rounds = [
         {
-            "method": way,
+            "method": name,
             "seed": seed,
             "samples": 10 * n,
             "test_accuracy": 0.1 * n + seed / 10,
             "train_seconds": float(n),
         }
-        for way in ("RI", "WS")
+        for name in ("RI", "WS")
         for seed in (0, 1)
         for n in (1, 2, 3)
     ]
-    published = {("test_accuracy", "RI"): [[10, 11.0], [20, 22.0], [50, 99.0]]}
-    figure = plots.online_curves(rounds, published=published)
+    there = {("test_accuracy", "RI"): [[10, 11.0], [20, 22.0], [50, 99.0]]}
+    figure = plots.online_curves(rounds, METHODS, published=there)
     accuracy, seconds = figure.axes
     lines = {line.get_label(): line for line in accuracy.lines}
     np.testing.assert_allclose(lines["RI"].get_xydata(), [[10, 15], [20, 25], [30, 35]])
@@ -172,12 +170,76 @@ def test_online_curves_by_hand():
 
 def test_online_curves_draw_steps_where_asked():
     rounds = [{"method": "RI", "seed": 0, "samples": 10 * n, "test_accuracy": 0.1, "steps": 7 * n} for n in (1, 2)]
-    cost = plots.online_curves(rounds, cost="steps").axes[1]
+    cost = plots.online_curves(rounds, METHODS, cost="steps").axes[1]
     np.testing.assert_allclose(cost.lines[0].get_xydata(), [[10, 7], [20, 14]])
     assert cost.get_ylabel() == "Steps a round"
 
 
 def test_accuracies_at_a_number_of_samples_that_a_curve_has():
-    published = {("test_accuracy", "RI"): [[10, 11.0], [20, 22.0]], ("train_seconds", "RI"): [[10, 5.0]]}
-    assert plots.accuracies_at(published, 20) == {"RI": 22.0}
-    assert plots.accuracies_at(published, 15) == {}
+    there = {("test_accuracy", "RI"): [[10, 11.0], [20, 22.0]], ("train_seconds", "RI"): [[10, 5.0]]}
+    assert published.accuracies_at(there, 20) == {"RI": 22.0}
+    assert published.accuracies_at(there, 15) == {}
+    assert published.accuracies_at(there, None) == {}
+
+
+def test_what_was_published_of_a_method_goes_by_what_it_is():
+    methods = {"a": METHODS["RI"], "SP": METHODS["SP"], "RI": {"reinit": "mine"}}
+    values = {published.RI: 1, published.WS: 2, published.sp(0.4): 3, published.sp(0.3): 4}
+    assert published.by_method(values, methods) == {"a": 1, "SP": 3}
+
+
+NASTY = [
+    "_hidden",
+    "$x_1$ $",
+    "a_b^c \\frac{",
+    "<script>",
+    "\u4e2d\u6587 \U0001f9e0",
+    "SP 0.3/0.01",
+    " ",
+    "long " * 200,
+]
+
+
+def test_names_are_drawn_as_they_are(tmp_path):
+    rows = [row for name in NASTY for row in curve(name, [0.1, 0.2])]
+    figure = plots.offline_curves(rows, {})
+    plots.save_captioned(figure, "; ".join(NASTY) + "x" * 2000, tmp_path / "figure")
+    texts = figure.legends[0].get_texts()
+    shown = [text.get_text() for text in texts]
+    assert shown[:4] == NASTY[:4]
+    assert shown[4] == "\\u4e2d\\u6587 \\U0001f9e0"  # the font has no such characters
+    assert len(shown) == len(NASTY)
+    assert not any(text.get_parse_math() for text in texts)
+    page = figure.bbox
+    assert all(page.x0 <= text.get_window_extent().x0 < text.get_window_extent().x1 <= page.x1 for text in texts)
+
+
+def test_many_methods_leave_room_for_the_panels():
+    rows = [row for number in range(60) for row in curve(f"method {number}", [0.1, 0.2])]
+    figure = plots.offline_curves(rows, {})
+    figure.savefig("/dev/null", format="png")
+    assert figure.axes[0].get_window_extent().height > 100  # pixels, of 100 an inch
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in figure.axes[0].get_lines()}) >= 15
+
+
+def test_a_score_that_is_no_share_is_drawn_as_it_is():
+    figure = plots.offline_curves(curve("RI", [19.7, -3.0]), METHODS, published={("test_accuracy", "RI"): [[1, 50.0]]})
+    assert figure.axes[0].get_ylabel() == "Test score"
+    np.testing.assert_allclose(lines(figure)["RI"].get_ydata(), [19.7, -3.0])
+    assert len(figure.axes[0].get_lines()) == 1  # percentages have no place beside it
+
+
+@settings(max_examples=20, deadline=None)
+@given(made_up_rows(), st.sampled_from([None, 5]))
+def test_every_run_can_be_drawn(rows, epochs):
+    rounds = summarize_online(rows, METHODS)["rounds"]
+    for figure in (plots.offline_curves(rows, METHODS, epochs=epochs), plots.online_curves(rounds, METHODS)):
+        figure.draw_without_rendering()
+        values = np.concatenate([line.get_ydata() for axis in figure.axes for line in axis.get_lines()] or [[]])
+        assert np.isfinite(values.astype(float)).all()
+
+
+def test_epochs_that_were_not_measured_leave_gaps():
+    rows = curve("RI", [0.1, 0.2, 0.3])
+    rows[1]["test_accuracy"] = None
+    np.testing.assert_allclose(lines(plots.offline_curves(rows, METHODS))["RI"].get_xydata(), [[1, 10], [3, 30]])

@@ -1,14 +1,18 @@
-"""Means over seeds with their intervals."""
+"""Means over seeds with their intervals, and the unit that scores are told in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
+from wsjax.storage.rows import Row
+
 CONFIDENCE = 0.95
+SCORES = ("test_accuracy", "train_accuracy")
+"""The fields of a row that hold a score."""
 
 
 class Interval(NamedTuple):
@@ -17,6 +21,28 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+class Unit(NamedTuple):
+    """What scores are told in: records hold an accuracy as a fraction, and a score of the user's own as it is."""
+
+    scale: float
+    word: str
+    percent: bool
+
+    def number(self, value: float, decimals: int = 2, sign: bool = False) -> str:
+        """A score as it is told: so many decimals of a percentage, four digits of another score."""
+        return f"{self.scale * value:{'+' * sign}{f'.{decimals}f' if self.percent else '.4g'}}"
+
+
+ACCURACY = Unit(100, "accuracy", True)
+SCORE = Unit(1, "score", False)
+
+
+def unit_of(rows: Iterable[Row]) -> Unit:
+    """Percent where all scores can be shares; else the scores are something else than an accuracy."""
+    shares = all(0 <= row[name] <= 1 for row in rows for name in SCORES if row.get(name) is not None)
+    return ACCURACY if shares else SCORE
 
 
 def mean_interval(values: Sequence[float]) -> Interval:

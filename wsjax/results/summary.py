@@ -1,4 +1,4 @@
-"""What a run's rows come to: how each way ended, paired differences between ways, and the sentences that say so."""
+"""What a run's rows come to: how each method ended, paired differences of methods, and the sentences that say so."""
 
 from __future__ import annotations
 
@@ -7,175 +7,165 @@ from typing import Any
 
 import numpy as np
 
-from wsjax.results.stats import CONFIDENCE, Interval, mean_interval
-from wsjax.storage.rows import CAP, ENDS, FIRST, Row, round_ends
+from wsjax.results import names
+from wsjax.results.names import Methods
+from wsjax.results.stats import CONFIDENCE, Unit, mean_interval, unit_of
+from wsjax.storage.rows import CAP, FIRST, Row, round_ends
 
-Factors = Mapping[str, tuple[float, float]]
-Table = tuple[list[str], list[list[str]]]
+_SUMS = ("epochs", "steps", "samples_seen")
+_SECONDS = ("train_seconds", "eval_seconds")
 
 
-def summarize_offline(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]:
+def summarize_offline(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     """The summary of an offline run.
 
     Args:
       rows: a row an epoch.
-      sp_factors: (shrink, perturb) by the name of each shrink-perturb way.
+      methods: what each method is, by name; see `names`.
 
     Returns:
-      "rows": each way's and seed's end; "first_round": each seed's; "gap": RI - WS in test accuracy, paired over
-      seeds, or None where one of them did not run; "gain": each other way minus WS, likewise.
+      "rows": each method's and seed's end; "first_round": each seed's; "gap": random initialisation minus warm start
+      in test accuracy, paired over seeds, or None where one of them did not run; "gain": each other method minus warm
+      start, likewise.
     """
-    ends = _with_factors(round_ends(rows), sp_factors)
+    ends = _with_factors(round_ends(rows), methods)
     final = [end for end in ends if end["method"] != FIRST]
+    random, warm = names.find(methods, names.RANDOM), names.find(methods, names.WARM)
     return {
         "rows": final,
         "first_round": [end for end in ends if end["method"] == FIRST],
-        "gap": paired(final, "RI", "WS"),
-        "gain": {name: paired(final, name, "WS") for name in _others(final)},
+        "gap": paired(final, random, warm),
+        "gain": {name: paired(final, name, warm) for name in _others(final, random, warm)},
     }
 
 
-def summarize_online(rows: Sequence[Row], sp_factors: Factors) -> dict[str, Any]:
+def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     """The summary of an online run.
 
     Args:
       rows: a row an epoch.
-      sp_factors: (shrink, perturb) by the name of each shrink-perturb way.
+      methods: what each method is, by name; see `names`.
 
     Returns:
-      "rounds": a row a round for each way and seed; the first round, which all ways share, stands in each of them.
-      "rows": each way and seed over all rounds: the last round's accuracies, "mean_test_accuracy" over the rounds
-      after the first, and total epochs, steps and seconds. "gap", "gain": as offline, at the end; "mean_gap",
-      "mean_gain": of the means over rounds; "gap_slope": the change of RI - WS a round, by least squares;
-      "steps_of_RI", "seconds_of_RI": each way's total as a share of RI's. All are paired over seeds, with intervals;
-      None where a way did not run.
+      "rounds": a row a round for each method and seed; the first round, which all methods share, stands in each of
+      them, or alone as the method "first" where none has ended a later one. "rows": each method and seed over all
+      rounds: the last round's accuracies, "mean_test_accuracy" over the rounds after the first, and total epochs,
+      steps and seconds. "gap", "gain": as offline, of the seeds that reached the last round; "mean_gap", "mean_gain":
+      of the means over rounds; "gap_slope": the change of the gap a round, by least squares; "steps_of_RI",
+      "seconds_of_RI": each method's total as a share of random initialisation's. All are paired over seeds, with
+      intervals; None where a method did not run.
     """
     ends = round_ends(rows)
-    ways = [name for name in dict.fromkeys(end["method"] for end in ends) if name != FIRST]
-    rounds = [end | {"method": way} for way in ways for end in ends if end["method"] in (FIRST, way)]
+    own: dict[str, list[Row]] = {}  # ends by method
+    for end in ends:
+        own.setdefault(end["method"], []).append(end)
+    first = own.pop(FIRST, [])
+    rounds: list[Row] = [
+        end | {"method": name} for name, later in (own or {FIRST: []}).items() for end in [*first, *later]
+    ]
     by_seed: dict[tuple[str, int], list[Row]] = {}
     for end in rounds:
         by_seed.setdefault((end["method"], end["seed"]), []).append(end)
-    totals = _with_factors([_total(own) for own in by_seed.values()], sp_factors)
-    others = [way for way in ways if way != "RI"]
+    totals = _with_factors([_total(curve) for curve in by_seed.values()], methods)
+    last = max((end["round"] for end in totals), default=1)
+    ended = [end for end in totals if end["round"] == last]
+    random, warm = names.find(methods, names.RANDOM), names.find(methods, names.WARM)
+    others, not_random = _others(ended, random, warm), _others(ended, random)
     return {
         "rows": totals,
         "rounds": rounds,
-        "gap": paired(totals, "RI", "WS"),
-        "gain": {name: paired(totals, name, "WS") for name in _others(totals)},
-        "mean_gap": paired(totals, "RI", "WS", "mean_test_accuracy"),
-        "mean_gain": {name: paired(totals, name, "WS", "mean_test_accuracy") for name in _others(totals)},
-        "gap_slope": _slope(by_seed),
-        "steps_of_RI": {way: _share(totals, way, "steps") for way in others},
-        "seconds_of_RI": {way: _share(totals, way, "train_seconds") for way in others},
+        "gap": paired(ended, random, warm),
+        "gain": {name: paired(ended, name, warm) for name in others},
+        "mean_gap": paired(ended, random, warm, "mean_test_accuracy"),
+        "mean_gain": {name: paired(ended, name, warm, "mean_test_accuracy") for name in others},
+        "gap_slope": _slope(by_seed, random, warm),
+        "steps_of_RI": {name: _share(ended, name, random, "steps") for name in not_random},
+        "seconds_of_RI": {name: _share(ended, name, random, "train_seconds") for name in not_random},
     }
 
 
-def paired(ends: Sequence[Row], method: str, other: str, field: str = "test_accuracy") -> dict[str, Any] | None:
-    """The difference of two ways in a field, paired by seed: its mean and interval; None where no seed has both."""
+def paired(
+    ends: Sequence[Row], method: str | None, other: str | None, field: str = "test_accuracy"
+) -> dict[str, Any] | None:
+    """The difference of two methods in a field, paired by seed: its mean and interval; None where no seed has both."""
     differences = [a - b for a, b in _pairs(ends, method, other, field)]
     return {"minuend": method, "subtrahend": other, **_interval(differences)} if differences else None
 
 
-def offline_table(summary: Mapping[str, Any]) -> Table:
-    """Columns and rows of an offline summary's table, a row a way."""
-    columns = ["way", "seeds", "test %", "train %", "epochs", "steps", "seconds"]
-    return columns, [
-        [
-            "first round" if name == FIRST else name,
-            str(len(own)),
-            _percent(mean_interval([end["test_accuracy"] for end in own])),
-            _percent(mean_interval([end["train_accuracy"] for end in own])),
-            f"{_mean(own, 'epochs'):.4g}",
-            f"{_mean(own, 'steps'):,.0f}",
-            f"{_mean(own, 'train_seconds'):.3g}",
-        ]
-        for name, own in _by_way([*summary["first_round"], *summary["rows"]])
-    ]
-
-
-def online_table(summary: Mapping[str, Any]) -> Table:
-    """Columns and rows of an online summary's table, a row a way."""
-    columns = ["way", "seeds", "last test %", "mean", "steps", "of RI", "seconds", "capped"]
-    lines = []
-    for name, own in _by_way(summary["rows"]):
-        share = summary["steps_of_RI"].get(name)
-        lines.append(
-            [
-                name,
-                str(len(own)),
-                _percent(mean_interval([end["test_accuracy"] for end in own])),
-                f"{100 * _mean(own, 'mean_test_accuracy'):.2f}",
-                f"{_mean(own, 'steps'):,.0f}",
-                "" if share is None else f"{share['mean']:.0%}",
-                f"{_mean(own, 'train_seconds'):.3g}",
-                f"{_mean(own, 'capped_rounds'):.3g}",
-            ]
-        )
-    return columns, lines
+def unit_of_summary(summary: Mapping[str, Any]) -> Unit:
+    """What a summary's scores are told in."""
+    return unit_of([end for part in ("rows", "first_round", "rounds") for end in summary.get(part, ())])
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences."""
-    gap, sentences = summary["gap"], []
+    unit, gap, sentences = unit_of_summary(summary), summary["gap"], []
     if gap is not None:
-        sentences.append(_gap_sentence(gap))
-    for name, gain in summary["gain"].items():
-        if gain is not None:
-            sentences.append(_gain_sentence(name, gain, gap))
+        sentences.append(_gap_sentence(gap, unit))
+    sentences += [_gain_sentence(gain, gap, unit) for gain in summary["gain"].values() if gain is not None]
     for mean in (summary.get("mean_gap"), *summary.get("mean_gain", {}).values()):
         if mean is not None:
-            sentences.append(f"Mean over the rounds after the first: {mean['minuend']} - WS = {_points(mean)}.")
+            sentences.append(f"Mean over the rounds after the first: {_difference(mean, unit)}.")
     if summary.get("gap_slope"):
-        sentences.append(_slope_sentence(summary["gap_slope"]))
+        sentences.append(_slope_sentence(summary["gap_slope"], unit))
     for name, share in summary.get("steps_of_RI", {}).items():
         if share is not None:
-            sentences.append(f"{name} took {_range(share)} of RI's steps.")
+            sentences.append(f"{names.label(name)} took {_range(share)} of {names.label(share['of'])}'s steps.")
+    if {end["method"] for end in summary["rows"]} == {FIRST}:
+        sentences.append("All methods share the first round: a second one would tell them apart.")
     return sentences
 
 
-def _with_factors(ends: Sequence[Row], sp_factors: Factors) -> list[Row]:
-    """The rows with each way's shrink and perturb."""
-    factors = {"RI": (0.0, 1.0), "WS": (1.0, 0.0), **sp_factors}
-    pairs = [factors.get(end["method"], (None, None)) for end in ends]
-    return [end | {"shrink": shrink, "perturb": perturb} for end, (shrink, perturb) in zip(ends, pairs, strict=True)]
+def _with_factors(ends: Sequence[Row], methods: Methods) -> list[Row]:
+    """The rows with each method's shrink and perturb, None where it has none."""
+    known: Methods = {names.RANDOM: {"shrink": 0.0, "perturb": 1.0}, names.WARM: {"shrink": 1.0, "perturb": 0.0}}
+    factors = {}
+    for name in dict.fromkeys(end["method"] for end in ends):
+        own = methods.get(name, {})
+        spec = known[own["reinit"]] if own.get("reinit") in known else own
+        factors[name] = {"shrink": spec.get("shrink"), "perturb": spec.get("perturb")}
+    return [end | factors[end["method"]] for end in ends]
 
 
-def _others(ends: Sequence[Row]) -> list[str]:
-    return [name for name in dict.fromkeys(end["method"] for end in ends) if name not in ("RI", "WS")]
+def _others(ends: Sequence[Row], *but: str | None) -> list[str]:
+    return [name for name in dict.fromkeys(end["method"] for end in ends) if name not in (FIRST, *but)]
 
 
 def _total(rounds: Sequence[Row]) -> Row:
-    """One way and seed over all its rounds."""
-    later = [end["test_accuracy"] for end in rounds[1:]] or [rounds[0]["test_accuracy"]]
-    sums = {name: sum(end[name] for end in rounds) for name in ("epochs", "steps", "samples_seen")}
-    seconds = {name: round(sum(end[name] for end in rounds), 3) for name in ("train_seconds", "eval_seconds")}
-    last = {name: rounds[-1][name] for name in ENDS}
+    """One method and seed over all its rounds."""
+    scores = [end["test_accuracy"] for end in rounds if end["round"] > 1] or [rounds[0]["test_accuracy"]]
+    total = {name: value for name, value in rounds[-1].items() if name != "stop"}
+    total |= {name: sum(end[name] for end in rounds) for name in _SUMS}
+    total |= {name: round(sum(end[name] for end in rounds), 3) for name in _SECONDS}
     capped = sum(end["stop"] == CAP for end in rounds)
-    return last | {"mean_test_accuracy": sum(later) / len(later), **sums, **seconds, "capped_rounds": capped}
+    return total | {"mean_test_accuracy": sum(scores) / len(scores), "capped_rounds": capped}
 
 
-def _slope(by_seed: Mapping[tuple[str, int], Sequence[Row]]) -> dict[str, Any] | None:
-    """The change of RI - WS in test accuracy from round to round, after the first."""
+def _slope(
+    by_seed: Mapping[tuple[str, int], Sequence[Row]], random: str | None, warm: str | None
+) -> dict[str, Any] | None:
+    """The change of the gap in test accuracy from round to round, after the first."""
     slopes = []
-    for seed in sorted({seed for _, seed in by_seed}):
-        random, warm = by_seed.get(("RI", seed), ()), by_seed.get(("WS", seed), ())
-        gaps = [a["test_accuracy"] - b["test_accuracy"] for a, b in zip(random, warm, strict=False)][1:]
+    for seed in sorted(seed for name, seed in by_seed if name == random):
+        both = [*by_seed[str(random), seed], *by_seed.get((str(warm), seed), ())]
+        gaps = [a - b for a, b in _pairs([end for end in both if end["round"] > 1], random, warm, "test_accuracy")]
         if len(gaps) > 1:
             slopes.append(float(np.polyfit(range(len(gaps)), gaps, 1)[0]))
-    return _interval(slopes) if slopes else None
+    return {"minuend": random, "subtrahend": warm, **_interval(slopes)} if slopes else None
 
 
-def _share(totals: Sequence[Row], way: str, field: str) -> dict[str, Any] | None:
-    """A way's total as a share of RI's, seed by seed."""
-    shares = [a / b for a, b in _pairs(totals, way, "RI", field)]
-    return _interval(shares) if shares else None
+def _share(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:
+    """A method's total as a share of random initialisation's, seed by seed."""
+    shares = [a / b for a, b in _pairs(totals, name, random, field) if b]
+    return {"of": random, **_interval(shares)} if shares else None
 
 
-def _pairs(ends: Sequence[Row], method: str, other: str, field: str) -> list[tuple[float, float]]:
-    """A field of two ways, for every seed that both have."""
-    values = [{end["seed"]: end[field] for end in ends if end["method"] == name} for name in (method, other)]
-    return [(values[0][seed], values[1][seed]) for seed in sorted(values[0].keys() & values[1].keys())]
+def _pairs(ends: Sequence[Row], method: str | None, other: str | None, field: str) -> list[tuple[float, float]]:
+    """A field of two methods, for every seed and round that both have."""
+    one, two = (
+        {(end["seed"], end["round"]): end[field] for end in ends if end["method"] == name} for name in (method, other)
+    )
+    return [(one[key], two[key]) for key in sorted(one.keys() & two.keys())]
 
 
 def _interval(values: Sequence[float]) -> dict[str, Any]:
@@ -185,19 +175,19 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, **bounds, "confidence": CONFIDENCE, "seeds": len(values)}
 
 
-def _gap_sentence(gap: Mapping[str, Any]) -> str:
-    points = f"RI - WS = {_points(gap)}"
+def _gap_sentence(gap: Mapping[str, Any], unit: Unit) -> str:
+    points = _difference(gap, unit)
     if gap["low"] is None:
         return f"{points}; one seed gives no interval, so this says nothing sure about a gap."
-    if gap["low"] > 0:
-        return f"Warm starting costs accuracy: {points}."
-    if gap["high"] < 0:
-        return f"Warm starting gains accuracy here: {points}."
-    return f"No warm-starting gap can be told here: {points}, which includes 0."
+    if gap["low"] <= 0 <= gap["high"]:
+        return f"No warm-starting gap can be told here: {points}, which includes 0."
+    if not unit.percent:  # whether more is better is the user's to know
+        return f"Warm starting makes a difference: {points}."
+    return f"Warm starting {'costs accuracy' if gap['low'] > 0 else 'gains accuracy here'}: {points}."
 
 
-def _gain_sentence(name: str, gain: Mapping[str, Any], gap: Mapping[str, Any] | None) -> str:
-    sentence = f"{name} - WS = {_points(gain)}"
+def _gain_sentence(gain: Mapping[str, Any], gap: Mapping[str, Any] | None, unit: Unit) -> str:
+    sentence, name = _difference(gain, unit), names.label(gain["minuend"])
     if gap is None or gap["low"] is None or gap["low"] <= 0:
         return sentence + "."
     share = gain["mean"] / gap["mean"]
@@ -206,8 +196,8 @@ def _gain_sentence(name: str, gain: Mapping[str, Any], gap: Mapping[str, Any] | 
     return f"{sentence}: {name} takes back {share:.0%} of the gap."
 
 
-def _slope_sentence(slope: Mapping[str, Any]) -> str:
-    change = f"RI - WS changes by {_points(slope)} a round"
+def _slope_sentence(slope: Mapping[str, Any], unit: Unit) -> str:
+    change = f"{_names(slope)} changes by {_points(slope, unit)} a round"
     if slope["low"] is None:
         return f"{change}."
     if slope["low"] > 0:
@@ -221,24 +211,17 @@ def _range(share: Mapping[str, Any]) -> str:
     return f"{share['mean']:.0%} (95 % interval {share['low']:.0%} to {share['high']:.0%})"
 
 
-def _by_way(ends: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    names = dict.fromkeys(end["method"] for end in ends)
-    return [(name, [end for end in ends if end["method"] == name]) for name in names]
+def _difference(difference: Mapping[str, Any], unit: Unit) -> str:
+    return f"{_names(difference)} = {_points(difference, unit)}"
 
 
-def _mean(ends: Sequence[Row], field: str) -> float:
-    return sum(end[field] for end in ends) / len(ends)
+def _names(difference: Mapping[str, Any]) -> str:
+    return f"{names.label(difference['minuend'])} - {names.label(difference['subtrahend'])}"
 
 
-def _points(difference: Mapping[str, Any]) -> str:
+def _points(difference: Mapping[str, Any], unit: Unit) -> str:
+    mean = unit.number(difference["mean"], sign=True) + " points" * unit.percent
     if difference["low"] is None:
-        return f"{100 * difference['mean']:+.2f} points (1 seed)"
-    low, high = 100 * difference["low"], 100 * difference["high"]
-    return (
-        f"{100 * difference['mean']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}, {difference['seeds']} seeds)"
-    )
-
-
-def _percent(interval: Interval) -> str:
-    half = 100 * (interval.high - interval.mean)
-    return f"{100 * interval.mean:.2f}" + (f" ± {half:.2f}" if half == half else "")
+        return f"{mean} (1 seed)"
+    low, high = (unit.number(difference[name], sign=True) for name in ("low", "high"))
+    return f"{mean} (95 % interval {low} to {high}, {difference['seeds']} seeds)"

@@ -87,8 +87,6 @@ FIELDS: dict[str, Field] = {
 MORE = Field(float, optional=True)
 """What a row's further fields hold, which probes add."""
 
-# What is kept of a round's last row as it stands there.
-ENDS = ("method", "seed", "round", "samples", "test_accuracy", "train_accuracy")
 
 
 def key_of(row: Row) -> Key:
@@ -149,7 +147,10 @@ def check_rows(
 
 
 def round_ends(rows: Sequence[Row]) -> list[Row]:
-    """How each method and seed ended each of its rounds: the round's last row, with the seconds of all its epochs."""
+    """How each method and seed ended each of its rounds: the round's last row, with the seconds of all its epochs.
+
+    Fields that are no single value, such as a list, stay with the epochs.
+    """
     seconds: dict[tuple[str, int, int], list[float]] = {}
     ends = []
     for row in rows:
@@ -157,8 +158,7 @@ def round_ends(rows: Sequence[Row]) -> list[Row]:
         total[0] += row["train_seconds"]
         total[1] += row["eval_seconds"]
         if row["stop"]:
-            end = {name: row[name] for name in ENDS}
-            end |= {"epochs": row["epoch"], "steps": row["steps"], "samples_seen": row["samples_seen"]}
-            end |= {"train_seconds": round(total[0], 3), "eval_seconds": round(total[1], 3), "stop": row["stop"]}
-            ends.append(end)
+            end = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
+            end |= {"epochs": end.pop("epoch")}
+            ends.append(end | {"train_seconds": round(total[0], 3), "eval_seconds": round(total[1], 3)})
     return ends

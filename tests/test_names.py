@@ -1,0 +1,66 @@
+"""What methods are, and how they are ordered, labelled and drawn."""
+
+import pytest
+
+from wsjax.results import names
+
+RI, WS = {"reinit": "random_init"}, {"reinit": "warm_start"}
+
+
+def sp(shrink, perturb=0.01):
+    return {"reinit": "shrink_perturb", "shrink": shrink, "perturb": perturb}
+
+
+def test_the_table_of_settings():
+    assert names.from_settings(["RI", "WS", "SP"], [0.3], [0.01]) == {"RI": RI, "WS": WS, "SP": sp(0.3)}
+    assert names.from_settings(["SP"], [0, 0.3], [0.01]) == {"SP 0": sp(0), "SP 0.3": sp(0.3)}
+    assert list(names.from_settings(["SP"], [0.3], [0.01, 0.1])) == ["SP 0.3/0.01", "SP 0.3/0.1"]
+    close = [0.3, 0.30000001]  # one and the same to six digits
+    assert [spec["shrink"] for spec in names.from_settings(["SP"], close, [0.01]).values()] == close
+
+
+def test_a_run_without_a_table_had_its_settings_methods():
+    settings = {"methods": ["RI", "SP"], "shrink": [0.3], "perturb": [0.01]}
+    assert names.of_run({"config": settings}) == {"RI": RI, "SP": sp(0.3)}
+    assert names.of_run({"config": settings, "methods": {"mine": WS}}) == {"mine": WS}
+    assert names.of_run({"config": {}}) == {}
+
+
+def test_of_several_the_plainest_is_found():
+    methods = {"RI 0.1": RI | {"learning_rate": 0.1}, "scratch": RI, "RI": {"reinit": "mine"}}
+    assert names.find(methods, names.RANDOM) == "scratch"
+    assert names.find(methods, names.WARM) is None
+
+
+def test_order_is_by_what_methods_are():
+    methods = {"b": {"reinit": "b"}, "SP 0.6": sp(0.6), "a": WS, "zero": RI, "SP 0.3": sp(0.3), "c": {"reinit": "c"}}
+    assert names.ordered([*methods, "first", "?"], methods) == [
+        "first", "zero", "a", "SP 0.3", "SP 0.6", "b", "c", "?",
+    ]  # fmt: skip
+
+
+def test_styles_are_the_same_in_every_figure_and_no_two_alike():
+    few = names.styles(["RI"], {"RI": RI, "SP": sp(0.3)})
+    methods = {"a": WS, "scratch": RI, "SP 0.1": sp(0.1), "SP 0.3": sp(0.3), "mine": {"reinit": "mine"}}
+    more = names.styles(["first", *methods], methods)
+    assert few["RI"] == more["scratch"]
+    assert few["SP"] == more["SP 0.3"]
+    assert few["first"] == more["first"]
+    many = {f"{kind} {i}": {"reinit": kind, "i": i} for kind in ("random_init", "mine") for i in range(60)}
+    many |= {f"SP {i}": sp(0.3, i) for i in range(60)}
+    styles = names.styles(many, many)
+    assert len(set(styles.values())) == len(styles) == 181
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("first", "first round"),
+        ("<script>", "<script>"),
+        ("a\x1b[0m\n", "a\\x1b[0m\\n"),
+        (" ", "' '"),
+        ("a" * 50 + "b" * 50, "a" * 20 + "…" + "b" * 19),
+    ],
+)
+def test_labels(name, shown):
+    assert names.label(name) == shown

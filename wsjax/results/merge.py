@@ -1,0 +1,108 @@
+"""What one figure draws: a run, or several that differ in seeds and methods only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from wsjax.errors import RunError
+from wsjax.results import names
+from wsjax.results.names import Methods
+from wsjax.results.summary import summarize_online
+from wsjax.results.words import NEUTRAL
+from wsjax.storage.records import RunRecords, differing
+from wsjax.storage.rows import FIRST, Row
+
+_UNITED = ("seeds", "methods", "shrink")  # a figure's are all of its runs'
+
+
+class DrawnRun(NamedTuple):
+    """One run, or several merged: what to draw and what to say of it. `methods` is the table of the rows' methods."""
+
+    settings: dict[str, Any]
+    methods: Methods
+    rows: list[Row]
+    finished: bool
+    about: str
+
+    @property
+    def epochs(self) -> int | None:
+        """A round's length, where it is fixed."""
+        fixed = self.settings.get("stop") == ["epochs"] and not self.settings.get("first_epochs")
+        return self.settings.get("epochs") if fixed else None
+
+
+def merge_runs(
+    runs: Sequence[RunRecords], experiment: str, *, reinits: Collection[str] | None = None, first_round: bool = True
+) -> DrawnRun:
+    """Merges runs of an experiment that differ in seeds, methods and what is neutral only.
+
+    A method's curve of one seed comes from the run that has most of it. A method is what it does, whatever a run calls
+    it; "SP" becomes "SP 0.3", as in runs of several shrinks.
+
+    Args:
+        runs: as `read_run` gives them.
+        experiment: the name of the experiment that they must be of.
+        reinits: draw the methods that do one of these; by default all.
+        first_round: whether the first round, which the methods share, is drawn too.
+
+    Raises:
+        RunError: there is no run, one is of another experiment, their other settings differ, they mean different
+            things by a name, or there is no row to draw.
+    """
+    if not runs:
+        raise RunError("nothing to draw: give the folder of one run or of several")
+    for run in runs:
+        if run.config.get("experiment") != experiment:
+            raise RunError(f"not a run of the {experiment} experiment but of {run.config.get('experiment')!r}")
+        if not isinstance(run.config.get("config"), dict):
+            raise RunError("a config.json has no settings: it is no run of this program, or damaged")
+    settings = [run.config["config"] for run in runs]
+    for other in settings[1:]:
+        pairs = differing(settings[0], other).items()
+        free = NEUTRAL | {"perturb"}  # the table of methods says it
+        if differ := [f"{name} {first} and {second}" for name, (first, second) in pairs if name not in free]:
+            raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
+
+    methods, renamed = names.merge([_table(run) for run in runs])
+    drawn = {name: spec for name, spec in methods.items() if reinits is None or spec.get("reinit") in reinits}
+    curves: dict[tuple[str, int], list[Row]] = {}
+    for run, own in zip(runs, renamed, strict=True):
+        found: dict[tuple[str, int], list[Row]] = {}
+        for row in run.rows:
+            name = own.get(row["method"], FIRST)
+            if (first_round and name == FIRST) or name in drawn:
+                found.setdefault((name, row["seed"]), []).append(row | {"method": name})
+        for key, rows in found.items():
+            curves[key] = max(curves.get(key, []), rows, key=len)
+    rows = [row for found in curves.values() for row in found]
+    if not rows:
+        raise RunError("there are no epochs to draw yet: wait for the first one of the figure's methods")
+    united = {name: sorted({value for own in settings for value in own.get(name) or ()}) for name in _UNITED}
+    united["perturb"] = sorted({drawn[name]["perturb"] for name, _ in curves if "perturb" in drawn.get(name, {})})
+    about = "; ".join(dict.fromkeys(_about(run.config) for run in runs))
+    finished = all(run.summary is not None for run in runs)
+    return DrawnRun(settings[0] | united, drawn, rows, finished, about)
+
+
+def summarize_drawn(run: DrawnRun) -> dict[str, Any]:
+    """The online summary of what is drawn. Raises RunError where no round has ended yet."""
+    ends = summarize_online(run.rows, run.methods)
+    if not ends["rounds"]:
+        raise RunError("no round has ended yet: wait for the first one")
+    return ends
+
+
+def _table(run: RunRecords) -> Methods:
+    """A run's methods; one that only its rows name does what its name says, for all that is known."""
+    table = dict(names.of_run(run.config))
+    extra = dict.fromkeys(row["method"] for row in run.rows)
+    return table | {name: {"reinit": name} for name in extra if name != FIRST and name not in table}
+
+
+def _about(config: Mapping[str, Any]) -> str:
+    """Where a run ran: devices, jax's version and the commit, as far as they are known."""
+    jax = (config.get("versions") or {}).get("jax")
+    commit = config.get("git_commit")
+    parts = [*dict.fromkeys(config.get("devices") or []), jax and f"jax {jax}", commit and f"commit {commit[:9]}"]
+    return ", ".join(str(part) for part in parts if part)

@@ -1,0 +1,176 @@
+"""What a run's methods are: their table, and the order, labels, colours and lines that follow from it.
+
+A table says by name what each method is, as a run's config.json holds it:
+`{"RI": {"reinit": "random_init"}, "SP 0.3": {"reinit": "shrink_perturb", "shrink": 0.3, "perturb": 0.01}}`.
+A name is whatever the user likes; nothing is read from it.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from wsjax.errors import RunError, printable
+from wsjax.storage.rows import FIRST
+
+Spec = Mapping[str, Any]
+Methods = Mapping[str, Spec]
+
+RANDOM, WARM, SHRINK = "random_init", "warm_start", "shrink_perturb"
+LONGEST = 40  # characters of a name that are shown
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; shrink-perturb runs from dark (0) to light (1).
+_FIRST_COLOR = "#444444"
+_COLORS = {RANDOM: "#0072B2", WARM: "#D55E00"}
+_SP_DARK, _SP_LIGHT = "#003325", "#9CF5D3"
+_OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#8B6508", "#B9A800")
+_LINES = (
+    "-",
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (1, 1.2)),
+    (0, (6, 1.5, 1, 1.5, 1, 1.5)),
+)  # plain dashes are what is published
+
+
+class Style(NamedTuple):
+    """How a method's line is drawn: a colour "#RRGGBB" and matplotlib's line style."""
+
+    color: str
+    line: Any = _LINES[0]
+
+
+def from_settings(methods: Iterable[str], shrink: Sequence[float], perturb: Sequence[float]) -> dict[str, Spec]:
+    """The table of a script's settings, whose methods are RI, WS and SP.
+
+    SP is a method for each shrink and perturb: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb
+    varies too.
+    """
+    table: dict[str, Spec] = {}
+    pairs = [{"reinit": SHRINK, "shrink": a, "perturb": b} for a in shrink for b in perturb]
+    for method in methods:
+        if method == "SP":
+            table |= {"SP" if len(pairs) == 1 else sp_name(spec, len(perturb) > 1): spec for spec in pairs}
+        else:
+            table[method] = {"reinit": {"RI": RANDOM, "WS": WARM}.get(method, method)}
+    return table
+
+
+def of_run(config: Mapping[str, Any]) -> Methods:
+    """The table of a run, by its config.json; runs that hold none had the settings' methods."""
+    if "methods" in config:
+        return config["methods"]
+    settings = config["config"]
+    return from_settings(*(settings.get(name, ()) for name in ("methods", "shrink", "perturb")))
+
+
+def sp_name(spec: Spec, with_perturb: bool) -> str:
+    """How a shrink-perturb is called beside others."""
+    return f"SP {_exact(spec['shrink'])}" + f"/{_exact(spec['perturb'])}" * with_perturb
+
+
+def find(methods: Methods, reinit: str) -> str | None:
+    """The name of the method that does that; of several the plainest, None where there is none."""
+    found = [name for name, spec in methods.items() if spec.get("reinit") == reinit]
+    return min(found, key=lambda name: len(methods[name]), default=None)
+
+
+def merge(tables: Sequence[Methods]) -> tuple[dict[str, Spec], list[dict[str, str]]]:
+    """One table for the runs of one figure, and what each run's own names are called there.
+
+    A method is what it does: the same in two runs is one, whatever they call it. "SP" alone becomes "SP 0.3".
+
+    Raises:
+        RunError: two runs mean different things by a name.
+    """
+    merged: dict[str, Spec] = {}
+    renamed = []
+    several = len({spec["perturb"] for table in tables for spec in table.values() if _is_sp(spec)}) > 1
+    for table in tables:
+        own: dict[str, str] = {}
+        for name, spec in table.items():
+            known = [there for there, other in merged.items() if other == spec and there not in own.values()]
+            if not known:
+                known = [sp_name(spec, several) if _is_sp(spec) and _is_built(name, spec) else name]
+                if known[0] in merged:
+                    what = f"{dict(merged[known[0]])} and {dict(spec)}"
+                    raise RunError(f"runs that mean different things by '{name}' cannot share a figure: {what}")
+                merged[known[0]] = spec
+            own[name] = known[0]
+        renamed.append(own)
+    return merged, renamed
+
+
+def ordered(names: Iterable[str], methods: Methods) -> list[str]:
+    """Names as a legend has them: the first round, RI, WS, SP by shrink and perturb, then the others as they come."""
+    kinds = [RANDOM, WARM, SHRINK]
+
+    def place(name: str) -> tuple[float, ...]:
+        spec = methods.get(name, {})
+        if name == FIRST:
+            return (-1,)
+        if _is_sp(spec):
+            return (kinds.index(SHRINK), spec["shrink"], spec["perturb"])
+        reinit = spec.get("reinit")
+        return (kinds.index(reinit) if reinit in kinds[:2] else len(kinds),)
+
+    return sorted(names, key=place)
+
+
+def label(name: str) -> str:
+    """A name as it is shown: on one line, its middle left out where it is very long."""
+    text = "first round" if name == FIRST else printable(name)
+    if not text.strip():
+        return f"'{text}'"
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]}…{text[1 - half :]}"
+
+
+def styles(names: Iterable[str], methods: Methods) -> dict[str, Style]:
+    """How each method is drawn, no two alike; RI, WS and SP, shaded by its shrink, the same in every figure."""
+    drawn = {FIRST: Style(_FIRST_COLOR)}
+    free = _free_styles()
+    for name in ordered(dict.fromkeys([*methods, *names]), methods):
+        if name != FIRST:
+            color = _color(methods.get(name, {}))
+            own = () if color is None else (Style(color, line) for line in _LINES)
+            drawn[name] = next(style for style in itertools.chain(own, free) if style not in drawn.values())
+    return drawn
+
+
+def mix(color: str, other: str, share: float) -> str:
+    """The colour between two, at a share of the way to the other."""
+    pairs = zip(bytes.fromhex(color[1:]), bytes.fromhex(other[1:]), strict=True)
+    return "#" + bytes(round((1 - share) * a + share * b) for a, b in pairs).hex().upper()
+
+
+def _is_sp(spec: Spec) -> bool:
+    """Whether a method is known by its two numbers alone."""
+    return spec.keys() == {"reinit", "shrink", "perturb"} and spec["reinit"] == SHRINK
+
+
+def _is_built(name: str, spec: Spec) -> bool:
+    """Whether `from_settings` gave a shrink-perturb its name."""
+    return name in ("SP", sp_name(spec, False), sp_name(spec, True))
+
+
+def _color(spec: Spec) -> str | None:
+    """The colour that a method has in every figure, where it has one."""
+    if spec.get("reinit") == SHRINK and isinstance(spec.get("shrink"), int | float):
+        return mix(_SP_DARK, _SP_LIGHT, min(max(spec["shrink"], 0.0), 1.0))
+    return _COLORS.get(spec.get("reinit", ""))
+
+
+def _free_styles() -> Iterator[Style]:
+    """Styles for other methods, without end: five colours, then hues a golden section apart."""
+    for number in itertools.count():
+        hue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.75)
+        color = _OTHERS[number] if number < len(_OTHERS) else "#" + bytes(round(255 * c) for c in hue).hex().upper()
+        yield Style(color, _LINES[number // len(_OTHERS) % len(_LINES)])
+
+
+def _exact(value: float) -> str:
+    """A number as short as it can be written without becoming another."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -1,0 +1,72 @@
+"""Columns and rows of the tables that a run's summary comes to, a row a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wsjax.results import names
+from wsjax.results.stats import Unit, mean_interval
+from wsjax.results.summary import unit_of_summary
+from wsjax.storage.rows import Row
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def offline_table(summary: Mapping[str, Any]) -> Table:
+    """Columns and rows of an offline summary's table."""
+    unit = unit_of_summary(summary)
+    sign = "%" if unit.percent else unit.word
+    return ["method", "seeds", f"test {sign}", f"train {sign}", "epochs", "steps", "seconds"], [
+        [
+            names.label(name),
+            str(len(own)),
+            _over_seeds(own, "test_accuracy", unit),
+            _over_seeds(own, "train_accuracy", unit),
+            f"{_mean(own, 'epochs'):.4g}",
+            f"{_mean(own, 'steps'):,.0f}",
+            f"{_mean(own, 'train_seconds'):.3g}",
+        ]
+        for name, own in _by_method([*summary["first_round"], *summary["rows"]])
+    ]
+
+
+def online_table(summary: Mapping[str, Any]) -> Table:
+    """Columns and rows of an online summary's table: the last round, the mean of those after the first, and totals."""
+    unit = unit_of_summary(summary)
+    columns = ["method", "seeds", f"last test {'%' if unit.percent else unit.word}", "mean", "steps"]
+    columns += ["of RI", "seconds", "capped"]
+    lines = []
+    for name, own in _by_method(summary["rows"]):
+        share = summary["steps_of_RI"].get(name)
+        lines.append(
+            [
+                names.label(name),
+                str(len(own)),
+                _over_seeds(own, "test_accuracy", unit),
+                unit.number(_mean(own, "mean_test_accuracy")),
+                f"{_mean(own, 'steps'):,.0f}",
+                "" if share is None else f"{share['mean']:.0%}",
+                f"{_mean(own, 'train_seconds'):.3g}",
+                f"{_mean(own, 'capped_rounds'):.3g}",
+            ]
+        )
+    return columns, lines
+
+
+def _by_method(ends: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    groups: dict[str, list[Row]] = {}
+    for end in ends:
+        groups.setdefault(end["method"], []).append(end)
+    return list(groups.items())
+
+
+def _mean(ends: Sequence[Row], field: str) -> float:
+    return sum(end[field] for end in ends) / len(ends)
+
+
+def _over_seeds(ends: Sequence[Row], field: str, unit: Unit) -> str:
+    """The mean over seeds and, where there are several, half of its interval."""
+    interval = mean_interval([end[field] for end in ends])
+    half = interval.high - interval.mean
+    return unit.number(interval.mean) + (f" ± {unit.number(half)}" if half == half else "")

@@ -1,0 +1,147 @@
+"""What a caption says of each setting, and which settings of a run are not as published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Settings = Mapping[str, Any]
+
+WORDS = {  # in the order of a caption
+    "model": "{}",
+    "width": "width {}",
+    "stem_pool": "stem pool {}",
+    "hidden": "hidden layers {}",
+    "activation": "{}",
+    "dataset": "{}",
+    "num_train": "{} training images",
+    "num_test": "{} test images",
+    "fraction": "first round on {} of the training images",
+    "increment": "{} images more a round",
+    "pool": "a pool of {}",
+    "max_rounds": "at most {} rounds",
+    "optimizer": "{}",
+    "opt_state": "its state at a round's start: {}",
+    "learning_rate": "learning rate {}",
+    "weight_decay": "weight decay {}",
+    "batch_size": "batch {}",
+    "precision": "computed in {}",
+    "epochs": "{} epochs a round",
+    "first_epochs": "{} in the first",
+    "stop": "stop by {}",
+    "threshold": "train accuracy {}",
+    "plateau_tolerance": "plateau within {}",
+    "plateau_window": "over {} epochs",
+    "perturb": "perturb {}",
+    "batch_stats": "batch statistics: {}",
+    "evaluation": "evaluation with {} statistics",
+}
+NEUTRAL = {
+    *("data_dir", "workdir", "run"),  # where things lie
+    *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
+    *("checkpoint_every", "evaluate"),  # how often a run looks at itself
+    *("methods", "shrink", "seeds"),  # what is drawn: a picture's legend and its caption's end say it
+}
+"""Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""
+
+_NONE = {"epochs": "no cap", "max_rounds": "all", "first_epochs": "as many as later"}
+_OF_MODEL = {
+    "width": "resnet18",
+    "stem_pool": "resnet18",
+    "batch_stats": "resnet18",
+    "evaluation": "resnet18",
+    "hidden": "mlp",
+    "activation": "mlp",
+}
+_OF_STOP = {"threshold": "accuracy", "plateau_tolerance": "plateau", "plateau_window": "plateau"}
+_NAMES = {
+    "resnet18": "ResNet-18",
+    "mlp": "MLP",
+    "logistic": "logistic regression",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn": "SVHN",
+    "sgd": "SGD",
+    "msgd": "SGD with momentum 0.9",
+    "adam": "Adam",
+}
+
+
+def told(settings: Settings) -> dict[str, Any]:
+    """The settings that a caption tells, in its order: all but the neutral ones and those that the run has no use for.
+
+    Two ways to set the same thing come out alike: a pool is a number of images, an end that comes anyway is none.
+    """
+    own = _alike(settings)
+    model, stop = own.get("model"), own.get("stop", [])
+    unused = {name for name, needed in _OF_MODEL.items() if model != needed}
+    unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
+    if not own.get("perturb"):  # nothing was shrunk and perturbed
+        unused.add("perturb")
+    if own.get("optimizer") == "sgd":  # has no state
+        unused.add("opt_state")
+    names = [*WORDS, *sorted(own.keys() - WORDS.keys() - NEUTRAL)]
+    return {name: own[name] for name in names if name in own and name not in unused}
+
+
+def ran(own: Settings) -> str:
+    """The settings that `told` gives, in words.
+
+    The one rule that a round of fixed length stops by goes without saying.
+    """
+    return ", ".join(
+        phrase(name, value)
+        for name, value in own.items()
+        if value is not None and (name, value) != ("stop", ["epochs"])
+    )
+
+
+def not_as_published(own: Settings, published: Settings, capped: bool) -> list[str]:
+    """Where the settings that `told` gives are not those published, each in words.
+
+    Args:
+        own: the run's; one that the published list does not name is not as published, unless it is None.
+        published: all that was published, in the words of the run's settings.
+        capped: whether a round ended because its epochs ran out. Where none did, another cap makes no difference.
+    """
+    there = _alike(published)
+    free = {"epochs"} if not capped and own.get("stop") != ["epochs"] and there.get("stop") != ["epochs"] else set()
+    names = [name for name in own if name not in free and own[name] != there.get(name)]
+    return [f"{phrase(name, own[name])} instead of {_value(name, there.get(name))}" for name in names]
+
+
+def phrase(name: str, value: Any) -> str:
+    """A setting in words."""
+    text = _value(name, value)
+    return WORDS[name].format(text) if name in WORDS else f"{name.replace('_', ' ')} {text}"
+
+
+def _alike(settings: Settings) -> dict[str, Any]:
+    """Settings with one value for everything that comes to the same."""
+    own = dict(settings)
+    if len(rules := sorted(own.get("stop") or [])) > 1:
+        own["stop"] = [rule for rule in rules if rule != "epochs"]  # the cap is in force with every other rule
+    if own.get("first_epochs") is not None and own["first_epochs"] == own.get("epochs"):
+        own["first_epochs"] = None
+    if own.get("pool") is not None and own.get("num_train") is not None:
+        pool = own["pool"]
+        own["pool"] = round(pool * own["num_train"]) if pool <= 1 else int(pool)
+        if own.get("increment") and (own.get("max_rounds") or 0) * own["increment"] >= own["pool"]:
+            own["max_rounds"] = None
+    return own
+
+
+def _value(name: str, value: Any) -> str:
+    if value is None:
+        return _NONE.get(name, "none")
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return short if float(short := f"{value:.5g}") == value else repr(value)
+    if isinstance(value, list | tuple):
+        return "/".join(_value(name, one) for one in value)
+    text = str(value)
+    return _NAMES.get(text, Path(text).stem if name == "dataset" else text)  # a data set may be a file

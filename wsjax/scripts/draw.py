@@ -1,0 +1,67 @@
+"""What the figures' scripts share: runs by their folders in, a picture with its caption out. Imports no jax."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from wsjax.scripts import cli
+from wsjax.storage.records import read_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to draw, and where to."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs; several are merged where only seeds and methods differ."""
+    out: Path | None = None
+    """The files to write, without their endings. Default: figures/results/ and the script's name."""
+
+
+@dataclass(frozen=True)
+class OnlineConfig(Config):
+    """What to draw of online runs, and where to."""
+
+    cost: Literal["seconds", "steps"] = "seconds"
+    """What a round costs: seconds, or steps, which do not depend on the machine."""
+
+
+def run_script(
+    draw: Callable[..., tuple[Figure, str]], script: str, text: str | None, config_type: type[Config] = Config
+) -> None:
+    """Draws the runs that the command line names, writes picture and caption, and prints the caption.
+
+    Args:
+      draw: `(runs, **options) -> (figure, caption)`, where runs are as `read_run` gives them and the options are the
+        config's further fields.
+      script: the script's file.
+      text: what the help says first.
+      config_type: the fields of the command line.
+    """
+    config = tyro.cli(config_type, description=text)
+    with cli.user_errors():
+        cli.say(write(draw, script, config))
+
+
+def write(draw: Callable[..., tuple[Figure, str]], script: str, config: Config) -> str:
+    """Draws runs, writes stem.png, stem.pdf and stem.txt, and returns the caption."""
+    from wsjax.results import plots
+
+    options = {name: value for name, value in asdict(config).items() if name not in ("runs", "out")}
+    figure, caption = draw([read_run(_expanded(folder)) for folder in config.runs], **options)
+    out = config.out or Path(script).resolve().parent / "results" / Path(script).stem
+    plots.save_captioned(figure, caption, _expanded(out))
+    return caption
+
+
+def _expanded(path: Path) -> Path:
+    return Path(os.path.expanduser(path))
