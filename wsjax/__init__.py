@@ -9,6 +9,7 @@ _HOMES = {
     "networks.models": ("logistic_regression", "mlp", "resnet18"),
     "data.datasets": ("Dataset", "load"),
     "training.train": (
+        "Batch",
         "Task",
         "TrainState",
         "image_task",
@@ -20,11 +21,19 @@ _HOMES = {
     "rounds.loop": ("Round", "Settings", "run_rounds"),
     "training.stopping": ("after_epochs", "any_of", "at_accuracy", "at_plateau"),
     "storage.records": ("Records", "read_run"),
+    "scripts.experiment": ("load_model",),
+    "errors": ("DataError", "NonFiniteLoss", "RunError", "UserError"),
 }
+
+__all__ = [name for names in _HOMES.values() for name in names]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.data.datasets import Dataset as Dataset
     from wsjax.data.datasets import load as load
+    from wsjax.errors import DataError as DataError
+    from wsjax.errors import NonFiniteLoss as NonFiniteLoss
+    from wsjax.errors import RunError as RunError
+    from wsjax.errors import UserError as UserError
     from wsjax.methods.reinit import kernels_only as kernels_only
     from wsjax.methods.reinit import not_normalization as not_normalization
     from wsjax.methods.reinit import random_init as random_init
@@ -36,12 +45,14 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.rounds.loop import Round as Round
     from wsjax.rounds.loop import Settings as Settings
     from wsjax.rounds.loop import run_rounds as run_rounds
+    from wsjax.scripts.experiment import load_model as load_model
     from wsjax.storage.records import Records as Records
     from wsjax.storage.records import read_run as read_run
     from wsjax.training.stopping import after_epochs as after_epochs
     from wsjax.training.stopping import any_of as any_of
     from wsjax.training.stopping import at_accuracy as at_accuracy
     from wsjax.training.stopping import at_plateau as at_plateau
+    from wsjax.training.train import Batch as Batch
     from wsjax.training.train import Task as Task
     from wsjax.training.train import TrainState as TrainState
     from wsjax.training.train import image_task as image_task
@@ -60,4 +71,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(name for names in _HOMES.values() for name in names)
+    return sorted(__all__)
