@@ -1,9 +1,9 @@
 """How a script ends when it is told to, by Ctrl-C or a signal: one line, exit code 128 + the signal, within seconds.
 
-A signal ends a script at once while it starts, and where it is one of several processes, which cannot agree on an epoch
-to end at. Later it raises `Terminated`, and while a run makes progress it waits for the epoch's end, where `check` raises
-it. Python hears of a signal only between two of its own steps, and a compilation is one step: a thread sees to it that
-the script ends nevertheless, GRACE seconds after the signal, or at once with a second one.
+A signal ends a script at once while it starts, and where it is one of several processes, which cannot agree on an
+epoch to end at. Later it raises `Terminated`, and while a run makes progress it waits for the epoch's end, where `check`
+raises it. Python hears of a signal only between two of its own steps, and a compilation is one step: a thread sees to
+it that the script ends nevertheless, GRACE seconds after the signal, or at once with a second one.
 
 Standard library only and quick to import: a script calls `begin` ahead of its other imports, which take a second.
 """
@@ -158,7 +158,7 @@ def _watch(woken: int) -> None:
 
 
 def _on_unraisable(unraisable: Any) -> None:
-    """Ends the program where Terminated was raised in a place that cannot pass it on, such as a collector's callback."""
+    """Ends the program where Terminated was raised in a place that cannot pass it on, a collector's callback say."""
     if isinstance(unraisable.exc_value, Terminated):
         _end(unraisable.exc_value.number)
     sys.__unraisablehook__(unraisable)
