@@ -1,7 +1,7 @@
 """How a script ends when it is told to, by Ctrl-C or a signal: one line, exit code 128 + the signal, within seconds.
 
 A signal ends a script at once while it starts, and where it is one of several processes, which cannot agree on an
-epoch to end at. Later it raises `Terminated`, and while a run makes progress it waits for the epoch's end, where `check`
+epoch to end at. Later it raises `Terminated`; while a run makes progress it waits for the epoch's end, where `check`
 raises it. Python hears of a signal only between two of its own steps, and a compilation is one step: a thread sees to
 it that the script ends nevertheless, GRACE seconds after the signal, or at once with a second one.
 
