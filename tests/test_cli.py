@@ -572,14 +572,14 @@ def test_a_second_signal_ends_at_once_and_quietly():
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
-    code = "import sys; from wsjax.scripts import ending; ending.begin(); sys.stdin.readline()"
-    run = python(
-        code,
-        stdin=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
-    time.sleep(0.5)
+    code = "from wsjax.scripts import ending; ending.begin(); print('ready', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", sys.executable, "-c", code]
+    run = subprocess.Popen(command, env=environment, **pipes)
+    assert run.stdout.readline() == "ready\n"
     run.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
     assert (*run.communicate("\n", timeout=60), run.returncode) == ("", "", 0)
 
 
