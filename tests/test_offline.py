@@ -154,6 +154,31 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
     assert checkpoint_arrays(tmp_path / "a") == checkpoint_arrays(tmp_path / "b")
 
 
+def test_a_signal_at_any_moment_is_one_line_and_the_run_goes_on(tmp_path):
+    """From the script's first line on: while it imports, compiles, trains."""
+    listen = "import runpy, sys; from wsjax.scripts import ending; ending.begin(); print('up', flush=True)"
+    code = f"{listen}; sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    arguments = (*TINY, "--epochs", "400", "--workdir", str(tmp_path))
+    lines = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+    for i, moment in enumerate((0, 0.1, 0.2, 0.4, 0.7, 1, 1.5, 2, 2.5, 3, 4)):
+        number = list(lines)[i % 2]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "up\n"
+        time.sleep(moment)
+        process.send_signal(number)
+        begin = time.monotonic()
+        error = process.communicate(timeout=60)[1]
+        assert time.monotonic() - begin < 15
+        assert error == f"error: {lines[number]}; the same command continues the run\n", moment
+        assert process.returncode == 128 + number
+    done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = read_run(tmp_path / "offline" / "digits-mlp-adam").rows
+    assert len({(row["method"], row["seed"], row["epoch"]) for row in rows}) == len(rows) == 2 * (2 + 3 * 400)
+
+
 def test_help_loads_no_jax():
     code = (
         f"import runpy, sys; sys.argv = ['offline.py', '--dataset=cifar10', '--help']\n"
@@ -191,16 +216,16 @@ def test_help_loads_no_jax():
         (("--num_train", 601), r"cannot take 601 train images; possible: 2 to 600"),
         (("--run", "../up"), r"--run must be a plain name, not '../up'"),
         (("--run", ".."), r"--run must be a plain name, not '..'"),
-        (("--dataset", "missing.npz"), r"missing.npz"),
+        (("--dataset", "missing.npz"), r"cannot read missing.npz"),
         (("--dataset", "cifar10", "--data_dir", "file.npz"), r"the data folder file.npz is a file"),
         (("--dataset", "no_labels.npz"), r"no_labels.npz.*train_labels"),
         (("--dataset", "float.npz"), r"float.npz.*float64"),
         (("--dataset", "rank.npz"), r"rank.npz.*\(20, 48\)"),
-        (("--dataset", "range.npz"), r"range.npz"),
+        (("--dataset", "range.npz"), r"range.npz.* -1"),
         (("--dataset", "lengths.npz"), r"lengths.npz.*19.*20"),
-        (("--dataset", "empty.npz"), r"empty.npz.*0"),
-        (("--dataset", "one.npz"), r"one.npz.*1"),
-        (("--dataset", "cut.npz"), r"cut.npz"),
+        (("--dataset", "empty.npz"), r"empty.npz.* 0;"),
+        (("--dataset", "one.npz"), r"one.npz.* 1;"),
+        (("--dataset", "cut.npz"), r"cut.npz .*archive"),
         (("--workdir", "file.npz"), r"cannot write to file.npz/offline/.*choose another folder"),
         (("--learning_rate", 1e30), r"loss is not finite: first, seed 0, round 1, epoch 1, step \d+, at learning rate"),
     ],

@@ -17,6 +17,13 @@ def test_every_public_name_loads():
         wsjax.nothing  # noqa: B018
 
 
+def test_a_star_import_gives_every_public_name():
+    names = {}
+    exec("from wsjax import *", names)
+    assert set(dir(wsjax)) == set(names) - {"__builtins__"}
+    assert {"shrink_perturb", "Batch", "load_model", "DataError", "RunError", "UserError", "NonFiniteLoss"} < set(names)
+
+
 def test_type_checkers_see_the_same_names():
     text = Path(str(wsjax.__file__)).read_text()
     assert sorted(re.findall(r"import (\w+) as \1$", text, re.MULTILINE)) == dir(wsjax)

@@ -201,9 +201,10 @@ def test_complex_leaves():
             np.testing.assert_array_equal(np.signbit(out.real), np.signbit(first.real))
 
 
-def test_float8_leaves():
-    out = shrink_perturb(jnp.array([2.0], jnp.float8_e4m3fn), jnp.array([4.0], jnp.float8_e4m3fn), 0.5, 0.25)
-    assert out.dtype == jnp.float8_e4m3fn
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float8_e4m3b11fnuz, jnp.float4_e2m1fn])
+def test_float8_leaves(dtype):
+    out = shrink_perturb(jnp.array([2.0], dtype), jnp.array([4.0], dtype), 0.5, 0.25)
+    assert out.dtype == dtype
     assert float(out[0]) == 2.0
 
 
@@ -377,22 +378,42 @@ def test_paths_as_the_predicates_see_them():
 
 
 @pytest.mark.parametrize(
-    ("path", "normal", "kernel"),
+    "layer",
     [
-        ("layer_norm/weight", False, False),
-        ("block_0/BatchNorm_1/scale", False, False),
-        ("bn/kernel", False, False),
-        ("block/bn2/bias", False, False),
-        ("carbn/kernel", True, True),  # "bn" counts only where a part starts with it
-        ("dense/bias", True, False),
-        ("w", True, True),
-        ("linear/kernel/value", True, True),
-        ("weights", True, False),
-        ("kernel_0/bias", True, False),
+        *("norm", "norm1", "norm_2", "norms", "layer_norm", "batch_norm", "group_norm", "rms_norm", "stem_norm"),
+        *("shortcut_norm", "final_layer_norm", "layernorm", "batchnorm2", "RMSNorm", "LayerNorm", "LayerNorm_3"),
+        *("BatchNorm_0", "GroupNorm_1", "InstanceNorm_0", "SpectralNorm_0", "WeightNorm_0", "BatchNorm2d", "preNorm"),
+        *("bn", "bn1", "bn_2", "BN", "BN_0", "ln_f", "ln1", "gn1", "norm_layer", "batch_normalization"),
+        *("Normalisation", "~/bn1", "layer1.0.bn1", "features.norm5", "downsample.1.norm", "encoder-norm"),
     ],
 )
-def test_predicates_by_hand(path, normal, kernel):
-    assert (not_normalization(path), kernels_only(path)) == (normal, kernel)
+def test_names_of_normalisation_layers(layer):
+    for path in (f"{layer}/weight", f"block_0/{layer}/kernel/value", f"{layer}/1/w"):
+        assert not not_normalization(path)
+        assert not kernels_only(path)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *("normal_head", "NormalHead_0", "enormous", "abnormal", "subnet", "bnb", "carbn", "bnconv", "bottleneck"),
+        *("norma", "normed_linear", "informative", "Dense_0", "conv1", "layers/0", "net/~/linear", "linear.0", "Lnet"),
+    ],
+)
+def test_names_of_other_layers(layer):
+    for name in ("kernel", "weight", "w", "kernel/value"):
+        assert not_normalization(f"{layer}/{name}")
+        assert kernels_only(f"{layer}/{name}")
+    for name in ("bias", "scale", "b", "embedding", "weights", "kernel_0", "weight/g", "kernels/0", "Kernel"):
+        assert not_normalization(f"{layer}/{name}")
+        assert not kernels_only(f"{layer}/{name}")
+
+
+def test_names_by_themselves():
+    assert kernels_only("w")
+    assert kernels_only("features.0.weight")
+    assert not kernels_only("flow")
+    assert not not_normalization("bn")
 
 
 ONE = np.float32(1)
@@ -474,6 +495,50 @@ def test_traced_factors_that_are_arrays_are_refused():
 @pytest.mark.parametrize("factor", [1, True, np.float16(1), np.int32(1), jnp.int32(1), jnp.bfloat16(1), np.array(1.0)])
 def test_scalars_of_any_type_are_factors(factor):
     np.testing.assert_array_equal(shrink_perturb(jnp.full(2, 3.0), jnp.ones(2), factor, 0), [3.0, 3.0])
+
+
+@pytest.mark.parametrize("factor", ["0.5", None, 1j, {"a": 1}, 10**400, np.array("1"), np.complex64(1)])
+def test_factors_that_are_no_real_numbers_are_refused(factor):
+    for arguments, name in (((factor, 0.1), "shrink"), ((0.1, factor), "perturb")):
+        with pytest.raises(ValueError, match=rf"^{name} must be a real number, not "):
+            shrink_perturb(jnp.ones(2), jnp.ones(2), *arguments)
+
+
+@pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])
+def test_long_doubles_are_mixed_on_the_host(dtype):
+    old, new = np.array([1.0, 2.0], dtype), np.array([np.finfo(dtype).eps, 4.0], dtype)
+    out = shrink_perturb({"a": old}, {"a": new}, 1.0, 0.5)["a"]
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(out, old + new / 2)
+
+
+def test_leaves_that_are_no_arrays_stay():
+    params = {"rate": 0.5, "list": [1.0, None], "text": "x", "f": jax.nn.relu, "object": np.array([None])}
+    fresh = {"rate": 0.7, "list": [2.0, None], "text": "y", "f": jax.nn.gelu, "object": np.array([1], object)}
+    out = shrink_perturb(params, fresh, 0.5, 0.5)
+    for old, kept in zip(jax.tree.leaves(params), jax.tree.leaves(out), strict=True):
+        assert kept is old
+
+
+class Foreign:
+    """An array of another library."""
+
+    shape, dtype = (2,), "float32"
+
+
+def test_arrays_without_values_to_mix_are_refused_by_the_leaf():
+    gone = jnp.ones(2)
+    gone.delete()
+    here = jnp.ones(2)
+    for params, fresh, message in (
+        (gone, here, r"^leaf 'block/w' of params was deleted: a compiled function took it"),
+        (here, gone, r"^leaf 'block/w' of fresh was deleted"),
+        (Foreign(), Foreign(), r"^leaf 'block/w' of params is a [\w.]*Foreign, no array of JAX or NumPy"),
+        (*[jax.ShapeDtypeStruct((2,), jnp.float32)] * 2, r"^leaf 'block/w' of params is a jax.ShapeDtypeStruct"),
+    ):
+        for factors in ((0.5, 0.5), (1, 0), (0, 1)):
+            with pytest.raises(ValueError, match=message):
+                shrink_perturb({"block": {"w": params}}, {"block": {"w": fresh}}, *factors)
 
 
 def test_it_compiles_once_for_all_factors():

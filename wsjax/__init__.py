@@ -16,11 +16,19 @@ _HOMES = {
     "rounds.loop": ("Settings", "run_rounds"),
     "storage.records": ("Records", "read_run"),
     "scripts.build": ("load_model",),
+    "errors": ("DataError", "NonFiniteLoss", "RunError", "TaskError", "UserError"),
 }
+
+__all__ = [name for names in _HOMES.values() for name in names]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.data.datasets import Dataset as Dataset
     from wsjax.data.datasets import load as load
+    from wsjax.errors import DataError as DataError
+    from wsjax.errors import NonFiniteLoss as NonFiniteLoss
+    from wsjax.errors import RunError as RunError
+    from wsjax.errors import TaskError as TaskError
+    from wsjax.errors import UserError as UserError
     from wsjax.methods.reinit import kernels_only as kernels_only
     from wsjax.methods.reinit import not_normalization as not_normalization
     from wsjax.methods.reinit import random_init as random_init
@@ -66,4 +74,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(name for names in _HOMES.values() for name in names)
+    return sorted(__all__)

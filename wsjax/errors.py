@@ -34,10 +34,23 @@ class ProcessLost(UserError, RuntimeError):
     """Another process of the run has ended, or cannot be reached."""
 
 
-def printable(text: object) -> str:
+class Terminated(BaseException):
+    """The program was told to end by the signal `number`: catch it to save what there is, and raise it again."""
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+LONGEST = 2000  # characters: an error of XLA can have pages
+
+
+def printable(text: object, longest: int = LONGEST) -> str:
     """Writes a text on one line without control characters: what comes from a file cannot move the cursor.
 
-    Every character that is not printable, a line's end and a change of direction too, becomes its escape as Python
-    writes it.
+    Every character that is not printable (a line's end, a change of direction, one without width, half of a pair)
+    becomes its escape as Python writes it. A text of more than `longest` characters loses its middle.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    half = longest // 2
+    return line if len(line) <= longest else f"{line[:half]} ... {line[-half:]}"

@@ -8,6 +8,7 @@ so far, and those of a newly drawn network. `functools.partial(shrink_perturb, s
 from __future__ import annotations
 
 import math
+import numbers
 import re
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +33,9 @@ def shrink_perturb(params: Any, fresh: Any, shrink: Any, perturb: Any, *, where:
 
     Args:
       params: pytree of the trained parameters: Flax dicts, Equinox modules, NNX state, tuples, anything that
-        `jax.tree` walks. Floating-point and complex arrays are mixed; integer and boolean arrays, random keys, None
-        and leaves that are no arrays are returned as they are in `params`.
+        `jax.tree` walks. Floating-point and complex arrays of JAX and NumPy are mixed; arrays of other dtypes,
+        random keys, None, Python's own numbers (floats too: modules keep a rate of dropout as one) and all that is no
+        array are returned as they are in `params`.
       fresh: pytree of newly drawn parameters, with the structure and shapes of `params`.
       shrink: scalar factor of `params`, a number or a (traced) array of shape [].
       perturb: scalar factor of `fresh`, likewise.
@@ -44,8 +46,9 @@ def shrink_perturb(params: Any, fresh: Any, shrink: Any, perturb: Any, *, where:
       A pytree like `params`, with its dtypes. Works under jit, vmap and grad, in all four arguments.
 
     Raises:
-      ValueError: the trees differ in structure, or in a leaf's shape or kind of dtype (the first such leaf is named);
-        or shrink or perturb is a Python number that is not finite.
+      ValueError: the trees differ in structure, or in a leaf's shape or kind of dtype; a leaf is an array without
+        values to mix: another library's, a mere shape, or one that was donated (the first such leaf is named); or
+        shrink or perturb is no real number or a Python number that is not finite.
     """
     for name, factor in (("shrink", shrink), ("perturb", perturb)):
         _check_factor(name, factor)
@@ -69,14 +72,26 @@ def random_init(params: Any, fresh: Any) -> Any:
     return shrink_perturb(params, fresh, 0.0, 1.0)
 
 
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_NORMALIZATION = re.compile(r"[a-z]*norms?|[a-z]*normali[sz]ation|[blg]ns?", re.IGNORECASE)
+_KERNEL = re.compile(r"(^|[/.])(kernel|weight|w)([/.]value)?$")
+
+
 def not_normalization(path: str) -> bool:
-    """Chooses every leaf but those of normalisation layers (a part of the path says "norm" or starts with "bn")."""
-    return not re.search(r"norm|(^|/)bn", path, re.IGNORECASE)
+    """Chooses every leaf but those of normalisation layers.
+
+    They have a word in their path that ends in "norm" or is bn, ln or gn: LayerNorm_0, rms_norm, batchnorm2, bn1, but
+    not normal_head. Capitals, digits and signs part words.
+    """
+    return not any(_NORMALIZATION.fullmatch(word) for word in _WORD.findall(path))
 
 
 def kernels_only(path: str) -> bool:
-    """Chooses the kernels of dense and convolutional layers: leaves named kernel, weight or w; no normalisation."""
-    return not_normalization(path) and bool(re.search(r"(^|/)(kernel|weight|w)(/value)?$", path))
+    """Chooses the kernels of dense and convolutional layers: leaves named kernel, weight or w; no normalisation.
+
+    Flax's embeddings are named embedding and are none; Equinox's are named weight and are.
+    """
+    return not_normalization(path) and bool(_KERNEL.search(path))
 
 
 def path_name(path: Any) -> str:
@@ -106,7 +121,7 @@ def _mix_jvp(primals: Any, tangents: Any) -> Any:
 
 def _mix_leaf(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> Any:
     dtype = np.dtype(old.dtype)
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    if dtype.char in "gG" or jax.dtypes.canonicalize_dtype(dtype) != dtype:  # g and G: NumPy's long double
         return _mix_on_host(name, old, new, shrink, perturb)
     # Narrower leaves are mixed in float32 and rounded once.
     wide = dtype if dtype.itemsize >= 4 else jnp.float32
@@ -114,7 +129,7 @@ def _mix_leaf(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> Any:
 
 
 def _mix_on_host(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> np.ndarray:
-    """Mixes float64 leaves where JAX runs with 32 bits and would round them."""
+    """Mixes leaves that JAX would round or does not know: long doubles, and float64 where it runs with 32 bits."""
     if any(isinstance(x, jax.core.Tracer) for x in (old, new, shrink, perturb)):
         raise ValueError(f"leaf '{name}' is {old.dtype}, which a traced program rounds; set jax_enable_x64, or cast it")
     terms = [(np.asarray(factor, old.dtype), np.array(x, old.dtype)) for factor, x in ((shrink, old), (perturb, new))]
@@ -141,7 +156,11 @@ def _kind(leaf: Any) -> str:
 def _check_factor(name: str, factor: Any) -> None:
     if np.shape(factor) != ():
         raise ValueError(f"{name} must be a scalar, not an array of shape {np.shape(factor)}; use jax.vmap for a grid")
-    if not isinstance(factor, jax.Array) and not math.isfinite(factor):
+    if isinstance(factor, jax.Array):
+        return
+    if not isinstance(factor, numbers.Real | np.generic | np.ndarray) or np.asarray(factor).dtype.kind not in "biufV":
+        raise ValueError(f"{name} must be a real number, not {factor!r}")
+    if not math.isfinite(factor):
         raise ValueError(f"{name} must be finite, not {factor}")
 
 
@@ -154,11 +173,23 @@ def _check_match(params: Any, fresh: Any) -> None:
             raise ValueError(f"trees differ: params has leaf '{name}' where fresh has '{path_name(new_path)}'")
         if np.shape(old_leaf) != np.shape(new_leaf) or _kind(old_leaf) != _kind(new_leaf):
             raise ValueError(f"leaf '{name}' differs: {_describe(old_leaf)} in params, {_describe(new_leaf)} in fresh")
+        for holder, leaf in (("params", old_leaf), ("fresh", new_leaf)):
+            if fault := _fault(leaf):
+                raise ValueError(f"leaf '{name}' of {holder} {fault}")
     if len(old) != len(new):
         longer, holder = (old, "params") if len(old) > len(new) else (new, "fresh")
         raise ValueError(f"trees differ: only {holder} has leaf '{path_name(longer[min(len(old), len(new))][0])}'")
     if (structure := jax.tree.structure(params)) != (other := jax.tree.structure(fresh)):
         raise ValueError(f"trees differ in their nodes: {structure} in params, {other} in fresh")
+
+
+def _fault(leaf: Any) -> str | None:
+    """What keeps an array from being mixed or handed on."""
+    if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted():
+        return "was deleted: a compiled function took it as a donation; copy it before that call"
+    if not _is_array(leaf) and hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return f"is a {type(leaf).__module__}.{type(leaf).__name__}, no array of JAX or NumPy; convert it"
+    return None
 
 
 def _describe(leaf: Any) -> str:

@@ -1,15 +1,20 @@
 """What the command lines share: errors as one line, a progress bar, an estimate of the time to go, tables.
 
-Imports neither jax nor matplotlib, so that `--help` is quick.
+Every line that a script prints goes through `printable`: names that come from files or other processes cannot forge
+one. Imports neither jax nor matplotlib, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import ctypes
 import difflib
+import io
 import os
+import select
+import shutil
 import signal
 import sys
 import time
@@ -23,13 +28,17 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from wsjax.errors import ProcessLost, UsageError, UserError
+from wsjax.errors import ProcessLost, Terminated, UsageError, UserError, printable
+from wsjax.scripts import ending
 
 LINE_EVERY = 15.0  # seconds between lines of progress where the output is no terminal
 ESTIMATE_AFTER = 2  # epochs: the first one is still warming up
 ESTIMATE_FROM = 60.0  # seconds: shorter runs are not worth a line
 PROCESS_LOST = "another process of this run has ended; give the same commands again to continue the run"
+PLAIN = str.maketrans({"±": "+-", "─": "-", "━": "-", "│": "|", "╭": "+", "╮": "+", "╰": "+", "╯": "+", "•": "*"})
+"""What stands for a character in an encoding that lacks it."""
 
 
 def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any], text: str | None) -> None:
@@ -42,41 +51,50 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
     """
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument("--dataset")
-    try:
-        default = defaults(peek.parse_known_args()[0].dataset)
-    except argparse.ArgumentError:  # --dataset without a value: tyro says it better
-        default = defaults(None)
-    config = tyro.cli(type(default), default=default, description=text, use_underscores=True)
-    console = _error_console()
-    warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", markup=False)
     with user_errors():
+        peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        peek.add_argument("--dataset")
+        try:
+            default = defaults(peek.parse_known_args()[0].dataset)
+        except argparse.ArgumentError:  # --dataset without a value: tyro says it better
+            default = defaults(None)
+        config = tyro.cli(type(default), default=default, description=text, use_underscores=True)
+        warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
         main(config)
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the program with one line and exit code 2 (130 for Ctrl-C) where an error is the user's to mend."""
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        if isinstance(error, UserError | OSError | KeyboardInterrupt):
-            _error_console().print(f"error: {_one_line(error)}", style="red", markup=False, highlight=False)
-            _exit(130 if isinstance(error, KeyboardInterrupt) else 2)
-        if not _is_one_of_several():
-            raise
-        traceback.print_exc()
-        _exit(1)
+    """Ends the program with one line and exit code 2 where an error is the user's to mend.
+
+    Ctrl-C and SIGTERM end it with one line and 130 and 143, a reader of its output that has left quietly with 141.
+    """
+    with ending.handled():
+        try:
+            _take_any_text()
+            with _noticing_a_broken_pipe():
+                yield
+        except BaseException as error:
+            if number := ending.reason(error):
+                ending.leave(number, lambda text: _complain(f"error: {text}", "red"))
+            if isinstance(error, UserError | OSError | KeyboardInterrupt) or _is_out_of_memory(error):
+                _complain(f"error: {_one_line(error)}", "red")
+                _exit(130 if isinstance(error, KeyboardInterrupt) else 2)
+            if isinstance(error, SystemExit) or not ending.one_of_several():
+                raise
+            traceback.print_exc()
+            _exit(1)
 
 
 def explain_abort() -> None:
     """Has a line of ours follow what JAX says when it aborts this process because another one of the run has ended.
 
     JAX hears of that on a C++ thread, which aborts without coming back to Python, where a handler of Python's own would
-    run. libc calls this one on that very thread.
+    run. libc calls this one on that very thread. JAX has also taken SIGTERM for itself when processes have joined: the
+    script takes it back.
     """
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+    ending.handle()
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
@@ -87,26 +105,102 @@ def _on_abort(number: int) -> None:
 
 def _exit(code: int) -> NoReturn:
     """Ends the program: one of several processes without JAX's own end, which waits until all others have ended too."""
-    if _is_one_of_several():
+    if ending.one_of_several():
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _is_one_of_several() -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
+def _take_any_text() -> None:
+    """Has the standard streams take text that their encoding lacks: a run does not fail for a sign in its table."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain")
 
 
-def _error_console() -> Console:
-    return Console(stderr=True, soft_wrap=True, emoji=False)
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(PLAIN)
+    return text.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error("plain", _plain)
+
+
+def _encodable(text: str) -> str:
+    """The text as standard output will have it, for those who count its characters."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "plain").decode(encoding)
+
+
+@contextlib.contextmanager
+def _noticing_a_broken_pipe() -> Iterator[None]:
+    """Raises Terminated where the reader of what a block prints has left, as `head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # Python itself would see it after all else
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        raise Terminated(signal.SIGPIPE) from None
+
+
+def _reader_left() -> bool:
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+class _Console(Console):
+    # What rich does by itself is exit code 1, without a word.
+    def on_broken_pipe(self) -> NoReturn:
+        raise Terminated(signal.SIGPIPE)
+
+
+def _console(stderr: bool = False, **options: Any) -> Console:
+    """A console that takes text as it is: one with a bar where there is one, for lines to come above it."""
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream.isatty()
+    if terminal and _with_bar:
+        return _with_bar[-1]
+    if "COLUMNS" in os.environ or "LINES" in os.environ:  # which may hold anything
+        width, height = shutil.get_terminal_size()
+        options = {"width": width, "height": height, **options}
+    plain: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+    return _Console(stderr=stderr, force_terminal=terminal, soft_wrap=not terminal, **plain, **options)
+
+
+_with_bar: list[Console] = []
+
+
+def _complain(text: str, style: str | None = None) -> None:
+    """Prints a line on stderr, whole."""
+    with contextlib.suppress(OSError, ValueError, Terminated):  # there may be nobody to read it
+        _console(stderr=True).print(printable(text), style=style, soft_wrap=True)
 
 
 def _one_line(error: BaseException) -> str:
+    """What an error says; one that others wrote, in several lines or none, as one."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command continues the run"
-    line = " ".join(line.strip() for line in str(error).splitlines())
-    return f"{PROCESS_LOST} ({line})" if isinstance(error, ProcessLost) else line
+    if _is_out_of_memory(error):
+        return f"not enough memory ({_joined(error)}); take a smaller model or --batch_size"
+    if isinstance(error, ProcessLost):
+        return f"{PROCESS_LOST} ({_joined(error)})"
+    return str(error) if isinstance(error, UserError) else _joined(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    errors = getattr(sys.modules.get("jax"), "errors", None)  # an error of JAX's comes from a JAX that is loaded
+    of_jax = isinstance(error, getattr(errors, "JaxRuntimeError", ()))
+    return isinstance(error, MemoryError) or (of_jax and str(error).startswith("RESOURCE_EXHAUSTED"))
+
+
+def _joined(error: BaseException) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
 
 
 def choose(what: str, value: str, options: Sequence[str]) -> str:
@@ -135,54 +229,75 @@ def progress(total: float, proviso: str = "", shown: bool = True) -> Iterator[Ca
 
     Yields:
       `advance(done, text, skipped=0)`: work done since the last call, what to show, and work that fell away because a
-      stop rule held.
+      stop rule held. It raises Terminated where the program has been told to end.
     """
-    console = Console(quiet=not shown)
+    console = _console(quiet=not shown)
+    live = console.is_terminal and not console.is_dumb_terminal
     bound = "at most " if proviso else ""
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console, disable=not console.is_terminal,
+        TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), console=console, disable=not live,
     )  # fmt: skip
-    with bar:
+    with ending.patient(), bar, _above(console if live else None):
         meter = bar.add_task("compiling", total=total)
         begin: float | None = None
         calls, done, over, last_line = 0, 0.0, 0.0, time.monotonic()
 
         def advance(work: float, text: str, skipped: float = 0.0) -> None:
             nonlocal begin, calls, done, over, last_line
-            now = time.monotonic()
+            now, text = time.monotonic(), printable(text)
             calls, over = calls + 1, over + work + skipped
             bar.update(meter, completed=over, description=text)
+            ending.check()
             if begin is None:  # the first call's time is compilation too: it is no measure
                 begin = now
                 return
             done += work
-            remaining = (now - begin) / done * max(total - over, 0)
+            remaining = (now - begin) / done * max(total - over, 0) if done else 0.0
             if calls == 1 + ESTIMATE_AFTER and remaining > ESTIMATE_FROM:
-                console.print(f"estimate: {duration(remaining)} to go{proviso}", highlight=False)
-            if not console.is_terminal and now - last_line > LINE_EVERY:
+                console.print(f"estimate: {duration(remaining)} to go{printable(proviso)}")
+            if not live and now - last_line > LINE_EVERY:
                 last_line = now
-                console.print(f"{over / total:4.0%}  {text}  ({bound}{duration(remaining)} to go)", highlight=False)
+                console.print(f"{over / total:4.0%}  {text}  ({bound}{duration(remaining)} to go)")
 
         yield advance
 
 
+@contextlib.contextmanager
+def _above(console: Console | None) -> Iterator[None]:
+    """Has what is printed in a block go to this console, if there is one."""
+    before, _with_bar[:] = list(_with_bar), [console] if console else []
+    try:
+        yield
+    finally:
+        _with_bar[:] = before
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Prints a table; the first column is left-aligned, the others right."""
+    """Prints a table; the first column is left-aligned, the others right.
+
+    No cell is ever cut: a terminal that is too narrow gets a line a row.
+    """
+    names, *cells = [[_encodable(printable(cell)) for cell in row] for row in (columns, *rows)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(str, row))
-    console = Console()
-    console.print(title, style="bold", markup=False, highlight=False)
-    console.print(table)
+    for i, name in enumerate(names):
+        table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=True)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    console = _console()
+    console.print(printable(title), style="bold")
+    wide = console.measure(table, options=console.options.update(width=sys.maxsize)).maximum
+    if not console.is_terminal or wide <= console.width:
+        _console(width=wide).print(table)
+    else:
+        for first, *others in cells:
+            say(f"{first}: " + ", ".join(f"{name} {cell}" for name, cell in zip(names[1:], others, strict=True)))
 
 
 def say(text: str, shown: bool = True) -> None:
-    """Prints a line of result, wrapped at the terminal's width, whole where there is none."""
-    console = Console(emoji=False, quiet=not shown)
-    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    """Prints one line of result, wrapped at the terminal's width, whole where there is none."""
+    if shown:
+        _console().print(printable(text))
 
 
 def duration(seconds: float) -> str:

@@ -88,7 +88,6 @@ MORE = Field(float, optional=True)
 """What a row's further fields hold, which probes add."""
 
 
-
 def key_of(row: Row) -> Key:
     """What tells a row from all others of its run."""
     return row["method"], row["seed"], row["round"], row["epoch"]
