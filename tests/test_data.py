@@ -1,14 +1,10 @@
 import hashlib
-import http.server
 import io
 import itertools
 import os
 import pickle
-import socket
 import subprocess
 import sys
-import threading
-import time
 import zipfile
 
 import jax
@@ -17,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsjax.data import datasets
+from wsjax.data import datasets, sources
 from wsjax.errors import DataError
 
 SHAPE = (32, 32, 3)
@@ -61,7 +57,7 @@ def test_npz_round_trip(tmp_path):
     assert dataset.name == "pets"
     assert dataset.class_names == ("cat", "dog", "fox")
     assert dataset.num_classes == 3
-    for name in datasets._REQUIRED:
+    for name in sources.REQUIRED:
         np.testing.assert_array_equal(getattr(dataset, name), arrays[name])
     assert dataset.train_images.dtype == np.uint8
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
@@ -156,7 +152,7 @@ def test_damaged_archives(tmp_path):
     packed = write(tmp_path / "packed.npz", valid(), np.savez_compressed).read_bytes()
     headless = io.BytesIO()
     with zipfile.ZipFile(headless, "w") as archive:
-        for name in datasets._REQUIRED:
+        for name in sources.REQUIRED:
             archive.writestr(f"{name}.npy", b"\x93NUMPY\x01")
     damaged = {
         "empty": (b"", "not a .npz archive"),
@@ -196,7 +192,7 @@ def never(*_):
 
 @pytest.mark.parametrize(("name", "num_classes"), [("cifar10", 10), ("cifar100", 100), ("svhn", 10)])
 def test_a_named_set_comes_from_its_file_first(tmp_path, monkeypatch, name, num_classes):
-    monkeypatch.setattr(datasets, "_read_tfds", never)
+    monkeypatch.setattr(sources, "read_tfds", never)
     arrays = named(num_classes)
     write(tmp_path / f"{name}.npz", arrays)
     dataset = datasets.load(name, tmp_path)
@@ -220,18 +216,18 @@ def test_a_named_file_must_hold_that_set(tmp_path):
 
 def test_what_was_decoded_is_kept(tmp_path, monkeypatch):
     arrays = named(10)
-    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: arrays)
+    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: arrays)
     folder = tmp_path / "new" / "folder"
     first = datasets.load("cifar10", folder)
-    monkeypatch.setattr(datasets, "_read_tfds", never)
+    monkeypatch.setattr(sources, "read_tfds", never)
     second = datasets.load("cifar10", folder)
-    for name in datasets._REQUIRED:
+    for name in sources.REQUIRED:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert os.listdir(folder) == ["cifar10.npz"]
 
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: named(10))
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match=r"cannot keep .*cifar10.npz \(Not a directory\)") as caught:
         dataset = datasets.load("cifar10", tmp_path / "file" / "folder")
@@ -244,7 +240,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
         file.write(b"PK")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: named(10))
     monkeypatch.setattr(np, "savez", fill)
     with pytest.warns(UserWarning, match="No space left"):
         datasets.load("cifar10", tmp_path)
@@ -258,50 +254,12 @@ def test_without_tensorflow_datasets_the_message_has_the_command(tmp_path, monke
     for part in (
         str(tmp_path / "cifar10.npz"),
         "tensorflow_datasets",
-        datasets.INSTALL_COMMAND,
+        sources.INSTALL_COMMAND,
         "train_images",
         "uint8",
     ):
         assert part in message
     assert os.listdir(tmp_path) == []
-
-
-class Refuse(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        self.send_error(404)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_reachable(monkeypatch):
-    pytest.importorskip("requests", reason="comes with tensorflow-datasets")
-    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    with http.server.HTTPServer(("127.0.0.1", 0), Refuse) as server:
-        threading.Thread(target=server.handle_request).start()
-        url = f"http://127.0.0.1:{server.server_port}/"
-        assert datasets._reachable(url)  # an error page is an answer
-    assert not datasets._reachable(url)
-    monkeypatch.setattr(datasets, "NETWORK_TIMEOUT", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert not datasets._reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
-
-
-def test_a_name_look_up_that_hangs_is_given_up(monkeypatch):
-    pytest.importorskip("requests", reason="comes with tensorflow-datasets")
-    given_up = threading.Event()
-
-    def hang(*_):
-        given_up.wait(20)
-        raise socket.gaierror("no such name")
-
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr(datasets, "NETWORK_TIMEOUT", 0.2)
-    start = time.monotonic()
-    assert not datasets._reachable("http://wsjax.invalid/")
-    assert time.monotonic() - start < 5
-    given_up.set()
 
 
 def test_digits():
@@ -316,7 +274,7 @@ def test_digits():
 
 def test_digits_are_the_same_bytes_everywhere():
     def checksum(dataset):
-        arrays = [getattr(dataset, name) for name in datasets._REQUIRED]
+        arrays = [getattr(dataset, name) for name in sources.REQUIRED]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
     assert checksum(datasets.load("digits")) == checksum(datasets.digits())
@@ -413,9 +371,8 @@ def test_take_what_is_not_there(tmp_path, wanted, said):
 
 
 def test_import_loads_no_heavy_package():
-    code = (
-        "import sys, wsjax.data; print([m for m in ('sklearn', 'tensorflow_datasets', 'requests') if m in sys.modules])"
-    )
+    heavy = "('sklearn', 'tensorflow_datasets', 'requests')"
+    code = f"import sys, wsjax.data.datasets; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -444,11 +401,11 @@ def test_images_without_a_split(tmp_path):
     assert (read.images.shape, read.labels.tolist(), read.class_names) == ((3, 4, 4, 1), [0, 1, 1], ("a", "b"))
     assert read.labels.dtype == np.int32
     np.savez(path, images=images, labels=labels + 2**32)
-    with pytest.raises(datasets.DataError, match="has the label 4294967297; number the classes from 0 on"):
+    with pytest.raises(DataError, match="has the label 4294967297; number the classes from 0 on"):
         datasets.read_images(path)
     np.savez(path, images=images, labels=labels, class_names=np.array(["a"]))
-    with pytest.raises(datasets.DataError, match="class_names allow only 0 to 0"):
+    with pytest.raises(DataError, match="class_names allow only 0 to 0"):
         datasets.read_images(path)
     np.savez(path, images=images)
-    with pytest.raises(datasets.DataError, match=r"lacks labels; found: images; wanted: images .* and labels"):
+    with pytest.raises(DataError, match=r"lacks labels; found: images; wanted: images .* and labels"):
         datasets.read_images(path)

@@ -36,7 +36,8 @@ WANTED = (
 )
 
 _PLAIN = "biufcSU"  # kinds of dtype that are read: numbers and text; neither objects, nor records, nor times
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; others may allocate gigabytes to decompress a byte
+# How NumPy packs arrays, and the most that a byte can unpack to. Other ways may take gigabytes for a byte.
+_PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _HEADER_BYTES = 2**14  # more than NumPy reads of a header
 _CHUNK_BYTES = 2**22
 _LISTED, _LISTED_LENGTH = 20, 60  # names in a message, characters of each
@@ -126,6 +127,7 @@ def read_npz(
     with _faults(origin, "the archive"):
         if not zipfile.is_zipfile(file):
             raise DataError(f"{origin} is not a .npz archive, or only a part of one; write it anew with np.savez")
+        size = file.seek(0, os.SEEK_END)
         with zipfile.ZipFile(file) as archive:
             infos: dict[str, list[zipfile.ZipInfo]] = {}
             for info in archive.infolist():
@@ -138,7 +140,7 @@ def read_npz(
             for name in (*required, "class_names"):
                 if f"{name}.npy" in infos:
                     with _faults(origin, f"the array {name!r}"):
-                        members[name] = _read_header(archive, infos[f"{name}.npy"])
+                        members[name] = _read_header(archive, infos[f"{name}.npy"], size)
             _check_size(sum(member.info.file_size for member in members.values()), origin, max_gigabytes)
             arrays = {}
             for name, member in members.items():
@@ -202,31 +204,39 @@ def _faults(origin: object, what: str) -> Iterator[None]:
         ) from error
 
 
-def _read_header(archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo]) -> _Member:
-    """An array's shape and type, where they agree with what the archive says of it. Raises all kinds of errors."""
+def _read_header(archive: zipfile.ZipFile, infos: Sequence[zipfile.ZipInfo], archive_size: int) -> _Member:
+    """An array's shape and type, where they agree with what the archive says of it. Raises ValueError and others."""
     if len(infos) > 1:
         raise ValueError("it is there twice")
     (info,) = infos
     if info.flag_bits & 1:
         raise ValueError("it is encrypted")
-    if info.compress_type not in _METHODS:
+    if info.compress_type not in _PACKED:
         raise ValueError("it is compressed in a way that is not NumPy's")
+    if info.file_size > _PACKED[info.compress_type] * min(info.compress_size, archive_size):
+        raise ValueError("the archive tells of more bytes than it has")
     with archive.open(info) as stream:
         head = io.BytesIO(stream.read(_HEADER_BYTES))
-    version = np.lib.format.read_magic(head)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"its format is {version}; that of plain arrays is (1, 0)")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files that Python 2 wrote
-        shape, fortran_order, dtype = read(head)
+    try:
+        shape, fortran_order, dtype = _parse_header(head)
+    except Exception as error:  # tokenize's, Python's parser's, NumPy's
+        raise ValueError("its header is damaged") from error
     if dtype.kind not in _PLAIN or dtype.itemsize == 0:
-        raise ValueError(f"it is of the type {str(dtype)[:40]}")
+        raise ValueError(f"it is of the type {str(dtype)[:_LISTED_LENGTH]}")
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError("its sizes are not numbers from 0 on")
     if head.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
         raise ValueError("its header tells of another size than it has")
     return _Member(info, shape, dtype, fortran_order, head.tell())
+
+
+def _parse_header(head: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, fortran_order, dtype) of an array in NumPy's format."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    read = readers[np.lib.format.read_magic(head)]  # a later version is of records
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that Python 2 wrote
+        return read(head)
 
 
 def _check_size(size: int, origin: object, max_gigabytes: float | None) -> None:
