@@ -39,7 +39,7 @@ _PLAIN = "biufcSU"  # kinds of dtype that are read: numbers and text; neither ob
 # How NumPy packs arrays, and the most that a byte can unpack to. Other ways may take gigabytes for a byte.
 _PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _HEADER_BYTES = 2**14  # more than NumPy reads of a header
-_CHUNK_BYTES = 2**22
+_CHUNK_BYTES = 2**20
 _LISTED, _LISTED_LENGTH = 20, 60  # names in a message, characters of each
 
 

@@ -144,7 +144,7 @@ def read_pool(
     if not found.images:
         if known:
             return None
-        raise DataError(f"there is no image to train on: {len(files)} files for {listed(patterns) or 'no pattern'}")
+        raise DataError(f"there is no image to train on: {len(files)} files for {', '.join(patterns) or 'no pattern'}")
     if found.duplicates:
         mended = f"; {found.corrected} with another label, of which the last holds" if found.corrected else ""
         tell(f"{found.duplicates} images came more than once and count once{mended}")
@@ -187,7 +187,7 @@ def _matched(patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[s
     found = {pattern: _expand(pattern, old) for pattern in patterns}
     empty = [pattern for pattern, paths in found.items() if not paths]
     if empty and len(empty) == len(found):
-        raise DataError(f"there is no image to train on: no file matches {listed(empty)}")
+        raise DataError(f"there is no image to train on: no file matches {', '.join(empty)}")
     for pattern in empty:
         tell(f"no file matches {pattern}")
     return {path for paths in found.values() for path in paths}
