@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -90,6 +91,10 @@ BAD_ARRAYS = {
     "float images": ({"train_images": FLOATS}, ["train_images is float32", "must be uint8"]),
     "float test images": ({"test_images": FLOATS[:6]}, ["test_images is float32"]),
     "grey images": ({"train_images": np.zeros((12, 5, 4), np.uint8)}, ["(12, 5, 4)", "images[..., None]"]),
+    "images as PyTorch has them": (
+        {"train_images": np.zeros((12, 3, 5, 5), np.uint8)},
+        ["(12, 3, 5, 5)", "put channels last: images.transpose(0, 2, 3, 1)"],
+    ),
     "flat images": ({"train_images": np.zeros((12, 60), np.uint8)}, ["(12, 60)", "[N, height, width, channels]"]),
     "images of no size": ({"train_images": np.zeros((12, 0, 4, 3), np.uint8)}, ["(12, 0, 4, 3)"]),
     "float labels": ({"train_labels": np.zeros(12)}, ["train_labels is float64", "must be integers"]),
@@ -108,6 +113,7 @@ BAD_ARRAYS = {
         ["label 4294967296", "0 to 2"],
     ),
     "names that are numbers": ({"class_names": np.arange(3)}, ["class_names is int64", "strings"]),
+    "no names": ({"class_names": np.array([], "U3")}, ["class_names is <U3 (0,)", "list of strings"]),
     "one name": ({"class_names": np.array("cat")}, ["class_names is <U3 ()"]),
     "two sizes": ({"test_images": np.zeros((6, 5, 5, 3), np.uint8)}, ["(5, 4, 3)", "(5, 5, 3)", "one size"]),
     "no images": (
@@ -129,6 +135,45 @@ def test_bad_arrays(tmp_path, changes, said):
     message = failure(path)
     for part in (str(path), *said):
         assert part in message
+
+
+def test_labels_of_several_kinds_of_integers(tmp_path):
+    changes = {
+        "train_labels": (np.arange(12) % 3).astype(np.uint64),
+        "test_labels": (np.arange(6) % 3).astype(np.int64),
+    }
+    dataset = datasets.load(write(tmp_path / "own.npz", valid(**changes)))
+    assert dataset.class_names == ("0", "1", "2")  # NumPy's union of both is float64
+    assert dataset.train_labels.tolist() == [0, 1, 2] * 4
+    beyond = np.array([2**63 + 1] * 6, np.uint64)
+    message = failure(write(tmp_path / "own.npz", valid(test_labels=beyond)))
+    assert "numbers from 0 to 9223372036854775809" in message
+
+
+HAND_MADE = {
+    "-1 for no label": ({"train_labels": np.arange(12) % 3 - 1}, "^train_labels has the label -1; number the classes"),
+    "a label beyond": ({"test_labels": np.full(6, 3)}, "^test_labels has the label 3, but 3 classes allow only 0 to 2"),
+    "a label that would wrap": ({"test_labels": np.full(6, 2**32)}, "^test_labels has the label 4294967296, but"),
+    "durations": ({"train_labels": np.arange(12).astype("m8[s]")}, "train_labels is timedelta64"),
+    "too few labels": ({"train_labels": np.zeros(11, int)}, r"train_labels has the shape \(11,\)"),
+    "float images": ({"test_images": np.zeros((6, 5, 4, 3))}, "test_images is float64"),
+    "two sizes": ({"test_images": np.zeros((6, 4, 4, 3), np.uint8)}, "make them one size"),
+    "a mean too few": ({"mean": (0.5, 0.5)}, r"^mean is \(0\.5, 0\.5\); it must be a finite number a channel: 3$"),
+    "no spread": ({"std": (0.2, 0.2, 0.0)}, r"^std is .*; it must be a finite number a channel, above 0: 3$"),
+    "not a number": ({"mean": (0.5, 0.5, float("nan"))}, "^mean is "),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), HAND_MADE.values(), ids=HAND_MADE)
+def test_a_set_made_by_hand_is_checked_too(changes, said):
+    given = valid(class_names=("cat", "dog", "fox"), mean=(0.5,) * 3, std=(0.2,) * 3)
+    dataset = datasets.Dataset("pets", **given)
+    assert dataset.train_labels.dtype == np.int32
+    assert dataset.train_images is given["train_images"]
+    with pytest.raises(DataError, match=said):
+        datasets.Dataset("pets", **given | changes)
+    with pytest.raises(DataError, match=said):
+        dataclasses.replace(dataset, **changes)
 
 
 class Bomb:

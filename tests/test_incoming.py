@@ -1,6 +1,8 @@
 """The data files of the retraining job: which there are, which are left out, and that neither stops a call."""
 
 import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -238,3 +240,18 @@ def test_many_class_names_do_not_fill_the_terminal(tmp_path):
     assert lines[1].startswith("new classes: class 2, class 3, ")
     assert ["and 89,980 more" in lines[0], "and 89,978 more" in lines[1]] == [True, True]
     assert max(map(len, lines)) < 2_000
+
+
+def test_the_scripts_limit_reaches_the_files(tmp_path):
+    path = write(tmp_path / "a.npz")
+    script = Path(__file__).parents[1] / "experiments" / "retrain.py"
+    line = [sys.executable, str(script), "--model_dir", str(tmp_path / "model"), "--data", str(path)]
+    done = subprocess.run([*line, "--max_gigabytes=1e-6"], capture_output=True, text=True)
+    assert done.returncode == 2
+    said = " ".join(done.stdout.split())
+    assert said.startswith(f"left out: {path} has ")
+    assert said.endswith(" GB, more than --max_gigabytes=1e-06")
+    assert done.stderr.startswith("error: there is no image to train on")
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run([*line, "--max_gigabytes=0"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --max_gigabytes must be positive, not 0.0\n")

@@ -374,7 +374,7 @@ def _class_names(arrays: Mapping[str, np.ndarray], source: Source | None) -> tup
 
 def _strings(names: np.ndarray) -> tuple[str, ...]:
     """Checks class names, which go into records, tables and messages; bytes are UTF-8."""
-    if names.ndim != 1 or names.dtype.kind not in "US":
+    if names.ndim != 1 or names.dtype.kind not in "US" or not len(names):
         raise DataError(f"class_names is {names.dtype} {names.shape}; it must be a list of strings")
     _check_number(len(names))
     try:

@@ -251,11 +251,12 @@ def _check_size(size: int, origin: object, max_gigabytes: float | None) -> None:
 def _read_array(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
     """An array without a second copy of it."""
     content = np.empty(member.info.file_size - member.start, np.uint8)
-    view, done = memoryview(content), 0
+    done = 0
     with archive.open(member.info) as stream:
         stream.read(member.start)
-        while count := stream.readinto(view[done : done + _CHUNK_BYTES]):
-            done += count
+        while chunk := stream.read(min(_CHUNK_BYTES, len(content) - done)):
+            content[done : done + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            done += len(chunk)
     if done < len(content):
         raise EOFError("it ends early")
     array = content.view(member.dtype)
