@@ -106,6 +106,10 @@ BAD_ARRAYS = {
         {"train_labels": np.arange(12) % 3 + 1, "test_labels": np.ones(6, int)},
         ["3 different numbers from 1 to 3", "without a gap", "class_names"],
     ),
+    "labels that say nothing": (
+        {"train_labels": np.zeros(12, int), "test_labels": np.zeros(6, int)},
+        ["the number of classes is 1"],
+    ),
     "labels with a gap": ({"test_labels": np.full(6, 9)}, ["4 different numbers from 0 to 9"]),
     "labels beyond the names": ({"class_names": np.array(["cat", "dog"])}, ["label 2", "2 classes allow only 0 to 1"]),
     "huge labels": (
@@ -154,6 +158,7 @@ HAND_MADE = {
     "-1 for no label": ({"train_labels": np.arange(12) % 3 - 1}, "^train_labels has the label -1; number the classes"),
     "a label beyond": ({"test_labels": np.full(6, 3)}, "^test_labels has the label 3, but 3 classes allow only 0 to 2"),
     "a label that would wrap": ({"test_labels": np.full(6, 2**32)}, "^test_labels has the label 4294967296, but"),
+    "one class": ({"class_names": ("cat",)}, "^the number of classes is 1; there must be 2 to tell apart$"),
     "durations": ({"train_labels": np.arange(12).astype("m8[s]")}, "train_labels is timedelta64"),
     "too few labels": ({"train_labels": np.zeros(11, int)}, r"train_labels has the shape \(11,\)"),
     "float images": ({"test_images": np.zeros((6, 5, 4, 3))}, "test_images is float64"),

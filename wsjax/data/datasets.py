@@ -54,7 +54,7 @@ class Dataset:
         train_labels: int32 [N], in [0, num_classes); other integers are converted.
         test_images: uint8 [M, height, width, channels], M at least 2.
         test_labels: int32 [M], likewise.
-        class_names: one name a class.
+        class_names: one name a class, at least 2.
         mean: a channel's mean in [0, 1] units (pixel / 255), to normalise images by.
         std: a channel's standard deviation in the same units, above 0.
 
@@ -74,6 +74,8 @@ class Dataset:
     def __post_init__(self) -> None:
         arrays = {name: np.asarray(getattr(self, name)) for name in sources.REQUIRED}
         shape = _check_splits(arrays)
+        if self.num_classes < 2:
+            raise DataError(f"the number of classes is {self.num_classes}; there must be 2 to tell apart")
         for split in ("train", "test"):
             labels = f"{split}_labels"
             highest = arrays[labels].max()
