@@ -74,8 +74,8 @@ class _Found:
             raise _OtherSize(f"{path}: images of {shape} where {self.whose} {self.shape}")
         class_names = _merge_classes(self.class_names, read.class_names, set(read.labels.tolist()), path)
         digests = [hashlib.sha256(image.tobytes()).digest() for image in read.images]
-        first = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest not in self.images}
-        size = (len(self.images) + len(first)) * read.images[0].nbytes
+        fresh = {digest: i for i, digest in enumerate(digests) if digest not in self.images}
+        size = (len(self.images) + len(fresh)) * read.images[0].nbytes
         if size > max_gigabytes * 1e9:
             limit = f"--max_gigabytes={max_gigabytes:g}"
             raise DataError(f"{path}: with it all images come to {size / 1e9:,.3g} GB, more than {limit}")
@@ -84,8 +84,8 @@ class _Found:
         if self.shape is None:
             self.shape, self.whose = shape, f"{path} has"
         # Copies, so that a file whose images are known leaves nothing in memory.
-        self.images.update(zip(first, read.images[list(first.values())], strict=True))
-        self.duplicates += len(digests) - len(first)
+        self.images.update(zip(fresh, read.images[list(fresh.values())], strict=True))
+        self.duplicates += len(digests) - len(fresh)
         for digest, label in zip(digests, read.labels.tolist(), strict=True):
             self.corrected += self.labels.get(digest, label) != label
             self.labels[digest] = label
