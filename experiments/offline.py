@@ -10,9 +10,14 @@ was stopped, however it was.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
 import dataclasses
 
-from wsjax.results import summary
+from wsjax.results import summary, tables
 from wsjax.scripts import build, cli, config, run
 
 
@@ -57,8 +62,13 @@ def main(settings: Config) -> None:
         build.build_methods(settings),
         summary.summarize_offline,
     )
-    table = summary.offline_table(outcome.summary)
-    run.conclude(outcome, "All of the data, after the first round", table, plots.offline_curves(outcome.rows))
+    table = tables.offline_table(outcome.summary)
+    run.conclude(
+        outcome,
+        "All of the data, after the first round",
+        table,
+        plots.offline_curves(outcome.rows, build.methods_table(settings)),
+    )
 
 
 if __name__ == "__main__":

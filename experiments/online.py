@@ -12,10 +12,15 @@ command continues a run that was stopped, however it was.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
 import dataclasses
 from typing import Any
 
-from wsjax.results import summary
+from wsjax.results import summary, tables
 from wsjax.scripts import build, cli, config, run
 
 
@@ -76,8 +81,8 @@ def main(settings: Config) -> None:
         summary.summarize_online,
     )
     title = f"{len(sizes)} rounds, up to {sizes[-1]:,} images"
-    curves = plots.online_curves(outcome.summary["rounds"])
-    run.conclude(outcome, title, summary.online_table(outcome.summary), curves)
+    curves = plots.online_curves(outcome.summary["rounds"], build.methods_table(settings))
+    run.conclude(outcome, title, tables.online_table(outcome.summary), curves)
 
 
 if __name__ == "__main__":

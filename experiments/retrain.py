@@ -14,6 +14,11 @@ kept aside.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
 import contextlib
 import dataclasses
 import math
@@ -44,6 +49,8 @@ class Config(common.Training):
     """Factor of the current model's parameters; 1 and --perturb=0 continue from them as they are."""
     perturb: float = 0.1
     """Factor of newly drawn parameters."""
+    max_gigabytes: float = 8.0
+    """The most that one data file may take, packed or unpacked, and all images together; training needs twice that."""
     holdout: float = 0.1
     """Fraction of the images that are held out, by a hash of their content."""
     tolerance: float = 0.02
@@ -121,6 +128,7 @@ def build_recipe(config: Config) -> Any:
         seed=config.seed,
         compare_scratch=config.compare_scratch,
         mesh=build.data_mesh(config.devices),
+        max_gigabytes=config.max_gigabytes,
     )
 
 
@@ -130,6 +138,8 @@ def check(config: Config) -> None:
     for name in ("shrink", "perturb"):
         value = getattr(config, name)
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
+    size = config.max_gigabytes
+    cli.check(math.isfinite(size) and size > 0, f"--max_gigabytes must be positive, not {size}")
     cli.check(0 < config.holdout < 1, f"--holdout must lie between 0 and 1, not {config.holdout}")
     cli.check(0 <= config.tolerance <= 1, f"--tolerance must lie in [0, 1], not {config.tolerance}")
     cli.check(0 <= config.seed < 2**31, f"--seed must lie in [0, 2^31), not {config.seed}")

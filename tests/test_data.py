@@ -1,14 +1,11 @@
+import dataclasses
 import hashlib
-import http.server
 import io
 import itertools
 import os
 import pickle
-import socket
 import subprocess
 import sys
-import threading
-import time
 import zipfile
 
 import jax
@@ -17,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsjax.data import datasets
+from wsjax.data import datasets, sources
 from wsjax.errors import DataError
 
 SHAPE = (32, 32, 3)
@@ -61,7 +58,7 @@ def test_npz_round_trip(tmp_path):
     assert dataset.name == "pets"
     assert dataset.class_names == ("cat", "dog", "fox")
     assert dataset.num_classes == 3
-    for name in datasets._REQUIRED:
+    for name in sources.REQUIRED:
         np.testing.assert_array_equal(getattr(dataset, name), arrays[name])
     assert dataset.train_images.dtype == np.uint8
     assert dataset.train_labels.dtype == dataset.test_labels.dtype == np.int32
@@ -94,6 +91,10 @@ BAD_ARRAYS = {
     "float images": ({"train_images": FLOATS}, ["train_images is float32", "must be uint8"]),
     "float test images": ({"test_images": FLOATS[:6]}, ["test_images is float32"]),
     "grey images": ({"train_images": np.zeros((12, 5, 4), np.uint8)}, ["(12, 5, 4)", "images[..., None]"]),
+    "images as PyTorch has them": (
+        {"train_images": np.zeros((12, 3, 5, 5), np.uint8)},
+        ["(12, 3, 5, 5)", "put channels last: images.transpose(0, 2, 3, 1)"],
+    ),
     "flat images": ({"train_images": np.zeros((12, 60), np.uint8)}, ["(12, 60)", "[N, height, width, channels]"]),
     "images of no size": ({"train_images": np.zeros((12, 0, 4, 3), np.uint8)}, ["(12, 0, 4, 3)"]),
     "float labels": ({"train_labels": np.zeros(12)}, ["train_labels is float64", "must be integers"]),
@@ -105,6 +106,10 @@ BAD_ARRAYS = {
         {"train_labels": np.arange(12) % 3 + 1, "test_labels": np.ones(6, int)},
         ["3 different numbers from 1 to 3", "without a gap", "class_names"],
     ),
+    "labels that say nothing": (
+        {"train_labels": np.zeros(12, int), "test_labels": np.zeros(6, int)},
+        ["the number of classes is 1"],
+    ),
     "labels with a gap": ({"test_labels": np.full(6, 9)}, ["4 different numbers from 0 to 9"]),
     "labels beyond the names": ({"class_names": np.array(["cat", "dog"])}, ["label 2", "2 classes allow only 0 to 1"]),
     "huge labels": (
@@ -112,6 +117,7 @@ BAD_ARRAYS = {
         ["label 4294967296", "0 to 2"],
     ),
     "names that are numbers": ({"class_names": np.arange(3)}, ["class_names is int64", "strings"]),
+    "no names": ({"class_names": np.array([], "U3")}, ["class_names is <U3 (0,)", "list of strings"]),
     "one name": ({"class_names": np.array("cat")}, ["class_names is <U3 ()"]),
     "two sizes": ({"test_images": np.zeros((6, 5, 5, 3), np.uint8)}, ["(5, 4, 3)", "(5, 5, 3)", "one size"]),
     "no images": (
@@ -135,6 +141,46 @@ def test_bad_arrays(tmp_path, changes, said):
         assert part in message
 
 
+def test_labels_of_several_kinds_of_integers(tmp_path):
+    changes = {
+        "train_labels": (np.arange(12) % 3).astype(np.uint64),
+        "test_labels": (np.arange(6) % 3).astype(np.int64),
+    }
+    dataset = datasets.load(write(tmp_path / "own.npz", valid(**changes)))
+    assert dataset.class_names == ("0", "1", "2")  # NumPy's union of both is float64
+    assert dataset.train_labels.tolist() == [0, 1, 2] * 4
+    beyond = np.array([2**63 + 1] * 6, np.uint64)
+    message = failure(write(tmp_path / "own.npz", valid(test_labels=beyond)))
+    assert "numbers from 0 to 9223372036854775809" in message
+
+
+HAND_MADE = {
+    "-1 for no label": ({"train_labels": np.arange(12) % 3 - 1}, "^train_labels has the label -1; number the classes"),
+    "a label beyond": ({"test_labels": np.full(6, 3)}, "^test_labels has the label 3, but 3 classes allow only 0 to 2"),
+    "a label that would wrap": ({"test_labels": np.full(6, 2**32)}, "^test_labels has the label 4294967296, but"),
+    "one class": ({"class_names": ("cat",)}, "^the number of classes is 1; there must be 2 to tell apart$"),
+    "durations": ({"train_labels": np.arange(12).astype("m8[s]")}, "train_labels is timedelta64"),
+    "too few labels": ({"train_labels": np.zeros(11, int)}, r"train_labels has the shape \(11,\)"),
+    "float images": ({"test_images": np.zeros((6, 5, 4, 3))}, "test_images is float64"),
+    "two sizes": ({"test_images": np.zeros((6, 4, 4, 3), np.uint8)}, "make them one size"),
+    "a mean too few": ({"mean": (0.5, 0.5)}, r"^mean is \(0\.5, 0\.5\); it must be a finite number a channel: 3$"),
+    "no spread": ({"std": (0.2, 0.2, 0.0)}, r"^std is .*; it must be a finite number a channel, above 0: 3$"),
+    "not a number": ({"mean": (0.5, 0.5, float("nan"))}, "^mean is "),
+}
+
+
+@pytest.mark.parametrize(("changes", "said"), HAND_MADE.values(), ids=HAND_MADE)
+def test_a_set_made_by_hand_is_checked_too(changes, said):
+    given = valid(class_names=("cat", "dog", "fox"), mean=(0.5,) * 3, std=(0.2,) * 3)
+    dataset = datasets.Dataset("pets", **given)
+    assert dataset.train_labels.dtype == np.int32
+    assert dataset.train_images is given["train_images"]
+    with pytest.raises(DataError, match=said):
+        datasets.Dataset("pets", **given | changes)
+    with pytest.raises(DataError, match=said):
+        dataclasses.replace(dataset, **changes)
+
+
 class Bomb:
     def __reduce__(self):
         return exec, ("raise SystemExit('unpickled')",)
@@ -156,7 +202,7 @@ def test_damaged_archives(tmp_path):
     packed = write(tmp_path / "packed.npz", valid(), np.savez_compressed).read_bytes()
     headless = io.BytesIO()
     with zipfile.ZipFile(headless, "w") as archive:
-        for name in datasets._REQUIRED:
+        for name in sources.REQUIRED:
             archive.writestr(f"{name}.npy", b"\x93NUMPY\x01")
     damaged = {
         "empty": (b"", "not a .npz archive"),
@@ -196,7 +242,7 @@ def never(*_):
 
 @pytest.mark.parametrize(("name", "num_classes"), [("cifar10", 10), ("cifar100", 100), ("svhn", 10)])
 def test_a_named_set_comes_from_its_file_first(tmp_path, monkeypatch, name, num_classes):
-    monkeypatch.setattr(datasets, "_read_tfds", never)
+    monkeypatch.setattr(sources, "read_tfds", never)
     arrays = named(num_classes)
     write(tmp_path / f"{name}.npz", arrays)
     dataset = datasets.load(name, tmp_path)
@@ -220,18 +266,18 @@ def test_a_named_file_must_hold_that_set(tmp_path):
 
 def test_what_was_decoded_is_kept(tmp_path, monkeypatch):
     arrays = named(10)
-    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: arrays)
+    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: arrays)
     folder = tmp_path / "new" / "folder"
     first = datasets.load("cifar10", folder)
-    monkeypatch.setattr(datasets, "_read_tfds", never)
+    monkeypatch.setattr(sources, "read_tfds", never)
     second = datasets.load("cifar10", folder)
-    for name in datasets._REQUIRED:
+    for name in sources.REQUIRED:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert os.listdir(folder) == ["cifar10.npz"]
 
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: named(10))
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match=r"cannot keep .*cifar10.npz \(Not a directory\)") as caught:
         dataset = datasets.load("cifar10", tmp_path / "file" / "folder")
@@ -244,7 +290,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
         file.write(b"PK")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(datasets, "_read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: named(10))
     monkeypatch.setattr(np, "savez", fill)
     with pytest.warns(UserWarning, match="No space left"):
         datasets.load("cifar10", tmp_path)
@@ -258,50 +304,12 @@ def test_without_tensorflow_datasets_the_message_has_the_command(tmp_path, monke
     for part in (
         str(tmp_path / "cifar10.npz"),
         "tensorflow_datasets",
-        datasets.INSTALL_COMMAND,
+        sources.INSTALL_COMMAND,
         "train_images",
         "uint8",
     ):
         assert part in message
     assert os.listdir(tmp_path) == []
-
-
-class Refuse(http.server.BaseHTTPRequestHandler):
-    def do_HEAD(self):
-        self.send_error(404)
-
-    def log_message(self, *_):
-        pass
-
-
-def test_reachable(monkeypatch):
-    pytest.importorskip("requests", reason="comes with tensorflow-datasets")
-    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-    with http.server.HTTPServer(("127.0.0.1", 0), Refuse) as server:
-        threading.Thread(target=server.handle_request).start()
-        url = f"http://127.0.0.1:{server.server_port}/"
-        assert datasets._reachable(url)  # an error page is an answer
-    assert not datasets._reachable(url)
-    monkeypatch.setattr(datasets, "NETWORK_TIMEOUT", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert not datasets._reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
-
-
-def test_a_name_look_up_that_hangs_is_given_up(monkeypatch):
-    pytest.importorskip("requests", reason="comes with tensorflow-datasets")
-    given_up = threading.Event()
-
-    def hang(*_):
-        given_up.wait(20)
-        raise socket.gaierror("no such name")
-
-    monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr(datasets, "NETWORK_TIMEOUT", 0.2)
-    start = time.monotonic()
-    assert not datasets._reachable("http://wsjax.invalid/")
-    assert time.monotonic() - start < 5
-    given_up.set()
 
 
 def test_digits():
@@ -316,7 +324,7 @@ def test_digits():
 
 def test_digits_are_the_same_bytes_everywhere():
     def checksum(dataset):
-        arrays = [getattr(dataset, name) for name in datasets._REQUIRED]
+        arrays = [getattr(dataset, name) for name in sources.REQUIRED]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
     assert checksum(datasets.load("digits")) == checksum(datasets.digits())
@@ -413,9 +421,8 @@ def test_take_what_is_not_there(tmp_path, wanted, said):
 
 
 def test_import_loads_no_heavy_package():
-    code = (
-        "import sys, wsjax.data; print([m for m in ('sklearn', 'tensorflow_datasets', 'requests') if m in sys.modules])"
-    )
+    heavy = "('sklearn', 'tensorflow_datasets', 'requests')"
+    code = f"import sys, wsjax.data.datasets; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -444,11 +451,11 @@ def test_images_without_a_split(tmp_path):
     assert (read.images.shape, read.labels.tolist(), read.class_names) == ((3, 4, 4, 1), [0, 1, 1], ("a", "b"))
     assert read.labels.dtype == np.int32
     np.savez(path, images=images, labels=labels + 2**32)
-    with pytest.raises(datasets.DataError, match="has the label 4294967297; number the classes from 0 on"):
+    with pytest.raises(DataError, match="has the label 4294967297; number the classes from 0 on"):
         datasets.read_images(path)
     np.savez(path, images=images, labels=labels, class_names=np.array(["a"]))
-    with pytest.raises(datasets.DataError, match="class_names allow only 0 to 0"):
+    with pytest.raises(DataError, match="class_names allow only 0 to 0"):
         datasets.read_images(path)
     np.savez(path, images=images)
-    with pytest.raises(datasets.DataError, match=r"lacks labels; found: images; wanted: images .* and labels"):
+    with pytest.raises(DataError, match=r"lacks labels; found: images; wanted: images .* and labels"):
         datasets.read_images(path)

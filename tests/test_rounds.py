@@ -1,5 +1,6 @@
 """The loop of rounds: what passes between rounds, what a resume restores, what it costs to compile."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from wsjax.errors import NonFiniteLoss, TaskError
+from wsjax.errors import NonFiniteLoss, RunError, TaskError
 from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.methods.starts import mixed, new_heads, scratch
 from wsjax.networks import models
@@ -253,17 +254,32 @@ def test_a_run_that_ended_anywhere_continues_to_the_same_bits(tmp_path, at):
     assert all(same(resumed.states[key], whole.states[key]) for key in whole.states)
 
 
+def lose(path, lost):
+    """Takes a row's line out of a file."""
+    lines = path.read_text().splitlines(keepends=True)
+    wanted = [
+        line for line in lines if (row := json.loads(line)) and (row["method"], row["seed"], row["epoch"]) != lost
+    ]
+    assert len(wanted) == len(lines) - 1
+    path.write_text("".join(wanted))
+
+
 @pytest.mark.parametrize("lost", [("WS", 0, 3), ("WS", 1, 3), ("WS", 1, 1), ("first", 0, 1)])
-def test_rows_that_were_lost_are_trained_again(tmp_path, lost):
-    """A checkpoint that is ahead of any seed's rows is not used."""
+def test_rows_that_were_lost_are_trained_again_or_missed(tmp_path, lost):
+    """A checkpoint that is ahead of any seed's rows is not used; rows with a hole are no run's."""
 
     def start():
         records = Records(tmp_path / "r.jsonl")
         return run(TWO_ROUNDS, {"WS": warm_start}, seeds=(0, 1), records=records, checkpoints=tmp_path / "c")
 
     whole = start()
-    Records(tmp_path / "r.jsonl").keep(lambda row: (row["method"], row["seed"], row["epoch"]) != lost)
-    again = start()
+    lose(tmp_path / "r.jsonl", lost)
+    if lost[2] < 3:
+        with pytest.raises(RunError, match=r"r.jsonl, line \d+, does not belong to this run .*should come here"):
+            start()
+        return
+    with pytest.warns(UserWarning, match="WS-seeds-0-1: there is no checkpoint for its 5 rows, which are set aside"):
+        again = start()
     assert sorted(map(str, timeless(again.rows))) == sorted(map(str, timeless(whole.rows)))
     assert all(same(again.states[key], whole.states[key]) for key in whole.states)
 
@@ -440,7 +456,7 @@ def test_the_rows_of_a_finished_run_suffice_without_its_checkpoints(tmp_path):
     again = start()
     assert (epochs, again.rows, again.states) == ([], whole.rows, {})
     # One more round needs the states that are gone: they are trained again, to the same bits.
-    with pytest.warns(UserWarning, match="its checkpoint is gone and is needed"):
+    with pytest.warns(UserWarning, match="there is no checkpoint for its . rows"):
         more = start([*TWO_ROUNDS, Round(30, max_epochs=1)])
     direct = run([*TWO_ROUNDS, Round(30, max_epochs=1)], METHODS)
     assert sorted(map(str, timeless(more.rows))) == sorted(map(str, timeless(direct.rows)))

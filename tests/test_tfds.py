@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from wsjax.data import datasets
+from wsjax.data import datasets, sources
+from wsjax.errors import DataError
 
 pytest.importorskip("importlib_resources")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -38,7 +39,7 @@ def serialise(index, image, label, labels):
     png = io.BytesIO()
     pillow.fromarray(image).save(png, "png")
     texts = {"id": str(index).encode(), "image": png.getvalue()}
-    numbers = dict.fromkeys(labels, label)
+    numbers = {name: label if name == "label" else 19 - label for name in labels}
     features = {k: tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[v])) for k, v in texts.items()} | {
         k: tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[v])) for k, v in numbers.items()
     }
@@ -98,7 +99,7 @@ def home(tmp_path, monkeypatch):
 
 
 def failure(name, folder):
-    with pytest.raises(datasets.DataError) as caught:
+    with pytest.raises(DataError) as caught:
         datasets.load(name, folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -135,7 +136,7 @@ def test_such_a_set_without_tensorflow(tmp_path, home, monkeypatch):
     prepared = prepare(tmp_path, "cifar10", "tfrecord")
     message = failure("cifar10", tmp_path)
     assert "lacks a package (No module named 'tensorflow')" in message
-    assert datasets.INSTALL_COMMAND in message
+    assert sources.INSTALL_COMMAND in message
     assert prepared.exists()
 
 
@@ -166,7 +167,7 @@ def test_without_tensorflow_the_message_has_the_command(tmp_path, home, tensorfl
     tensorflow_is(False)
     message = failure("cifar10", tmp_path)
     assert "TensorFlow is missing" in message
-    assert datasets.INSTALL_COMMAND in message
+    assert sources.INSTALL_COMMAND in message
 
 
 def test_without_a_network_it_fails_fast(tmp_path, home, tensorflow_is, monkeypatch):
@@ -187,9 +188,7 @@ def test_without_a_network_it_fails_fast(tmp_path, home, tensorflow_is, monkeypa
 
 def test_a_truncated_archive(tmp_path, home, monkeypatch):
     pytest.importorskip("tensorflow")
-    monkeypatch.setattr(
-        datasets, "_reachable", lambda url: pytest.fail("an archive laid down by hand needs no network")
-    )
+    monkeypatch.setattr(sources, "_reachable", lambda url: pytest.fail("an archive laid down by hand needs no network"))
     archive = tmp_path / "downloads" / "manual" / "cifar-10-binary.tar.gz"
     archive.parent.mkdir(parents=True)
     archive.write_bytes(b"\x1f\x8b")

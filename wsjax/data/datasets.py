@@ -1,29 +1,29 @@
 """Image data sets as uint8 arrays in memory, and pools that grow, as pure functions of a key.
 
 `load` reads CIFAR-10, CIFAR-100 and SVHN (from a file NAME.npz, else through tensorflow-datasets), the small digits
-that come with scikit-learn (no download), or a user's own .npz file. Nothing here ever unpickles a file.
+that come with scikit-learn (no download), or a user's own .npz file.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import difflib
-import importlib
-import importlib.util
-import lzma
+import hashlib
+import io
 import math
 import os
-import threading
-import warnings
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.data import sources
+from wsjax.data.sources import SOURCES, Source
 from wsjax.errors import DataError
 
 DATA_DIR_VARIABLE = "WSJAX_DATA_DIR"
@@ -38,15 +38,10 @@ DIGITS_SEED = 0
 DIGITS_NUM_TRAIN = 600  # of 1,797: few to train on is hard enough, many to test on tell small differences
 DIGITS_MARGIN = 1.5  # room below paper and above ink, so that noise is not clipped away
 
-NETWORK_TIMEOUT = 5.0  # seconds
-INSTALL_COMMAND = 'pip install "wsjax[data]"'
-
-_REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
-_WANTED = (
-    "train_images and test_images (uint8 [N, height, width, channels]), train_labels and test_labels (integers [N]) "
-    "and, if you like, class_names (strings [num_classes])"
-)
+MAX_CLASSES = 100_000  # more than any set has; a network's last layer must still fit a machine
+_MAX_CHANNELS = 4_096  # more than any camera has
 _MIN_IMAGES = 2  # BatchNorm has no variance over one image
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's controls, halves of characters, and ends of lines
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,13 +50,16 @@ class Dataset:
 
     Attributes:
         name: what it was loaded as.
-        train_images: uint8 [N, height, width, channels].
-        train_labels: int32 [N], in [0, num_classes).
-        test_images: uint8 [M, height, width, channels].
-        test_labels: int32 [M].
-        class_names: one name a class.
+        train_images: uint8 [N, height, width, channels], N at least 2.
+        train_labels: int32 [N], in [0, num_classes); other integers are converted.
+        test_images: uint8 [M, height, width, channels], M at least 2.
+        test_labels: int32 [M], likewise.
+        class_names: one name a class, at least 2.
         mean: a channel's mean in [0, 1] units (pixel / 255), to normalise images by.
         std: a channel's standard deviation in the same units, above 0.
+
+    Raises:
+        DataError: if the above does not hold.
     """
 
     name: str
@@ -72,6 +70,28 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        arrays = {name: np.asarray(getattr(self, name)) for name in sources.REQUIRED}
+        shape = _check_splits(arrays)
+        if self.num_classes < 2:
+            raise DataError(f"the number of classes is {self.num_classes}; there must be 2 to tell apart")
+        for split in ("train", "test"):
+            labels = f"{split}_labels"
+            highest = arrays[labels].max()
+            if highest >= self.num_classes:
+                raise DataError(
+                    f"{labels} has the label {highest}, but {self.num_classes} classes allow only 0 to "
+                    f"{self.num_classes - 1}; correct the labels or class_names"
+                )
+            arrays[labels] = arrays[labels].astype(np.int32, copy=False)
+        for name, least in (("mean", -math.inf), ("std", 0)):
+            values = getattr(self, name)
+            if len(values) != shape[-1] or not all(math.isfinite(value) and value > least for value in values):
+                above = ", above 0" if name == "std" else ""
+                raise DataError(f"{name} is {values}; it must be a finite number a channel{above}: {shape[-1]}")
+        for name, array in arrays.items():
+            object.__setattr__(self, name, array)
 
     @property
     def num_classes(self) -> int:
@@ -86,32 +106,17 @@ class Images(NamedTuple):
         images: uint8 [N, height, width, channels].
         labels: int32 [N], from 0.
         class_names: one name a class, or None where only numbers are known.
+        sha256: hash of the file, of those very bytes that the arrays come from.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...] | None
+    sha256: str
 
 
-class _Source(NamedTuple):
-    """Where tensorflow-datasets finds a named set."""
-
-    tfds_name: str
-    num_classes: int
-    address: str
-    archives: tuple[str, ...]
-
-
-_CIFAR = "https://www.cs.toronto.edu/~kriz"
-_SVHN = "http://ufldl.stanford.edu/housenumbers"
-_SOURCES = {
-    "cifar10": _Source("cifar10", 10, _CIFAR, ("cifar-10-binary.tar.gz",)),
-    "cifar100": _Source("cifar100", 100, _CIFAR, ("cifar-100-binary.tar.gz",)),
-    # tensorflow-datasets always fetches SVHN's "extra" images too (1.3 GB), which nothing here reads.
-    "svhn": _Source("svhn_cropped", 10, _SVHN, ("train_32x32.mat", "test_32x32.mat", "extra_32x32.mat")),
-}
 _NAMED_SHAPE = (32, 32, 3)
-NAMES = (*_SOURCES, "digits")
+NAMES = (*SOURCES, "digits")
 
 
 def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -129,35 +134,44 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
         data_dir: the folder DATA_DIR for named sets; by default $WSJAX_DATA_DIR, else ~/.cache/wsjax/data.
 
     Raises:
-        DataError: if the set is unknown, not found, damaged or malformed.
+        DataError: if the set is unknown, not found, damaged or malformed, or does not fit this machine's memory.
     """
-    path = Path(name).expanduser()
+    path = sources.expand_user(name)
     if str(name) == "digits":
         return digits()
-    if str(name) in _SOURCES:
+    if str(name) in SOURCES:
         return _load_named(str(name), _data_dir(data_dir))
     if path.suffix == ".npz" or len(path.parts) > 1:
-        return _dataset(path.stem, _read_npz(path), path)
+        return _dataset(path.stem, _read_own(path), path)
     close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise DataError(f"unknown data set {str(name)!r}; possible: {', '.join(NAMES)}, or the path of a .npz file{hint}")
 
 
-def read_images(path: str | os.PathLike[str]) -> Images:
+def read_images(path: str | os.PathLike[str], max_gigabytes: float = sources.MAX_GIGABYTES) -> Images:
     """Reads a .npz file of labelled images: images (uint8 [N, height, width, channels]), labels, perhaps class_names.
 
+    Args:
+        path: the file.
+        max_gigabytes: the most that the file may take, packed or unpacked, in 10^9 bytes.
+
     Raises:
-        DataError: if the file cannot be read or is malformed.
+        DataError: if the file cannot be read, is malformed or too large.
     """
-    arrays = _read_npz(Path(path), ("images", "labels"), "images (uint8 [N, height, width, channels]) and labels")
-    images, labels = arrays["images"], arrays["labels"]
-    _check_images("images", "labels", images, labels, path, at_least=1)
-    if labels.max() > np.iinfo(np.int32).max:
-        raise DataError(f"{path}: labels has the label {labels.max()}; number the classes from 0 on")
-    names = _strings(arrays["class_names"], path) if "class_names" in arrays else None
-    if names is not None and labels.max() >= len(names):
-        raise DataError(f"{path}: labels has {labels.max()}, but class_names allow only 0 to {len(names) - 1}")
-    return Images(images, labels.astype(np.int32), names)
+    path = sources.expand_user(path)
+    content = sources.read_bytes(path, max_gigabytes)
+    wanted = "images (uint8 [N, height, width, channels]) and labels"
+    arrays = sources.read_npz(io.BytesIO(content), path, ("images", "labels"), wanted, max_gigabytes)
+    with _blamed_on(path):
+        images, labels = arrays["images"], arrays["labels"]
+        _check_images("images", "labels", images, labels, at_least=1)
+        if labels.max() >= MAX_CLASSES:
+            most = f"from 0 on, {MAX_CLASSES:,} at most"
+            raise DataError(f"labels has the label {labels.max()}; number the classes {most}")
+        names = _strings(arrays["class_names"]) if "class_names" in arrays else None
+        if names is not None and labels.max() >= len(names):
+            raise DataError(f"labels has {labels.max()}, but class_names allow only 0 to {len(names) - 1}")
+    return Images(images, labels.astype(np.int32), names, hashlib.sha256(content).hexdigest())
 
 
 def digits(noise: float = DIGITS_NOISE) -> Dataset:
@@ -242,107 +256,6 @@ def increment_sizes(total: int, increment: int) -> tuple[int, ...]:
     return (*range(increment, total, increment), total)
 
 
-def _some(key: jax.Array, split: str, available: int, wanted: int | None) -> np.ndarray | slice:
-    if wanted is None:
-        return slice(None)
-    if not _MIN_IMAGES <= wanted <= available:
-        raise DataError(f"cannot take {wanted} {split} images; possible: {_MIN_IMAGES} to {available}")
-    return np.asarray(pool_order(key, available)[:wanted])
-
-
-def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
-    folder = Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"the data folder {folder} is a file; give the folder that holds, or shall hold, NAME.npz")
-    return folder
-
-
-def _load_named(name: str, folder: Path) -> Dataset:
-    """A set of `_SOURCES`, from its .npz file or else through tensorflow-datasets, which then leaves that file."""
-    path = folder / f"{name}.npz"
-    cached = path.exists()
-    arrays = _read_npz(path) if cached else _read_tfds(name, folder)
-    dataset = _dataset(name, arrays, path, _SOURCES[name])
-    if not cached:
-        _write_npz(path, arrays)
-    return dataset
-
-
-def _dataset(name: str, arrays: Mapping[str, np.ndarray], origin: str | Path, source: _Source | None = None) -> Dataset:
-    """Checks arrays that came from outside; every way in ends here."""
-    for split in ("train", "test"):
-        images, labels = f"{split}_images", f"{split}_labels"
-        _check_images(images, labels, arrays[images], arrays[labels], origin, at_least=_MIN_IMAGES)
-    shapes = [arrays[f"{split}_images"].shape[1:] for split in ("train", "test")]
-    if shapes[0] != shapes[1]:
-        raise DataError(f"{origin}: train images are {shapes[0]} and test images {shapes[1]}; make them one size")
-    if source and shapes[0] != _NAMED_SHAPE:
-        raise DataError(f"{origin}: {name} has images {_NAMED_SHAPE}, found {shapes[0]}; name another set otherwise")
-    class_names = _class_names(arrays, origin, source)
-    for split in ("train", "test"):
-        highest = arrays[f"{split}_labels"].max()
-        if highest >= len(class_names):
-            raise DataError(
-                f"{origin}: {split}_labels has the label {highest}, but {len(class_names)} classes allow only "
-                f"0 to {len(class_names) - 1}; correct the labels or class_names"
-            )
-    mean, std = (REPORT_MEAN, REPORT_STD) if source else channel_statistics(arrays["train_images"])
-    return Dataset(
-        name=name,
-        train_images=arrays["train_images"],
-        train_labels=arrays["train_labels"].astype(np.int32),
-        test_images=arrays["test_images"],
-        test_labels=arrays["test_labels"].astype(np.int32),
-        class_names=class_names,
-        mean=mean,
-        std=std,
-    )
-
-
-def _check_images(
-    name: str, labels_name: str, images: np.ndarray, labels: np.ndarray, origin: Any, at_least: int
-) -> None:
-    if images.dtype != np.uint8:
-        raise DataError(f"{origin}: {name} is {images.dtype}; it must be uint8, with pixels from 0 to 255")
-    if images.ndim != 4 or 0 in images.shape[1:]:
-        axis = "; give grey images a channel axis: images[..., None]" if images.ndim == 3 else ""
-        raise DataError(f"{origin}: {name} has the shape {images.shape}; it must be [N, height, width, channels]{axis}")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{origin}: {labels_name} is {labels.dtype}; it must be integers, the class from 0 on")
-    if labels.shape != images.shape[:1]:
-        raise DataError(
-            f"{origin}: {labels_name} has the shape {labels.shape}; the {len(images)} {name} need [{len(images)}]"
-        )
-    if len(images) < at_least:
-        raise DataError(f"{origin}: {name} has {len(images)}; it must have at least {at_least}")
-    if labels.min() < 0:
-        raise DataError(f"{origin}: {labels_name} has the label {labels.min()}; number the classes from 0 on")
-
-
-def _class_names(arrays: Mapping[str, np.ndarray], origin: str | Path, source: _Source | None) -> tuple[str, ...]:
-    """The names given, else the numbers. Without names a gap in the labels is an error: it's most likely a mistake."""
-    if "class_names" in arrays:
-        names = _strings(arrays["class_names"], origin)
-        if source and len(names) != source.num_classes:
-            raise DataError(f"{origin}: {len(names)} class_names, but this set has {source.num_classes} classes")
-        return names
-    if source:
-        return tuple(str(label) for label in range(source.num_classes))
-    labels = np.union1d(arrays["train_labels"], arrays["test_labels"])
-    if labels[-1] != len(labels) - 1:
-        raise DataError(
-            f"{origin}: the labels are {len(labels)} different numbers from {labels[0]} to {labels[-1]}; number the "
-            "classes from 0 on without a gap, or add class_names with one name a class"
-        )
-    return tuple(str(label) for label in labels)
-
-
-def _strings(names: np.ndarray, origin: Any) -> tuple[str, ...]:
-    if names.ndim != 1 or names.dtype.kind not in "US":
-        raise DataError(f"{origin}: class_names is {names.dtype} {names.shape}; it must be a list of strings")
-    return tuple(names.astype(str).tolist())
-
-
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation a channel, in [0, 1] units, exact: from each channel's histogram of 256 values."""
     values = np.arange(256) / 255
@@ -356,135 +269,126 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _read_npz(path: Path, required: Sequence[str] = _REQUIRED, wanted: str = _WANTED) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file, never unpickled."""
-    member = ""
-    try:
-        with path.open("rb") as file:
-            if not zipfile.is_zipfile(file):
-                raise DataError(f"{path} is not a .npz archive, or only a part of one; write it anew with np.savez")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                missing = [name for name in required if name not in archive.files]
-                if missing:
-                    found = ", ".join(archive.files) or "nothing"
-                    raise DataError(f"{path} lacks {', '.join(missing)}; found: {found}; wanted: {wanted}")
-                arrays = {}
-                for member in (name for name in (*required, "class_names") if name in archive.files):
-                    arrays[member] = archive[member]
-                return arrays
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}; give the path of a .npz file") from error
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"{path}: cannot read the array {member!r} ({_first_line(error)}); write the file anew with np.savez, as "
-            "plain arrays: uint8 images, integer labels, class_names as strings, no objects"
-        ) from error
+def _some(key: jax.Array, split: str, available: int, wanted: int | None) -> np.ndarray | slice:
+    if wanted is None:
+        return slice(None)
+    if not _MIN_IMAGES <= wanted <= available:
+        raise DataError(f"cannot take {wanted} {split} images; possible: {_MIN_IMAGES} to {available}")
+    return np.asarray(pool_order(key, available)[:wanted])
 
 
-def _write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Keeps arrays for the next time: whole or not at all, and no reason to stop where that's not possible."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        warnings.warn(f"cannot keep {path} ({error.strerror or error}); the next run will decode again", stacklevel=4)
+def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
+    folder = sources.expand_user(data_dir or os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise DataError(f"the data folder {folder} is a file; give the folder that holds, or shall hold, NAME.npz")
+    return folder
 
 
-def _read_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """A set through tensorflow-datasets: already prepared in `folder` or in its own folder, or downloaded now."""
-    tfds = _import_tfds(name, folder)
-    try:
-        return _decode(tfds, _prepared(tfds, name, folder) or _prepare(tfds, name, folder))
-    except DataError:
-        raise
-    except ImportError as error:  # Pillow, or for a set in the TFRecord format TensorFlow
-        lacks = f"tensorflow-datasets lacks a package ({_first_line(error)})"
-        raise DataError(f"{name}: {lacks}; {INSTALL_COMMAND}") from error
-    except Exception as error:  # network, disk, checksum, a damaged file, TensorFlow: their errors share no class
-        raise DataError(
-            f"{name}: tensorflow-datasets failed with {type(error).__name__}: {_first_line(error)}; if its files in "
-            f"{folder} are incomplete, remove them and try again, or write {folder / name}.npz yourself with {_WANTED}"
-        ) from error
-
-
-def _import_tfds(name: str, folder: Path) -> Any:
-    """tensorflow-datasets, an optional package: named sets that are already there as .npz need none."""
-    try:
-        importlib.import_module("importlib_resources")  # tensorflow-datasets needs it without saying so
-        return importlib.import_module("tensorflow_datasets")
-    except ImportError as error:
-        raise _not_found(name, folder, f"to look further a package is missing ({error})", INSTALL_COMMAND) from error
-
-
-def _prepared(tfds: Any, name: str, folder: Path) -> Any | None:
-    """The builder of a set on disk: in `folder`, else where tensorflow-datasets keeps its sets."""
-    for place in (folder, None):
-        builder = tfds.builder(_SOURCES[name].tfds_name, data_dir=place)
-        if builder.data_path.exists():
-            return builder
-    return None
-
-
-def _prepare(tfds: Any, name: str, folder: Path) -> Any:
-    """Downloads a set. Looks for what it needs first, as tensorflow-datasets takes minutes to notice a dead network."""
-    source = _SOURCES[name]
-    if importlib.util.find_spec("tensorflow") is None:
-        raise _not_found(name, folder, "to prepare a download TensorFlow is missing", INSTALL_COMMAND)
-    by_hand = folder / "downloads" / "manual"  # where tensorflow-datasets looks for archives before it downloads them
-    if not all((by_hand / archive).exists() for archive in source.archives) and not _reachable(source.address):
-        why = f"{source.address} did not answer within {NETWORK_TIMEOUT:.0f} s"
-        raise _not_found(name, folder, why, f"connect to the network, or put {', '.join(source.archives)} in {by_hand}")
-    builder = tfds.builder(source.tfds_name, data_dir=folder, file_format="array_record")
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
-    return builder
-
-
-def _reachable(url: str) -> bool:
-    """Whether a server answers at all, asked just as tensorflow-datasets will ask: same proxies, same certificates."""
-    requests = importlib.import_module("requests")
-    answers = []
-
-    def ask() -> None:
-        with contextlib.suppress(OSError):
-            answers.append(requests.head(url, timeout=NETWORK_TIMEOUT))
-
-    thread = threading.Thread(target=ask, daemon=True)  # since no timeout holds for the look-up of a host's name
-    thread.start()
-    thread.join(NETWORK_TIMEOUT)
-    return bool(answers)
-
-
-def _decode(tfds: Any, builder: Any) -> dict[str, np.ndarray]:
-    arrays = {}
-    for split in ("train", "test"):
-        try:
-            examples = builder.as_data_source(split)
-        except NotImplementedError:  # a set in tensorflow-datasets' older default format: only TensorFlow reads it
-            examples = tfds.as_numpy(builder.as_dataset(split))
-        pairs = [(example["image"], example["label"]) for example in examples]
-        images, labels = zip(*pairs, strict=True)
-        arrays[f"{split}_images"] = np.stack(images)
-        arrays[f"{split}_labels"] = np.array(labels, np.int32)
-    return arrays | {"class_names": np.array(builder.info.features["label"].names)}
-
-
-def _not_found(name: str, folder: Path, why: str, cure: str) -> DataError:
+def _load_named(name: str, folder: Path) -> Dataset:
+    """A set of `SOURCES`, from its .npz file or else through tensorflow-datasets, which then leaves that file."""
     path = folder / f"{name}.npz"
-    return DataError(
-        f"{name}: found neither the file {path} nor a set that tensorflow-datasets prepared, and {why}; {cure}; or "
-        f"write that file yourself with {_WANTED}"
-    )
+    cached = os.path.lexists(path)
+    arrays = _read_own(path) if cached else sources.read_tfds(name, folder)
+    dataset = _dataset(name, arrays, path, SOURCES[name])
+    if not cached:
+        sources.write_npz(path, arrays)
+    return dataset
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+def _read_own(path: Path) -> dict[str, np.ndarray]:
+    with sources.open_file(path) as file:
+        return sources.read_npz(file, path, sources.REQUIRED, sources.WANTED)
+
+
+def _dataset(name: str, arrays: Mapping[str, np.ndarray], origin: str | Path, source: Source | None = None) -> Dataset:
+    """Makes a set of arrays that came from outside; every way in ends here."""
+    with _blamed_on(origin):
+        shape = _check_splits(arrays)
+        if source and shape != _NAMED_SHAPE:
+            raise DataError(f"{name} has images {_NAMED_SHAPE}, found {shape}; name another set otherwise")
+        class_names = _class_names(arrays, source)
+        mean, std = (REPORT_MEAN, REPORT_STD) if source else channel_statistics(arrays["train_images"])
+        return Dataset(
+            name=name, **{key: arrays[key] for key in sources.REQUIRED}, class_names=class_names, mean=mean, std=std
+        )
+
+
+@contextlib.contextmanager
+def _blamed_on(origin: object) -> Iterator[None]:
+    """Has errors about arrays name where these come from."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{origin}: {error}") from error
+
+
+def _check_splits(arrays: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Checks all that can be checked without knowing the classes; returns an image's shape."""
+    for split in ("train", "test"):
+        images, labels = f"{split}_images", f"{split}_labels"
+        _check_images(images, labels, arrays[images], arrays[labels], at_least=_MIN_IMAGES)
+    train, test = (arrays[f"{split}_images"].shape[1:] for split in ("train", "test"))
+    if train != test:
+        raise DataError(f"train images are {train} and test images {test}; make them one size")
+    return train
+
+
+def _check_images(name: str, labels_name: str, images: np.ndarray, labels: np.ndarray, at_least: int) -> None:
+    if images.dtype != np.uint8:
+        raise DataError(f"{name} is {images.dtype}; it must be uint8, with pixels from 0 to 255")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        axis = "; give grey images a channel axis: images[..., None]" if images.ndim == 3 else ""
+        raise DataError(f"{name} has the shape {images.shape}; it must be [N, height, width, channels]{axis}")
+    if images.shape[1] in (1, 3) and images.shape[2] == images.shape[3] > 4:  # as PyTorch has them
+        raise DataError(f"{name} has the shape {images.shape}; put channels last: images.transpose(0, 2, 3, 1)")
+    if images.shape[-1] > _MAX_CHANNELS:
+        most = f"{_MAX_CHANNELS:,} channels at most"
+        raise DataError(f"{name} has the shape {images.shape}; it must be [N, height, width, channels], {most}")
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"{labels_name} is {labels.dtype}; it must be integers, the class from 0 on")
+    if labels.shape != images.shape[:1]:
+        raise DataError(f"{labels_name} has the shape {labels.shape}; the {len(images)} {name} need [{len(images)}]")
+    if len(images) < at_least:
+        raise DataError(f"{name} has {len(images)}; it must have at least {at_least}")
+    if labels.min() < 0:
+        raise DataError(f"{labels_name} has the label {labels.min()}; number the classes from 0 on")
+
+
+def _class_names(arrays: Mapping[str, np.ndarray], source: Source | None) -> tuple[str, ...]:
+    """The names given, else the numbers. Without names a gap in the labels is an error: it's most likely a mistake."""
+    if "class_names" in arrays:
+        names = _strings(arrays["class_names"])
+        if source and len(names) != source.num_classes:
+            raise DataError(f"{len(names)} class_names, but this set has {source.num_classes} classes")
+        return names
+    if source:
+        return tuple(str(label) for label in range(source.num_classes))
+    # As Python's numbers: NumPy's union of int64 and uint64 is float64.
+    labels = sorted({label for split in ("train", "test") for label in np.unique(arrays[f"{split}_labels"]).tolist()})
+    if labels[-1] != len(labels) - 1:
+        raise DataError(
+            f"the labels are {len(labels)} different numbers from {labels[0]} to {labels[-1]}; number the classes "
+            "from 0 on without a gap, or add class_names with one name a class"
+        )
+    _check_number(len(labels))
+    return tuple(str(label) for label in labels)
+
+
+def _strings(names: np.ndarray) -> tuple[str, ...]:
+    """Checks class names, which go into records, tables and messages; bytes are UTF-8."""
+    if names.ndim != 1 or names.dtype.kind not in "US" or not len(names):
+        raise DataError(f"class_names is {names.dtype} {names.shape}; it must be a list of strings")
+    _check_number(len(names))
+    try:
+        texts = tuple(name.decode() if isinstance(name, bytes) else name for name in names.tolist())
+    except (ValueError, SystemError) as error:  # bytes, or code points, that are no text
+        raise DataError("class_names holds what is no text; write strings, or bytes in UTF-8") from error
+    for text in texts:
+        if any(unicodedata.category(character) in _NO_TEXT for character in text):
+            raise DataError(f"class_names has {text[:60]!a}, with a control character; write plain text")
+    return texts
+
+
+def _check_number(num_classes: int) -> None:
+    if num_classes > MAX_CLASSES:
+        raise DataError(f"there are {num_classes:,} classes; {MAX_CLASSES:,} at most are possible")

@@ -7,16 +7,20 @@ comes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import fnmatch
 import glob
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from wsjax.data.datasets import read_images
-from wsjax.errors import DataError
+from wsjax.data.sources import MAX_GIGABYTES, expand_user, listed, read_bytes
+from wsjax.errors import DataError, printable
 from wsjax.storage.rows import Row
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -47,12 +51,54 @@ class Pool(NamedTuple):
     samples: np.ndarray
 
 
+@dataclasses.dataclass
+class _Found:
+    """What the files read so far hold, each image once, by the SHA-256 of its pixels.
+
+    `shape` is that of an image, and `whose` says who has it.
+    """
+
+    class_names: tuple[str, ...] = ()
+    shape: tuple[int, ...] | None = None
+    whose: str = ""
+    images: dict[bytes, np.ndarray] = dataclasses.field(default_factory=dict)
+    labels: dict[bytes, int] = dataclasses.field(default_factory=dict)
+    duplicates: int = 0
+    corrected: int = 0
+
+    def add(self, path: Path, max_gigabytes: float) -> Row:
+        """Adds a file and returns its row; where it raises DataError, nothing has changed."""
+        read = read_images(path, max_gigabytes)
+        shape = read.images.shape[1:]
+        if self.shape is not None and shape != self.shape:
+            raise _OtherSize(f"{path}: images of {shape} where {self.whose} {self.shape}")
+        class_names = _merge_classes(self.class_names, read.class_names, set(read.labels.tolist()), path)
+        digests = [hashlib.sha256(image.tobytes()).digest() for image in read.images]
+        fresh = {digest: i for i, digest in enumerate(digests) if digest not in self.images}
+        size = (len(self.images) + len(fresh)) * read.images[0].nbytes
+        if size > max_gigabytes * 1e9:
+            limit = f"--max_gigabytes={max_gigabytes:g}"
+            raise DataError(f"{path}: with it all images come to {size / 1e9:,.3g} GB, more than {limit}")
+
+        self.class_names = class_names
+        if self.shape is None:
+            self.shape, self.whose = shape, f"{path} has"
+        # Copies, so that a file whose images are known leaves nothing in memory.
+        self.images.update(zip(fresh, read.images[list(fresh.values())], strict=True))
+        self.duplicates += len(digests) - len(fresh)
+        for digest, label in zip(digests, read.labels.tolist(), strict=True):
+            self.corrected += self.labels.get(digest, label) != label
+            self.labels[digest] = label
+        return {"path": str(path), "sha256": read.sha256, "images": len(digests)}
+
+
 def read_pool(
     patterns: Sequence[str],
     known: Sequence[Row],
     base: Mapping[str, Any] | None,
     holdout: float,
     say: Callable[[str], None],
+    max_gigabytes: float = MAX_GIGABYTES,
 ) -> Pool | None:
     """Reads all data files there are: known ones in their order, then new ones, by name.
 
@@ -64,55 +110,47 @@ def read_pool(
       known: a row a file that earlier models were trained on: path, sha256, images.
       base: what must be kept, the lineage of the model to go on from: class_names, image_shape; None for the first.
       holdout: fraction of the images to hold out.
-      say: takes a line for every decision that the user should know of.
+      say: takes a line for every decision that the user should know of, without control characters.
+      max_gigabytes: the most that one file may take, packed or unpacked, and all images together, in 10^9 bytes.
+        The pool is sorted into a copy, so that twice as much is needed for a while.
 
     Returns:
       The pool; None where known files are all that was asked for, and they are gone.
 
     Raises:
-      DataError: a file that is named does not exist and is not known, there is no image, or there are too few.
+      DataError: a file that is named does not exist and is not known, no pattern matches a file, there is no image, or
+        there are too few.
     """
+
+    def tell(line: str) -> None:  # what files are called, and classes in them, must not forge a line
+        say(printable(line))
+
     old = {Path(row["path"]): row for row in known}
-    files = _in_order(patterns, old, say)
-    images: dict[bytes, np.ndarray] = {}
-    labels: dict[bytes, int] = {}
-    class_names = tuple(base["class_names"]) if base else ()
-    shape = tuple(base["image_shape"]) if base else None
-    rows, duplicates, corrected = [], 0, 0
+    files = _in_order(patterns, old, max_gigabytes, tell)
+    found = _Found(tuple(base["class_names"]), tuple(base["image_shape"]), "the model's are") if base else _Found()
+    rows = []
     for path in files:
         try:
-            sha256 = _sha256(path)
-            if path in old and old[path]["sha256"] != sha256:
-                say(f"{path} changed since it was trained on: its present images count")
-            read = read_images(path)
-            if shape is not None and read.images.shape[1:] != shape:
-                where = "the model's are" if base else f"{files[0]} has"
-                raise _OtherSize(f"{path}: images of {read.images.shape[1:]} where {where} {shape}")
-            class_names = _merge_classes(class_names, read.class_names, set(read.labels.tolist()), path)
+            row = found.add(path, max_gigabytes)
         except DataError as error:
             if base is None and isinstance(error, _OtherSize):
                 raise  # which of two sizes is meant is the user's to say
-            say(f"left out: {error}")
+            tell(f"left out: {error}")
             rows += [old[path]] if path in old else []
             continue
-        shape = read.images.shape[1:]
-        rows.append({"path": str(path), "sha256": sha256, "images": len(read.labels)})
-        for image, label in zip(read.images, read.labels.tolist(), strict=True):
-            digest = hashlib.sha256(image.tobytes()).digest()
-            if digest in images:
-                duplicates += 1
-                corrected += labels[digest] != label
-            images[digest], labels[digest] = image, label
-    if not images:
+        if path in old and old[path]["sha256"] != row["sha256"]:
+            tell(f"{path} changed since it was trained on: its present images count")
+        rows.append(row)
+    if not found.images:
         if known:
             return None
         raise DataError(f"there is no image to train on: {len(files)} files for {', '.join(patterns) or 'no pattern'}")
-    if duplicates:
-        mended = f"; {corrected} with another label, of which the last holds" if corrected else ""
-        say(f"{duplicates} images came more than once and count once{mended}")
-    if base and len(class_names) > len(base["class_names"]):
-        say(f"new classes: {', '.join(class_names[len(base['class_names']) :])}")
-    return _split(images, labels, class_names, rows, holdout)
+    if found.duplicates:
+        mended = f"; {found.corrected} with another label, of which the last holds" if found.corrected else ""
+        tell(f"{found.duplicates} images came more than once and count once{mended}")
+    if base and len(found.class_names) > len(base["class_names"]):
+        tell(f"new classes: {listed(found.class_names[len(base['class_names']) :])}")
+    return _split(found.images, found.labels, found.class_names, rows, holdout)
 
 
 def is_held_out(digest: bytes, holdout: float) -> bool:
@@ -120,47 +158,54 @@ def is_held_out(digest: bytes, holdout: float) -> bool:
     return int.from_bytes(digest[:8], "big") < holdout * 2**64
 
 
-def _in_order(patterns: Sequence[str], old: Mapping[Path, Row], say: Callable[[str], None]) -> list[Path]:
+def _in_order(
+    patterns: Sequence[str], old: Mapping[Path, Row], max_gigabytes: float, tell: Callable[[str], None]
+) -> list[Path]:
     """The files there are: known ones at their old place, also where they have moved, then new ones by name."""
-    matched = sorted({Path(path).absolute() for pattern in patterns for path in _expand(pattern, old)} - set(old))
-    new = []
-    for path in matched:
-        if path.is_file():
-            new.append(path)
-        else:
-            say(f"left out: {path} is no file")
-    gone = {path for path in old if not path.is_file()}
+    matched = _matched(patterns, old, tell)
+    new = sorted(matched - set(old))
+    gone = {path for path in old if not os.path.isfile(path)}
     moved: dict[str, Path] = {}
     if gone:
         for path in new:
             with contextlib.suppress(DataError):
-                moved.setdefault(_sha256(path), path)
+                moved.setdefault(hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest(), path)
     known = []
     for path, row in old.items():
         place = moved.get(row["sha256"]) if path in gone else path
         if place is None:
-            say(f"{path} is gone: its {row['images']} images are no longer trained on")
+            tell(f"{path} is gone: its {row['images']} images are no longer trained on")
         elif place not in known:
             known.append(place)
             if place != path:
-                say(f"{path} is now {place}")
+                tell(f"{path} is now {place}")
     return [*known, *(path for path in new if path not in known)]
 
 
-def _expand(pattern: str, old: Mapping[Path, Row]) -> Iterable[str]:
-    """The files that a glob matches; a plain path must exist, now or earlier."""
-    found = glob.glob(str(Path(pattern).expanduser()), recursive=True)
-    if not found and not glob.has_magic(pattern) and Path(pattern).expanduser().absolute() not in old:
+def _matched(patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[str], None]) -> set[Path]:
+    """The files that patterns match, now or earlier. A pattern that matches none is told; that all do is an error."""
+    found = {pattern: _expand(pattern, old) for pattern in patterns}
+    empty = [pattern for pattern, paths in found.items() if not paths]
+    if empty and len(empty) == len(found):
+        raise DataError(f"there is no image to train on: no file matches {', '.join(empty)}")
+    for pattern in empty:
+        tell(f"no file matches {pattern}")
+    return {path for paths in found.values() for path in paths}
+
+
+def _expand(pattern: str, old: Mapping[Path, Row]) -> list[Path]:
+    """The path itself where it exists or is known, whatever brackets it holds; else the files that a glob matches."""
+    path = expand_user(pattern).absolute()
+    if path in old or os.path.lexists(path):
+        return [path]
+    if not glob.has_magic(pattern):
         raise DataError(f"no such data file: {pattern}")
-    return found
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    # The folders that the user did not write, of the home or the present one, may hold brackets of their own.
+    written = Path(pattern).parts[pattern.startswith("~") :]
+    folders = path.parts[: len(path.parts) - len(written)]
+    whole = os.path.join(glob.escape(os.path.join("", *folders)), *written)
+    found = [Path(path) for path in glob.glob(whole, recursive=True)]
+    return found or [path for path in old if fnmatch.fnmatchcase(str(path), whole.replace("**/", "*"))]
 
 
 def _merge_classes(
@@ -179,11 +224,11 @@ def _merge_classes(
             )
         return known + tuple(map(str, new))
     if len(set(names)) < len(names):
-        raise DataError(f"{path}: class_names has a name twice: {', '.join(names)}")
+        raise DataError(f"{path}: class_names has a name twice: {listed(names)}")
     merged = [*known, *names[len(known) :]]
     for number, name in enumerate(names):
         if merged[number] not in (name, str(number)):
-            raise DataError(f"{path}: class_names {', '.join(names)} are not those of the model, {', '.join(known)}")
+            raise DataError(f"{path}: class_names {listed(names)} are not those of the model, {listed(known)}")
         merged[number] = name
     return tuple(merged)
 

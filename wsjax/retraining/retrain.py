@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 
 from wsjax import parallel
 from wsjax.data.datasets import channel_statistics
+from wsjax.data.sources import MAX_GIGABYTES
 from wsjax.errors import NonFiniteLoss, RunError
 from wsjax.methods.reinit import shrink_perturb
 from wsjax.retraining.incoming import Pool, read_pool
@@ -67,6 +68,7 @@ class Recipe(NamedTuple):
       seed: model n draws all it draws from the key of seed + n, so that every model is perturbed by a new network.
       compare_scratch: whether to train from scratch too, on the same data, for comparison.
       mesh: `wsjax.parallel.data_mesh()` splits every batch over devices.
+      max_gigabytes: the most that one data file may take, packed or unpacked, and all images together, in 10^9 bytes.
     """
 
     make_task: MakeTask
@@ -82,6 +84,7 @@ class Recipe(NamedTuple):
     seed: int = 0
     compare_scratch: bool = False
     mesh: Mesh | None = None
+    max_gigabytes: float = MAX_GIGABYTES
 
 
 class Model(NamedTuple):
@@ -130,7 +133,8 @@ def retrain(
         base = None if parent is None else lineage_of(folder, parent)
         if base is not None:
             _check_same(folder, base["settings"], recipe)
-        pool = read_pool(patterns, known["files"] if known else (), base, recipe.holdout, say)
+        files = known["files"] if known else ()
+        pool = read_pool(patterns, files, base, recipe.holdout, say, recipe.max_gigabytes)
         if pool is None or (newest and not np.setdiff1d(pool.samples, _samples(folder, newest)).size):
             return settled
         number = max(newest, _place(folder)["decided"]) + 1

@@ -38,26 +38,45 @@ class Journal:
         self._observe = observe
 
     def resume(self, template: Callable[[int], Any]) -> Place:
-        """How far the leg has come, by the newest checkpoint whose way there the rows tell; later rows are dropped.
+        """How far the leg has come, by the newest checkpoint whose way there the rows tell.
 
-        Where no checkpoint is left of a leg that the rows say is done, they suffice: its state is not known.
+        Rows beyond it are set aside, to be trained again. Where no checkpoint is left of a leg that the rows say is
+        done, they suffice: its state is not known.
 
         Args:
           template: gives the stacked state of a round, as arrays or their shapes.
+
+        Raises:
+          RunError: there are checkpoints, none of them can be read, and the leg is not done.
         """
-        place = self._restored(template) or Place(self.leg.begin, 0, None)
-        if place.state is None and self._finished():
+        done = self._is_done()
+        try:
+            place = self._restored(template)
+        except checkpoint.UnreadableError:
+            if not done:
+                raise
+            place = None
+        if place is None and done:
             return Place(self.leg.end, 0, None)
-        self._records.keep(
+        place = place or Place(self.leg.begin, 0, None)
+        dropped = self._records.keep(
             lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= (place.number, place.epoch)
         )
+        if dropped and place.state is None and self._folder is not None:
+            self._tell(len(dropped))
         return place
 
     def begin_again(self) -> Place:
-        """Drops what the leg has done, for the state at its end is wanted and no checkpoint holds it."""
-        warnings.warn(f"{self.leg.name}: its checkpoint is gone and is needed: it is trained again", stacklevel=2)
-        self._records.keep(lambda row: not self.leg.has(row))
+        """Sets what the leg has done aside, for the state at its end is wanted and no checkpoint holds it."""
+        self._tell(len(self._records.keep(lambda row: not self.leg.has(row))))
         return Place(self.leg.begin, 0, None)
+
+    def _tell(self, rows: int) -> None:
+        warnings.warn(
+            f"{self.leg.name}: there is no checkpoint for its {rows} rows, which are set aside: it is trained again "
+            "from its start",
+            stacklevel=3,
+        )
 
     def rows(self, number: int) -> list[list[Row]]:
         """Each replica's rows of a round so far."""
@@ -97,7 +116,7 @@ class Journal:
         found = checkpoint.restore(self._folder, lambda step: template(step // _EPOCHS_A_ROUND), wanted)
         return None if found is None else Place(*divmod(found[0], _EPOCHS_A_ROUND), found[1])
 
-    def _finished(self) -> bool:
+    def _is_done(self) -> bool:
         """Whether the rows tell every replica's whole way to the leg's end."""
         if not self.leg.rounds:
             return False
@@ -115,7 +134,7 @@ def open_journal(
     if checkpoints is None or not leg.rounds:
         yield Journal(leg, records, None, checkpoint_every, observe)
         return
-    with contextlib.closing(checkpoint.open_folder(checkpoints / leg.name)) as folder:
+    with checkpoint.open_folder(checkpoints / leg.name) as folder:
         yield Journal(leg, records, folder, checkpoint_every, observe)
 
 

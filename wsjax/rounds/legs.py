@@ -125,6 +125,16 @@ class Leg(NamedTuple):
         return (row["method"], row["seed"]) in self.replicas and self.begin <= row["round"] < self.end
 
 
+def planned(rounds: Sequence[Round], methods: Mapping[str, Method]) -> dict[str, dict[int, Round]]:
+    """The rounds of each method by their numbers; those that all methods share stand under "first"."""
+    shared = max((method.after for method in methods.values()), default=1)
+    plan = {FIRST: dict(enumerate(rounds[:shared], 1))}
+    for name, method in methods.items():
+        own = rounds[method.after :] if method.rounds is None else method.rounds
+        plan[name] = dict(enumerate(own, method.after + 1))
+    return plan
+
+
 def make_legs(
     rounds: Sequence[Round], methods: Mapping[str, Method], seeds: Sequence[int], stack: bool, mesh: Mesh | None
 ) -> list[Leg]:
@@ -133,17 +143,16 @@ def make_legs(
     Each shared round is a leg of its own: its checkpoint at the end is what methods grow from. Where a method's seeds
     would leave devices of a replica mesh idle, methods whose rounds are the same run side by side.
     """
-    own = {name: tuple(rounds[m.after :] if m.rounds is None else m.rounds) for name, m in methods.items()}
+    plan = planned(rounds, methods)
     alike: dict[tuple[int, tuple[Round, ...]], list[str]] = {}
     for name, method in methods.items():
-        alike.setdefault((method.after, own[name]), []).append(name)
-    shared = max((method.after for method in methods.values()), default=1)
+        alike.setdefault((method.after, tuple(plan[name].values())), []).append(name)
+    previous = (None, *rounds)  # the round before each, by its number less 1
 
     legs = []
     for group in parallel.groups(seeds, stack, mesh):
         first = tuple((FIRST, seed) for seed in group)
-        previous = (None, *rounds)  # the round before each, by its number from 1; and before a method's own, by `after`
-        legs += [Leg(first, i + 1, (rounds[i],), previous[i]) for i in range(shared)]
+        legs += [Leg(first, number, (here,), previous[number - 1]) for number, here in plan[FIRST].items()]
         for (after, later), names in alike.items():
             replicas = [(name, seed) for name in names for seed in group]
             size = max(len(group), parallel.replica_devices(mesh))

@@ -22,10 +22,10 @@ from wsjax.errors import NonFiniteLoss
 from wsjax.methods.starts import Reinit
 from wsjax.rounds.check import check
 from wsjax.rounds.journal import Journal, Observer, Place, open_journal
-from wsjax.rounds.legs import Leg, Method, Round, as_method, make_legs
+from wsjax.rounds.legs import Leg, Method, Round, as_method, make_legs, planned
 from wsjax.rounds.programs import Compiler, Programs
 from wsjax.storage.records import Records
-from wsjax.storage.rows import FIRST, Row
+from wsjax.storage.rows import FIRST, Row, check_rows
 from wsjax.training.train import Setup, TrainState
 
 # What a seed's key is folded with, by use.
@@ -120,14 +120,19 @@ def run_rounds(
     Raises:
       NonFiniteLoss: a loss was not finite. Rows and checkpoints written so far stay.
       TaskError: what was given cannot be trained; the message names the argument.
+      RunError: the records are not this run's, or its checkpoints cannot be read.
+      OSError: a row or a checkpoint cannot be written.
     """
     settings, seeds = settings or Settings(), tuple(int(seed) for seed in seeds)
     made = {name: as_method(method) for name, method in methods.items()}
     check(setup, rounds, made, seeds, settings)
+    records = Records() if records is None else records
+    numbers = {name: range(min(own, default=1), max(own, default=0) + 1) for name, own in planned(rounds, made).items()}
+    check_rows(records.rows, numbers, seeds, records.path or "the records")
     legs = make_legs(rounds, made, seeds, stack, mesh)
     run = _Run(
         setup, made, settings, Compiler(mesh), _lengths(setup, legs), start,
-        Records() if records is None else records, None if checkpoints is None else Path(checkpoints), observe,
+        records, None if checkpoints is None else Path(checkpoints), observe,
     )  # fmt: skip
 
     ended: dict[tuple[str, int, int], TrainState | None] = {}  # by method, seed and the number of the next round

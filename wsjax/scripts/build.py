@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsjax.errors import UsageError
-from wsjax.scripts.config import Common, Training, has_several_processes, sp_factors
+from wsjax.results import names
+from wsjax.scripts.config import Common, Training, has_several_processes
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -94,17 +95,18 @@ def build_methods(config: Common) -> dict[str, Method]:
     from wsjax.methods.starts import mixed, scratch
     from wsjax.rounds.legs import Method
 
-    def lifted(reinit: Any) -> Method:
-        return Method(mixed(reinit, config.batch_stats, config.opt_state))  # type: ignore[arg-type]
+    def start(reinit: str, **factors: float) -> Any:
+        if reinit == names.RANDOM:
+            return scratch
+        chosen = {names.WARM: warm_start, names.SHRINK: partial(shrink_perturb, **factors)}[reinit]
+        return mixed(chosen, config.batch_stats, config.opt_state)  # type: ignore[arg-type]
 
-    methods = {}
-    for method in config.methods:
-        if method == "SP":
-            for name, (shrink, perturb) in sp_factors(config).items():
-                methods[name] = lifted(partial(shrink_perturb, shrink=shrink, perturb=perturb))
-        else:
-            methods[method] = {"RI": Method(scratch), "WS": lifted(warm_start)}[method]
-    return methods
+    return {name: Method(start(**spec)) for name, spec in methods_table(config).items()}
+
+
+def methods_table(config: Common) -> dict[str, names.Spec]:
+    """What each of the settings' methods is, by name."""
+    return names.from_settings(config.methods, config.shrink, config.perturb)
 
 
 def is_stacked(config: Common) -> bool:

@@ -186,15 +186,6 @@ def has_several_processes(config: Common) -> bool:
     return config.coordinator is not None or config.num_processes is not None
 
 
-def sp_factors(config: Common) -> dict[str, tuple[float, float]]:
-    """(shrink, perturb) by name: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb varies too."""
-    pairs = [(shrink, perturb) for shrink in config.shrink for perturb in config.perturb]
-    if len(pairs) == 1:
-        return {"SP": pairs[0]}
-    several = len(config.perturb) > 1
-    return {f"SP {shrink:g}" + f"/{perturb:g}" * several: (shrink, perturb) for shrink, perturb in pairs}
-
-
 def _check_list(name: str, values: Sequence[Any]) -> None:
     check(len(values) > 0, f"--{name} needs at least one value")
     check(len(set(values)) == len(values), f"--{name} must not repeat a value: {_list(values)}")

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsjax.errors import NonFiniteLoss
 from wsjax.scripts import process
-from wsjax.scripts.build import build_mesh, is_stacked, use_devices
+from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devices
 from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
-from wsjax.scripts.config import NEUTRAL, Common, has_several_processes, run_name, sp_factors
-from wsjax.storage.records import about_run, follow_run, open_run, write_json
-from wsjax.storage.rows import FIRST, Row
+from wsjax.scripts.config import NEUTRAL, Common, has_several_processes, run_name
+from wsjax.storage.files import user_path
+from wsjax.storage.records import about_run, data_digest, follow_run, open_run, write_json
+from wsjax.storage.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from wsjax.data.datasets import Dataset
-    from wsjax.results.summary import Table
+    from wsjax.results.tables import Table
     from wsjax.rounds.legs import Method, Round
     from wsjax.training.train import Setup
 
@@ -72,19 +73,23 @@ def run(
       setup: what is trained, and on what; its data are the run's.
       rounds: those of all methods.
       methods: by the names that rows and tables give them.
-      summarize: `(rows, shrink and perturb by method) -> summary`, written as summary.json.
+      summarize: `(rows, what each method is) -> summary`, written as summary.json.
     """
     from wsjax import parallel
     from wsjax.rounds import loop
 
-    folder = config.workdir / name / run_name(config)
+    folder = user_path(config.workdir) / name / run_name(config)
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
     settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
+    settings |= {"data": data_digest((*setup.train, *setup.test))}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # what older runs do not name
     caps = _caps(rounds, methods)
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.together())
-        own = stack.enter_context(open_run(folder, settings, _about(name, config))) if parallel.is_main() else None
+        own = None
+        if parallel.is_main():
+            own = stack.enter_context(open_run(folder, settings, _about(name, config), defaults))
         parallel.wait_for_all("records")
         records = follow_run(folder) if own is None else own
         left = len(config.seeds) * sum(size * cap for size, cap in caps.values()) - sum(_work(records.rows, caps))
@@ -106,7 +111,7 @@ def run(
             raise NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
-        summary = summarize(result.rows, sp_factors(config))
+        summary = summarize(result.rows, methods_table(config))
         if parallel.is_main():
             write_json(folder / "summary.json", summary)
     return Outcome(folder, result.rows, summary)
@@ -136,7 +141,7 @@ def _about(name: str, config: Common) -> dict[str, Any]:
     from wsjax import parallel
     from wsjax.networks import kernels
 
-    about = about_run(name, parallel.device_names())
+    about = about_run(name, parallel.device_names()) | {"methods": methods_table(config)}
     if config.model == "resnet18":  # they give other bits than XLA's convolutions
         about["compiled_kernels"] = kernels.support(jax.ShapeDtypeStruct((), config.precision))
     return about
@@ -148,12 +153,12 @@ Caps = Mapping[tuple[str, int], tuple[int, int]]
 
 def _caps(rounds: Sequence[Round], methods: Mapping[str, Method]) -> Caps:
     """What a seed has to do, at most."""
-    shared = max((method.after for method in methods.values()), default=1)
-    all_rounds = {(FIRST, number): here for number, here in enumerate(rounds[:shared], 1)}
-    for name, method in methods.items():
-        own = rounds[method.after :] if method.rounds is None else method.rounds
-        all_rounds |= {(name, number): here for number, here in enumerate(own, method.after + 1)}
-    return {key: (here.num_samples, here.max_epochs or 0) for key, here in all_rounds.items()}
+    from wsjax.rounds.legs import planned
+
+    plan = planned(rounds, methods)
+    return {
+        (name, n): (here.num_samples, here.max_epochs or 0) for name, own in plan.items() for n, here in own.items()
+    }
 
 
 def _observe(advance: Callable[..., None], caps: Caps, rows: list[Row]) -> None:

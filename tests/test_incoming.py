@@ -1,0 +1,258 @@
+"""The data files of the retraining job: which there are, which are left out, and that neither stops a call."""
+
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsjax.data import datasets
+from wsjax.errors import DataError
+from wsjax.retraining import incoming
+from wsjax.retraining.incoming import read_pool
+
+
+def make_images(count, seed=0):
+    images = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 1)).astype(np.uint8)
+    return images, np.arange(count) % 2
+
+
+def write(path, count=40, seed=0, **more):
+    images, labels = make_images(count, seed)
+    np.savez(path, **{"images": images, "labels": labels, **more})
+    return path
+
+
+class Said(list):
+    """Lines that were said, one a call."""
+
+    def __call__(self, line):
+        assert line.isprintable()
+        self.append(line)
+
+
+def read(patterns, known=(), base=None, **more):
+    """(pool, lines)."""
+    lines = Said()
+    pool = read_pool([str(pattern) for pattern in patterns], known, base, 0.25, lines, **more)
+    return pool, lines
+
+
+def paths(pool):
+    return [Path(row["path"]) for row in pool.files]
+
+
+def size(pool):
+    return len(pool.train[1]) + len(pool.held_out[1])
+
+
+def test_every_fault_is_its_own_files(tmp_path):
+    good = write(tmp_path / "good.npz")
+    (tmp_path / "half.npz").write_bytes(good.read_bytes()[:-100])
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "gone.npz").symlink_to("nothing")
+    (tmp_path / "loop.npz").symlink_to(tmp_path / "loop.npz")
+    (tmp_path / "device.npz").symlink_to("/dev/zero")
+    write(tmp_path / "names.npz", class_names=np.array([b"\xff", b"a"]))
+    write(tmp_path / "durations.npz", labels=np.arange(40).astype("m8[s]"))
+    write(tmp_path / "twice.npz", class_names=np.array(["a", "a"]))
+    pool, lines = read([tmp_path / "*.npz"])
+    assert paths(pool) == [good]
+    bad = sorted(set(tmp_path.iterdir()) - {good})
+    assert len(lines) == len(bad) == 9
+    for path, line in zip(bad, lines, strict=True):
+        assert line.startswith("left out: ")
+        assert str(path) in line
+
+
+def test_a_known_file_that_cannot_be_read_stays_known(tmp_path):
+    first, second = write(tmp_path / "a.npz"), write(tmp_path / "b.npz", seed=1)
+    pool, _ = read([tmp_path / "*.npz"])
+    second.write_bytes(b"half an upload")
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    again, lines = read([tmp_path / "*.npz"], pool.files, base)
+    assert paths(again) == [first, second]
+    assert (size(pool), size(again)) == (80, 40)
+    assert [line.startswith(f"left out: {second} is not a .npz archive") for line in lines] == [True]
+
+
+@pytest.mark.parametrize("name", ["day[1].npz", "*.npz", "[ab].npz", "a?.npz", "~day.npz"])
+def test_a_path_that_exists_is_that_path(tmp_path, monkeypatch, name):
+    write(tmp_path / "a.npz", seed=1)
+    write(tmp_path / "day1.npz", seed=2)
+    path = write(tmp_path / name)
+    assert paths(read([path])[0]) == [path]
+    monkeypatch.chdir(tmp_path)
+    assert paths(read([f"./{name}"])[0]) == [path]
+    known = [{"path": str(path), "sha256": "0" * 64, "images": 40}]
+    path.unlink()
+    _, lines = read([path, "a.npz"], known)
+    assert lines == [f"{path} is gone: its 40 images are no longer trained on"]
+
+
+@pytest.mark.parametrize("folder", ["plain", "with [brackets]"])
+def test_patterns_start_from_here_or_from_a_home(tmp_path, monkeypatch, folder):
+    (tmp_path / folder / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / folder)
+    monkeypatch.setenv("HOME", str(tmp_path / folder))
+    path = write(tmp_path / folder / "in" / "a.npz")
+    for pattern in ("in/*.npz", "~/in/*.npz", "**/*.npz", "~/in/a.npz", "in/[a].npz", "in/../in/?.npz"):
+        assert [each.resolve() for each in paths(read([pattern])[0])] == [path.resolve()]
+    path.unlink()
+    known = [{"path": str(path), "sha256": "0" * 64, "images": 40}]
+    for pattern in ("in/*.npz", "~/in/*.npz", "in/**/*.npz", path):
+        assert read([pattern], known)[0] is None  # what it matched is gone: that's told, and no error
+
+
+def test_a_pattern_that_matches_nothing(tmp_path):
+    path = write(tmp_path / "a.npz")
+    pool, lines = read([path, tmp_path / "x*.npz", tmp_path / "b[1].npz"])
+    assert paths(pool) == [path]
+    assert lines == [f"no file matches {tmp_path / 'x*.npz'}", f"no file matches {tmp_path / 'b[1].npz'}"]
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    for known, model in (((), None), (pool.files, base)):
+        with pytest.raises(DataError, match=r"no file matches .*x\*\.npz, .*y\*\.npz$"):
+            read([tmp_path / "x*.npz", tmp_path / "y*.npz"], known, model)
+        with pytest.raises(DataError, match=r"no such data file: .*b\.npz$"):
+            read([path, tmp_path / "b.npz"], known, model)
+        with pytest.raises(DataError, match=r"'~no-such-user/\*\.npz' cannot be a path"):
+            read([path, "~no-such-user/*.npz"], known, model)
+
+
+def test_names_cannot_forge_a_line(tmp_path):
+    odd = write(tmp_path / "a\nmodel 7 is current\x1b[2J.npz")
+    pool, _ = read([odd])
+    assert paths(pool) == [odd]
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    shown = f"{tmp_path}/a\\nmodel 7 is current\\x1b[2J.npz"
+
+    write(odd, seed=1, class_names=np.array(["0", "1", "\u202eeerht"]))
+    assert read([odd], pool.files, base)[1] == [
+        f"{shown} changed since it was trained on: its present images count",
+        "new classes: \\u202eeerht",
+    ]
+    write(odd)
+    moved = odd.rename(tmp_path / "b\r.npz")
+    write(tmp_path / "c\n.npz", class_names=np.array(["\u202eeno", "owt"]))
+    write(tmp_path / "d\n.npz", 3, labels=np.zeros(2, int))
+    _, lines = read([moved, tmp_path / "*.npz", tmp_path / "\x1b*"], pool.files, base)
+    assert lines == [
+        f"no file matches {tmp_path}/\\x1b*",
+        f"{shown} is now {tmp_path}/b\\r.npz",
+        f"left out: {tmp_path}/d\\n.npz: labels has the shape (2,); the 3 images need [3]",
+        "40 images came more than once and count once",
+    ]
+
+
+def test_all_images_together_have_a_limit(tmp_path):
+    for seed, name in enumerate("abc"):
+        write(tmp_path / f"{name}.npz", 400, seed=seed)
+    write(tmp_path / "d.npz", 400, seed=0)  # the images of a.npz again
+    write(tmp_path / "e.npz", 10, seed=3)
+    image = make_images(1)[0].nbytes
+    pool, lines = read([tmp_path / "*.npz"], max_gigabytes=950 * image / 1e9)
+    assert [path.name for path in paths(pool)] == ["a.npz", "b.npz", "d.npz", "e.npz"]
+    assert size(pool) == 810
+    limit = r"--max_gigabytes=1.52e-05"
+    assert lines == [
+        f"left out: {tmp_path / 'c.npz'}: with it all images come to 1.92e-05 GB, more than {limit}",
+        "400 images came more than once and count once",
+    ]
+    assert size(read([tmp_path / "*.npz"], max_gigabytes=1210 * image / 1e9)[0]) == 1210
+
+
+def test_a_file_of_known_images_takes_no_memory(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2_000, 32, 32, 1)).astype(np.uint8)
+    for name in "abcdefgh":
+        images[0] = ord(name)  # one is new
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(2_000) % 2)
+    tracemalloc.start()
+    found = incoming._Found()
+    for path in sorted(tmp_path.iterdir()):
+        found.add(path, 1.0)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found.images) == 2_007
+    assert found.duplicates == 13_993
+    assert images.nbytes < held < 2 * images.nbytes
+    assert peak < 5 * images.nbytes
+
+
+def test_a_file_that_is_left_out_leaves_nothing(tmp_path):
+    found = incoming._Found()
+    found.add(write(tmp_path / "a.npz", 400), 1.0)
+    before = (found.class_names, found.shape, dict(found.labels), found.duplicates, found.corrected)
+    for path in (
+        write(tmp_path / "b.npz", seed=1, class_names=np.array(["x", "x", "y"])),
+        write(tmp_path / "c.npz", seed=1, images=np.zeros((40, 5, 4, 1), np.uint8)),
+        write(tmp_path / "d.npz", labels=np.arange(40) % 2 + 5),
+    ):
+        with pytest.raises(DataError):
+            found.add(path, 1.0)
+    with pytest.raises(DataError, match=r"f\.npz: with it all images come to .* GB, more than --max_gigabytes="):
+        found.add(write(tmp_path / "f.npz", 400, seed=1, class_names=np.array(["0", "1", "2"])), 12e-6)
+    assert before == (found.class_names, found.shape, dict(found.labels), found.duplicates, found.corrected)
+
+
+def test_the_row_has_the_hash_of_what_was_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.npz")
+    one, other = path.read_bytes(), write(tmp_path / "b.npz", seed=1).read_bytes()
+    contents = {datasets.read_images(tmp_path / name).sha256: seed for seed, name in enumerate(("a.npz", "b.npz"))}
+    real = datasets.sources.read_npz
+
+    def uploaded(*args):  # another file comes while this one is read
+        path.write_bytes(other if path.read_bytes() == one else one)
+        return real(*args)
+
+    monkeypatch.setattr(datasets.sources, "read_npz", uploaded)
+    for _ in range(2):
+        pool, _ = read([path])
+        seed = contents[pool.files[0]["sha256"]]
+        expected = {image.tobytes() for image in make_images(40, seed)[0]}
+        assert {image.tobytes() for part in (pool.train, pool.held_out) for image in part[0]} == expected
+
+
+def test_a_file_that_vanishes_is_told(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.npz")
+    write(tmp_path / "b.npz", seed=1)
+    real = incoming._in_order
+
+    def in_order(*args):
+        files = real(*args)
+        path.unlink()
+        return files
+
+    monkeypatch.setattr(incoming, "_in_order", in_order)
+    pool, lines = read([tmp_path / "*.npz"])
+    assert paths(pool) == [tmp_path / "b.npz"]
+    assert lines == [f"left out: cannot read {path}: No such file or directory; give the path of a .npz file"]
+
+
+def test_many_class_names_do_not_fill_the_terminal(tmp_path):
+    base = {"class_names": ("0", "1"), "image_shape": (4, 4, 1)}
+    write(tmp_path / "a.npz", class_names=np.array([f"class {number}" for number in range(90_000)]))
+    write(tmp_path / "b.npz", seed=1, class_names=np.array([f"other {number}" for number in range(90_000)]))
+    lines = read([tmp_path / "*.npz"], base=base)[1]
+    assert [line.partition("b.npz: ")[2].partition(" ")[0] for line in lines] == ["class_names", ""]
+    assert lines[1].startswith("new classes: class 2, class 3, ")
+    assert ["and 89,980 more" in lines[0], "and 89,978 more" in lines[1]] == [True, True]
+    assert max(map(len, lines)) < 2_000
+
+
+def test_the_scripts_limit_reaches_the_files(tmp_path):
+    path = write(tmp_path / "a.npz")
+    script = Path(__file__).parents[1] / "experiments" / "retrain.py"
+    line = [sys.executable, str(script), "--model_dir", str(tmp_path / "model"), "--data", str(path)]
+    done = subprocess.run([*line, "--max_gigabytes=1e-6"], capture_output=True, text=True)
+    assert done.returncode == 2
+    said = " ".join(done.stdout.split())
+    assert said.startswith(f"left out: {path} has ")
+    assert said.endswith(" GB, more than --max_gigabytes=1e-06")
+    assert done.stderr.startswith("error: there is no image to train on")
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run([*line, "--max_gigabytes=0"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --max_gigabytes must be positive, not 0.0\n")
