@@ -53,6 +53,8 @@ class Config(experiment.Training):
     """Train from scratch too, on the same data, to say what that costs."""
     rollback: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go back to the current model's parent, and do nothing else."""
+    rollback_to: int | None = None
+    """Make this model current, and do nothing else."""
 
 
 DEFAULTS = Config(model="resnet18", width=16, stem_pool=False, optimizer="adam", stop=("accuracy",), epochs=200)
@@ -63,14 +65,16 @@ def main(config: Config) -> None:
     check(config)
     process.set_up()
     experiment.use_devices(config.devices)
-    from wsjax.retraining import retrain as retraining
+    from wsjax.retraining.retrain import retrain
+    from wsjax.retraining.shelf import roll_back
 
-    if config.rollback:
-        old, new = retraining.roll_back(config.model_dir)
-        return cli.say(f"rolled back: model {new} is current, not {old}, which stays in {config.model_dir}/models")
+    if config.rollback or config.rollback_to is not None:
+        old, new = roll_back(config.model_dir, experiment.load_model, config.rollback_to)
+        before = "" if old is None else f", not {old}, which stays in {config.model_dir}/models"
+        return cli.say(f"rolled back: model {new} is current{before}")
     cli.check(len(config.data) > 0, "--data is missing: give files or globs, such as --data 'incoming/*.npz'")
     with cli.progress(config.epochs, ", if training does not end early") as advance, advice():
-        lineage = retraining.retrain(
+        lineage = retrain(
             config.model_dir,
             config.data,
             build_recipe(config),

@@ -16,7 +16,8 @@ from wsjax.networks import models
 from wsjax.retraining import incoming
 from wsjax.retraining import retrain as retraining
 from wsjax.retraining.incoming import is_held_out, read_pool
-from wsjax.retraining.retrain import Recipe, load_model, retrain, roll_back, start_from
+from wsjax.retraining.retrain import Recipe, retrain, start_from
+from wsjax.retraining.shelf import load_model, roll_back
 from wsjax.rounds.loop import Settings
 from wsjax.scripts import experiment
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
@@ -70,6 +71,9 @@ class Job:
 
     def load(self, number=None):
         return load_model(self.folder, recipe().make_task, number)
+
+    def roll_back(self, number=None):
+        return roll_back(self.folder, lambda folder, n: load_model(folder, recipe().make_task, n), number)
 
     def files(self):
         return {path: path.read_bytes() for path in sorted(self.folder.rglob("*")) if path.is_file()}
@@ -250,11 +254,11 @@ def test_rollback_goes_to_the_parent_and_new_data_start_from_there(job):
     for seed, name in enumerate("abc"):
         job.add(name, seed=seed)
         job.call()
-    assert roll_back(job.folder) == (3, 2)
+    assert job.roll_back() == (3, 2)
     assert job.call() is None  # what model 3 has seen is not new
-    assert roll_back(job.folder) == (2, 1)
+    assert job.roll_back() == (2, 1)
     with pytest.raises(RunError, match="model 1 has no parent to roll back to"):
-        roll_back(job.folder)
+        job.roll_back()
     job.add("d", seed=3)
     assert job.call()["parent"] == 1
     assert job.load().lineage["model"] == 4
@@ -327,7 +331,7 @@ def test_refusals(job):
     with pytest.raises(DataError, match="no such data file"):
         retrain(job.folder, [str(job.incoming / "none.npz")], recipe())
     with pytest.raises(RunError, match="has no model to roll back"):
-        roll_back(job.folder / "other")
+        roll_back(job.folder / "other", load_model)
     job.add("a", 3)
     with pytest.raises(
         DataError, match=r"of 3 images \d are held out, 1 must be; give more images|to train on, 2 must"
@@ -432,10 +436,10 @@ def test_a_number_is_never_given_twice(job, removed_first):
         job.call()
     (job.folder / "current.json").write_text('{"current": 2, "decided": 3}')  # as if model 3 had been kept aside
     if not removed_first:
-        roll_back(job.folder)
+        job.roll_back()
     shutil.rmtree(job.folder / "models" / "0003")
     if removed_first:
-        roll_back(job.folder)
+        job.roll_back()
     assert job.call()["model"] == 4
     assert job.load().lineage["model"] == 4
 
@@ -445,7 +449,7 @@ def test_rollback_takes_back_new_classes(job):
     job.call()
     wrong = write(job.incoming / "b.npz", *make_images(80, classes=3, seed=1))
     assert len(job.call()["class_names"]) == 3
-    roll_back(job.folder)
+    job.roll_back()
     wrong.unlink()
     job.add("c", seed=2)
     assert len(job.call()["class_names"]) == 2
