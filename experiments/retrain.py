@@ -146,21 +146,23 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
     took = f"{metrics['steps']:,} steps ({metrics['epochs']} epochs, {cli.duration(metrics['train_seconds'])})"
     reason = f"train accuracy {metrics['train_accuracy']:.1%}"
     lines = [f"model {number}, {origin}: {sizes}; {took}, to {reason}"]
-    if metrics["stop"] == "epochs":
-        lines.append(f"it ended at the cap of {config.epochs} epochs; raise --epochs or lower --threshold")
+    if metrics["stop"] == "epochs" and set(config.stop) != {"epochs"}:
+        lines.append(f"it ended at the cap of {metrics['epochs']} epochs; raise --epochs or lower --threshold")
     scratch, change = lineage["scratch"], lineage["change"]
     if change is None:
         lines.append(f"held-out accuracy: {metrics['accuracy']:.2%}")
     else:
         points = f"{100 * change['mean']:+.2f} points, standard error {100 * change['standard_error']:.2f}"
         lines.append(f"held-out accuracy: before {lineage['before']:.2%}, now {metrics['accuracy']:.2%} ({points})")
-        cost = f"{scratch['steps']:,} steps, {scratch['accuracy']:.2%}"
+        cap = " (the cap)" if scratch["stop"] == "epochs" and set(config.stop) != {"epochs"} else ""
+        cost = f"{scratch['steps']:,} steps{cap}, {scratch['accuracy']:.2%}"
         when = f"measured with model {scratch['model']}, on {scratch['train_images']:,} images"
         lines.append(f"from scratch: {cost} ({when})")
     if lineage["promoted"]:
         lines.append(f"model {number} is current: {config.model_dir}/models/{number:04d}")
     else:
-        lines.append(f"KEPT ASIDE, model {parent} stays current: worse by more than --tolerance={config.tolerance:g}")
+        tolerance = lineage["settings"].get("tolerance", config.tolerance)  # older lineages do without
+        lines.append(f"KEPT ASIDE, model {parent} stays current: worse by more than --tolerance={tolerance:g}")
     return lines
 
 

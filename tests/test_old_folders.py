@@ -22,10 +22,16 @@ from wsjax.storage.records import read_run
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SCRIPTS = Path(__file__).parents[1] / "experiments"
-AS_BEFORE = (
-    ["--model=mlp", "--hidden", "4", "--activation", "relu", "--batch_size=32", "--epochs=20", "--learning_rate=0.02", "--tolerance=1"]
-)
-RUN = ["--model=logistic", "--methods", "RI", "SP", "--num_train=40", "--num_test=20", "--seeds", "0", "--epochs=2", "--first_epochs=2"]
+AS_BEFORE = {
+    "model": "mlp",
+    "hidden": 4,
+    "activation": "relu",
+    "batch_size": 32,
+    "epochs": 20,
+    "learning_rate": 0.02,
+    "tolerance": 1,
+}
+RUN = {"model": "logistic", "num_train": 40, "num_test": 20, "seeds": 0, "epochs": 2, "first_epochs": 2}
 
 
 @pytest.fixture
@@ -41,7 +47,8 @@ def call(monkeypatch, capfd):
     monkeypatch.setattr("warnings.showwarning", lambda *_, **__: None)  # put back after the script has set its own
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
 
-    def run(name, *arguments):
+    def run(name, *arguments, **settings):
+        arguments += tuple(text for field, value in settings.items() for text in (f"--{field}", str(value)))
         spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, name, module)
@@ -59,7 +66,7 @@ def call(monkeypatch, capfd):
 
 
 def retrain(call, *arguments):
-    return call("retrain", "--model_dir=model_folder", *AS_BEFORE, *arguments)
+    return call("retrain", "--model_dir=model_folder", *arguments, **AS_BEFORE)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -92,26 +99,25 @@ def test_an_old_model_folder_is_gone_on_with(folder, call):
     assert experiment.load_model("model_folder").lineage["model"] == 2
 
 
-def test_what_an_old_version_left_unfinished_is_gone_on_with(folder, call, monkeypatch):
-    """As if model 2 had been killed before it had its number: the checkpoint that it keeps is its parameters'."""
-    (folder / "current.json").unlink(missing_ok=True)
+def test_what_an_old_version_left_unfinished_is_not_cleared(folder, call):
     (folder / "model_folder" / "current.json").write_text('{"current": 1, "decided": 1}')
     part = (folder / "model_folder/models/0002").rename(folder / "model_folder/models/0002.part")
-    rows = (part / "records.jsonl").read_bytes()
+    config = (part / "config.json").read_bytes()
     for name in ("lineage.json", "samples.npy"):
         (part / name).unlink()
     code, said, errors = retrain(call, "--data", "incoming/*.npz")
     assert (code, errors) == (0, "")
     assert "it starts anew" not in said
-    assert rows
+    assert "model 2, from model 1, shrunk and perturbed" in said
+    assert (folder / "model_folder/models/0002/config.json").read_bytes() == config
 
 
-def test_a_finished_old_run_trains_nothing_and_keeps_its_rows(folder, call, monkeypatch):
+def test_a_finished_old_run_trains_nothing_and_keeps_its_rows(folder, call):
     place = folder / "runs" / "offline" / "digits-logistic-adam"
     place.parent.mkdir(parents=True)
     (folder / "run_folder").rename(place)
     before = read_run(place)
-    code, said, errors = call("offline", *RUN)
+    code, said, errors = call("offline", "--methods", "RI", "SP", **RUN)
     assert (code, errors) == (0, "")
     assert "RI" in said
     after = read_run(place)

@@ -242,8 +242,8 @@ def test_a_lost_parent_is_told_with_the_models_that_there_are(folder):
     with pytest.raises(RunError) as error:
         shelf.roll_back(folder, load_model)
     assert str(error.value) == (
-        f"{folder} has no model 1; restore it from a copy; else make another model current: --rollback_to=N, of 3 "
-        "(model 2 stays current)"
+        f"{folder} has no model 1, only 2, 3; restore it from a copy; else make another model current: "
+        "--rollback_to=N, of 3 (model 2 stays current)"
     )
 
 
@@ -259,7 +259,7 @@ def test_a_damaged_current_model_is_told_and_another_can_be_chosen(folder, damag
 def test_rollback_to_where_nothing_is_to_do(folder):
     with pytest.raises(RunError, match="model 2 is current already"):
         shelf.roll_back(folder, load_model, 2)
-    with pytest.raises(RunError, match=r"has no model 7; restore it from a copy; else .* of 1 "):
+    with pytest.raises(RunError, match=r"has no model 7, only 1, 2; restore it from a copy; else .* of 1 "):
         shelf.roll_back(folder, load_model, 7)
     assert shelf.roll_back(folder, load_model) == (2, 1)
     with pytest.raises(RunError, match="model 1 has no parent to roll back to"):

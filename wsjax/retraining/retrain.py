@@ -32,7 +32,7 @@ from wsjax.retraining.incoming import Pool, read_pool
 from wsjax.retraining.shelf import MakeTask, Model
 from wsjax.rounds.loop import Observer, Round, Settings, run_rounds
 from wsjax.storage import checkpoint
-from wsjax.storage.records import CONFIG, Records, about_run, hold, open_run, read_json
+from wsjax.storage.records import CONFIG, Records, about_run, differing, hold, open_run, read_json
 from wsjax.storage.rows import FIRST, Row, round_ends
 from wsjax.training.stopping import StopRule
 from wsjax.training.train import Data, Task, TrainState, reestimate
@@ -207,12 +207,13 @@ def _run(job: Job, folder: Path, task: Task, start: Any, key: Mapping[str, Any])
 
 def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> None:
     """Checks what must not change: parameters would not fit, or images that a model knows would be held out."""
-    here = json.loads(json.dumps(recipe.describe.get("architecture")))
-    if settings.get("architecture") != here:
-        there = settings.get("architecture")
-        raise RunError(
-            f"{folder} holds a model of another architecture ({there} there, {here} here); name a new folder"
-        )
+    there, here = settings.get("architecture"), json.loads(json.dumps(recipe.describe.get("architecture")))
+    if there != here:
+        pairs: Any = {"architecture": (there, here)}
+        if isinstance(there, dict) and isinstance(here, dict):
+            pairs = differing(there, here)
+        words = "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in pairs.items())
+        raise RunError(f"{folder} holds a model of another architecture ({words}); give the same, or name a new folder")
     if settings["holdout"] != recipe.holdout:
         held = settings["holdout"]
         raise RunError(f"{folder} was begun with --holdout={held:g}, which must stay, not {recipe.holdout:g}")

@@ -106,8 +106,9 @@ def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
         number = read_place(folder).current
         if number is None:
             raise RunError(f"{folder} has no model yet")
-    if number not in numbers(folder):
-        raise RunError(f"{folder} has no model {number}; {_way_out(folder, number)}")
+    if number not in (taken := numbers(folder)):
+        present = ", ".join(map(str, taken[-8:])) or "none"
+        raise RunError(f"{folder} has no model {number}, only {present}; {_way_out(folder, number)}")
     path = model_folder(folder, number) / LINEAGE
     try:
         lineage = read_json(path)
@@ -164,7 +165,7 @@ def expanded(folder: Path | str) -> Path:
     try:
         folder = Path(folder).expanduser()
     except RuntimeError as error:
-        raise UsageError(f"{folder}: {error}; give the folder's whole path") from error
+        raise UsageError(f"{folder}: there is no such home; give the folder's whole path") from error
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the models")
     return folder
