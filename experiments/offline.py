@@ -62,13 +62,8 @@ def main(settings: Config) -> None:
         build.build_methods(settings),
         summary.summarize_offline,
     )
-    table = tables.offline_table(outcome.summary)
-    run.conclude(
-        outcome,
-        "All of the data, after the first round",
-        table,
-        plots.offline_curves(outcome.rows, build.methods_table(settings)),
-    )
+    table, curves = tables.offline_table(outcome.summary), plots.offline_curves(outcome.rows, outcome.methods)
+    run.conclude(outcome, "All of the data, after the first round", table, curves)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ def main(settings: Config) -> None:
         summary.summarize_online,
     )
     title = f"{len(sizes)} rounds, up to {sizes[-1]:,} images"
-    curves = plots.online_curves(outcome.summary["rounds"], build.methods_table(settings))
+    curves = plots.online_curves(outcome.summary["rounds"], outcome.methods)
     run.conclude(outcome, title, tables.online_table(outcome.summary), curves)
 
 

@@ -61,6 +61,8 @@ class Config(common.Training):
     """Train from scratch too, on the same data, to say what that costs."""
     rollback: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go back to the current model's parent, and do nothing else."""
+    rollback_to: int | None = None
+    """Make this model current, and do nothing else."""
 
 
 DEFAULTS = Config(model="resnet18", width=16, stem_pool=False, optimizer="adam", stop=("accuracy",), epochs=200)
@@ -71,14 +73,16 @@ def main(config: Config) -> None:
     check(config)
     process.set_up()
     build.use_devices(config.devices)
-    from wsjax.retraining import retrain as retraining
+    from wsjax.retraining.retrain import retrain
+    from wsjax.retraining.shelf import roll_back
 
-    if config.rollback:
-        old, new = retraining.roll_back(config.model_dir)
-        return cli.say(f"rolled back: model {new} is current, not {old}, which stays in {config.model_dir}/models")
+    if config.rollback or config.rollback_to is not None:
+        old, new = roll_back(config.model_dir, build.load_model, config.rollback_to)
+        before = "" if old is None else f", not {old}, which stays in {config.model_dir}/models"
+        return cli.say(f"rolled back: model {new} is current{before}")
     cli.check(len(config.data) > 0, "--data is missing: give files or globs, such as --data 'incoming/*.npz'")
     with cli.progress(config.epochs, ", if training does not end early") as advance, advice():
-        lineage = retraining.retrain(
+        lineage = retrain(
             config.model_dir,
             config.data,
             build_recipe(config),
@@ -153,21 +157,23 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
     took = f"{metrics['steps']:,} steps ({metrics['epochs']} epochs, {cli.duration(metrics['train_seconds'])})"
     reason = f"train accuracy {metrics['train_accuracy']:.1%}"
     lines = [f"model {number}, {origin}: {sizes}; {took}, to {reason}"]
-    if metrics["stop"] == "epochs":
-        lines.append(f"it ended at the cap of {config.epochs} epochs; raise --epochs or lower --threshold")
+    if metrics["stop"] == "epochs" and set(config.stop) != {"epochs"}:
+        lines.append(f"it ended at the cap of {metrics['epochs']} epochs; raise --epochs or lower --threshold")
     scratch, change = lineage["scratch"], lineage["change"]
     if change is None:
         lines.append(f"held-out accuracy: {metrics['accuracy']:.2%}")
     else:
         points = f"{100 * change['mean']:+.2f} points, standard error {100 * change['standard_error']:.2f}"
         lines.append(f"held-out accuracy: before {lineage['before']:.2%}, now {metrics['accuracy']:.2%} ({points})")
-        cost = f"{scratch['steps']:,} steps, {scratch['accuracy']:.2%}"
+        cap = " (the cap)" if scratch["stop"] == "epochs" and set(config.stop) != {"epochs"} else ""
+        cost = f"{scratch['steps']:,} steps{cap}, {scratch['accuracy']:.2%}"
         when = f"measured with model {scratch['model']}, on {scratch['train_images']:,} images"
         lines.append(f"from scratch: {cost} ({when})")
     if lineage["promoted"]:
         lines.append(f"model {number} is current: {config.model_dir}/models/{number:04d}")
     else:
-        lines.append(f"KEPT ASIDE, model {parent} stays current: worse by more than --tolerance={config.tolerance:g}")
+        tolerance = lineage["settings"].get("tolerance", config.tolerance)  # older lineages do without
+        lines.append(f"KEPT ASIDE, model {parent} stays current: worse by more than --tolerance={tolerance:g}")
     return lines
 
 

@@ -7,6 +7,13 @@ panel a for CIFAR-10 stopped at 99 % train accuracy, b and c for SVHN at 99 % an
 report's settings expect RI near 78.3 % and WS near 73.2 % (panel a), and WS 9.5 times as fast.
 """
 
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
 from collections.abc import Sequence
 from pathlib import Path
 

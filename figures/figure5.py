@@ -6,6 +6,13 @@ Draws runs of experiments/offline.py over the report's curves, as PNG and PDF wi
 Takes seconds. At the report's settings expect SP near 80.9, 64.7 and 59.7 % at shrink 0.1, 0.3 and 0.6.
 """
 
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -7,6 +7,13 @@ Draws runs of experiments/online.py, as PNG and PDF with the caption beside them
 their settings expect SP at shrink 0.4 or 0.6 near or above RI, at a third to a half of its time.
 """
 
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,7 @@
 """The retraining script as a scheduled job runs it."""
 
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+
+from wsjax.storage.records import read_json, read_rows
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "retrain.py"
 
@@ -42,21 +44,25 @@ def test_a_jobs_life(tmp_path):
     add(tmp_path, "tuesday", slice(500, 1000))
     code, said, _ = call(tmp_path, "--compare_scratch", "--precision=bfloat16", "--devices=2")
     assert code == 0
-    assert json.loads((tmp_path / "model/models/0002/lineage.json").read_text())["settings"]["devices"] == 2
-    for part in ("model 2, from model 1, shrunk and perturbed: ", "before 9", "now 9", "(measured with model 2, on "):
+    assert read_json(tmp_path / "model/models/0002/lineage.json")["settings"]["devices"] == 2
+    for part in ("model 2, from model 1, shrunk and perturbed: ", "(measured with model 2, on "):
         assert part in said
+    assert re.search(r"held-out accuracy: before 9\d\.\d\d%, now 9\d\.\d\d% \(", said)
 
     add(tmp_path, "wednesday", slice(1000, 1500))
     code, said, _ = call(
         tmp_path, "--shrink=-1", "--perturb=0", "--stop", "epochs", "--epochs=1", "--learning_rate=1e-9"
     )
     assert code == 3
-    assert "KEPT ASIDE, model 2 stays current" in said
+    assert "KEPT ASIDE, model 2 stays current: worse by more than --tolerance=0.02" in said
+    assert "the cap" not in said  # which --stop epochs asks for
 
     code, said, _ = call(tmp_path, "--rollback")
     assert (code, "model 1 is current, not 2" in said) == (0, True)
     code, _, errors = call(tmp_path, "--rollback")
     assert (code, errors) == (2, f"error: {tmp_path / 'model'}: model 1 has no parent to roll back to\n")
+    code, said, _ = call(tmp_path, "--rollback_to=3")
+    assert (code, "model 3 is current, not 1" in said) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +75,17 @@ def test_a_jobs_life(tmp_path):
         (("--data", "x", "--shrink", "nan"), "--shrink must be finite, not nan"),
         (("--data", "x", "--devices", "0"), "--devices must be positive, not 0"),
         (("--data", "x", "--devices", "5"), "--devices=5: 5 devices asked for; there are 4 (cpu)"),
+        (("--rollback",), "{folder}/model has no model to roll back"),
+        (("--rollback_to", "2"), "{folder}/model has no model to roll back"),
+        (("--data", "x", "--model_dir", "~nobody-of-this-name/m"), "~nobody-of-this-name/m: "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     done = subprocess.run(command(tmp_path, *arguments), capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.startswith(f"error: {message.format(folder=tmp_path)}")
     assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())  # nothing was made
 
 
 def test_a_killed_job_goes_on_where_it_was(tmp_path):
@@ -92,6 +102,8 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "model" / "current.json").exists()
+    before = read_rows(records)
     assert call(tmp_path, *slow)[0] == 0
-    rows = [json.loads(line) for line in (tmp_path / "model/models/0001/records.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "model/models/0001/records.jsonl")
     assert [row["epoch"] for row in rows] == list(range(1, 401))
+    assert rows[:15] == before[:15]  # with the seconds they took: they were not trained again

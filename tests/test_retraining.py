@@ -1,6 +1,6 @@
 """The retraining job on small images, in process; tests/test_retrain.py runs the script."""
 
-import json
+import errno
 import shutil
 from functools import partial
 
@@ -13,12 +13,14 @@ import pytest
 from wsjax import parallel
 from wsjax.errors import DataError, RunError
 from wsjax.networks import models
-from wsjax.retraining import incoming
+from wsjax.retraining import incoming, shelf
 from wsjax.retraining import retrain as retraining
 from wsjax.retraining.incoming import is_held_out, read_pool
-from wsjax.retraining.retrain import Recipe, load_model, retrain, roll_back, start_from
+from wsjax.retraining.retrain import Recipe, retrain, start_from
+from wsjax.retraining.shelf import load_model, roll_back
 from wsjax.rounds.loop import Settings
 from wsjax.scripts import experiment
+from wsjax.storage.records import read_json
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import Task, correct, cross_entropy, image_task
 
@@ -71,6 +73,9 @@ class Job:
     def load(self, number=None):
         return load_model(self.folder, recipe().make_task, number)
 
+    def roll_back(self, number=None):
+        return roll_back(self.folder, lambda folder, n: load_model(folder, recipe().make_task, n), number)
+
     def files(self):
         return {path: path.read_bytes() for path in sorted(self.folder.rglob("*")) if path.is_file()}
 
@@ -99,7 +104,7 @@ def test_first_call_then_nothing_new_then_new_data(job):
     assert (second["model"], second["parent"]) == (2, 1)
     assert [(row["images"], len(row["sha256"])) for row in second["files"]] == [(80, 64), (80, 64)]
     assert second["scratch"] == first["scratch"]  # it was measured then
-    assert json.loads((job.folder / "current.json").read_text()) == {"current": 2, "decided": 2}
+    assert read_json(job.folder / "current.json") == {"current": 2, "decided": 2}
     assert sorted(path.name for path in (job.folder / "models").iterdir()) == ["0001", "0002"]
 
 
@@ -250,23 +255,32 @@ def test_rollback_goes_to_the_parent_and_new_data_start_from_there(job):
     for seed, name in enumerate("abc"):
         job.add(name, seed=seed)
         job.call()
-    assert roll_back(job.folder) == (3, 2)
+    assert job.roll_back() == (3, 2)
     assert job.call() is None  # what model 3 has seen is not new
-    assert roll_back(job.folder) == (2, 1)
+    assert job.roll_back() == (2, 1)
     with pytest.raises(RunError, match="model 1 has no parent to roll back to"):
-        roll_back(job.folder)
+        job.roll_back()
     job.add("d", seed=3)
     assert job.call()["parent"] == 1
     assert job.load().lineage["model"] == 4
 
 
-def test_from_scratch_is_measured_when_asked(job):
-    job.add("a")
-    job.call()
-    job.add("b", seed=1)
-    lineage = job.call(recipe(compare_scratch=True))
-    assert lineage["scratch"]["model"] == 2
-    assert lineage["scratch"]["steps"] == lineage["metrics"]["steps"]  # a fixed number of epochs
+def test_from_scratch_is_what_a_first_model_on_these_data_would_be(job, tmp_path):
+    images, labels = make_images(80)
+    write(job.incoming / "a.npz", images, labels)
+    job.call(recipe(seed=1))
+    write(job.incoming / "b.npz", images[:10], 1 - labels[:10])
+    still = optax.sgd(0.0)  # so that where they start from is told by where they end
+    opposite = {"shrink": -1.0, "perturb": 0.0}
+    lineage = job.call(recipe(epochs=2, seed=1, optimizer=still, compare_scratch=True, **opposite))
+    assert lineage["model"] == 2
+    alone = Job(tmp_path)
+    alone.folder = tmp_path / "other"
+    # Model 1 of seed 2 draws what model 2 of seed 1 draws.
+    first = alone.call(recipe(epochs=2, seed=2, optimizer=still))
+    expected = first["metrics"] | {"model": 2, "train_seconds": lineage["scratch"]["train_seconds"]}
+    assert lineage["scratch"] == expected
+    assert lineage["metrics"]["train_accuracy"] != expected["train_accuracy"]
     assert not list(job.folder.rglob("scratch"))
 
 
@@ -327,15 +341,14 @@ def test_refusals(job):
     with pytest.raises(DataError, match="no such data file"):
         retrain(job.folder, [str(job.incoming / "none.npz")], recipe())
     with pytest.raises(RunError, match="has no model to roll back"):
-        roll_back(job.folder / "other")
+        roll_back(job.folder / "other", load_model)
     job.add("a", 3)
-    with pytest.raises(
-        DataError, match=r"of 3 images \d are held out, 1 must be; give more images|to train on, 2 must"
-    ):
+    with pytest.raises(DataError, match=r"of 3 images 0 are held out, 1 must be; give more images"):
         job.call(recipe(holdout=1e-9))
+    assert not job.folder.exists()  # of calls that cannot work nothing is left
     job.add("b")
     job.call()
-    with pytest.raises(RunError, match="another architecture"):
+    with pytest.raises(RunError, match=r"another architecture \(model logistic there, mlp here\)"):
         job.call(recipe(describe={"architecture": {"model": "mlp"}}))
     with pytest.raises(RunError, match=r"begun with --holdout=0\.25, which must stay, not 0\.5"):
         job.call(recipe(holdout=0.5))
@@ -343,7 +356,7 @@ def test_refusals(job):
     job.add("c", seed=2)
     with (
         pytest.warns(UserWarning, match="is damaged, passed over"),
-        pytest.raises(RunError, match=r"model 1 in .* cannot be read"),
+        pytest.raises(RunError, match=r"model 1 cannot be loaded from .*; else begin in a new"),
     ):
         job.call()
 
@@ -432,10 +445,10 @@ def test_a_number_is_never_given_twice(job, removed_first):
         job.call()
     (job.folder / "current.json").write_text('{"current": 2, "decided": 3}')  # as if model 3 had been kept aside
     if not removed_first:
-        roll_back(job.folder)
+        job.roll_back()
     shutil.rmtree(job.folder / "models" / "0003")
     if removed_first:
-        roll_back(job.folder)
+        job.roll_back()
     assert job.call()["model"] == 4
     assert job.load().lineage["model"] == 4
 
@@ -445,7 +458,7 @@ def test_rollback_takes_back_new_classes(job):
     job.call()
     wrong = write(job.incoming / "b.npz", *make_images(80, classes=3, seed=1))
     assert len(job.call()["class_names"]) == 3
-    roll_back(job.folder)
+    job.roll_back()
     wrong.unlink()
     job.add("c", seed=2)
     assert len(job.call()["class_names"]) == 2
@@ -479,13 +492,179 @@ def test_a_model_that_a_killed_call_had_trained_is_reported(job):
     assert job.load().lineage["model"] == 1
 
 
-@pytest.mark.parametrize("name", ["current.json", "models/0001/lineage.json", "models/0001/samples.npy"])
-def test_a_damaged_file_is_named(job, name):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("current.json", ": decided is None, not a whole number from 0 on;"),
+        ("models/0001/lineage.json", " is damaged: model is missing;"),
+        ("models/0001/samples.npy", r" cannot be read \(it is not what was written\);"),
+    ],
+)
+def test_a_damaged_file_is_named_and_starts_no_training(job, name, damage):
     job.add("a")
     job.call()
-    (job.folder / name).write_text("{}" if name.endswith("json") else "")
-    with pytest.raises(RunError, match=rf"{name.rsplit('/')[-1]} (is damaged|cannot be read)"):
+    job.add("b", seed=1)
+    (job.folder / name).write_text("{}")
+    before = job.files()
+    with pytest.raises(RunError, match=f"{name}{damage}"):
         job.call()
+    assert job.files() == before
+
+
+def test_a_bit_of_the_samples_that_flipped_starts_no_training(job):
+    job.add("a")
+    job.call()
+    path = job.folder / "models/0001/samples.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"samples\.npy cannot be read \(it is not what was written\)"):
+        job.call()
+    assert [path.name for path in (job.folder / "models").iterdir()] == ["0001"]
+
+
+@pytest.mark.parametrize("name", ["lineage.json", "samples.npy", "parameters"])
+def test_a_damaged_newest_model_that_was_rolled_back_blocks_no_call(job, name):
+    for seed, letter in enumerate("ab"):
+        job.add(letter, seed=seed)
+        job.call()
+    job.roll_back()
+    path = job.folder / "models/0002" / name
+    shutil.rmtree(path) if path.is_dir() else path.write_text("{}")
+    job.add("c", seed=2)
+    lineage = job.call()
+    assert (lineage["model"], lineage["parent"]) == (3, 1)
+    assert [row["images"] for row in lineage["files"]] == [80, 80, 80]
+    told = [line for line in job.lines if line.startswith(f"model 2 is passed over: {path}")]
+    assert len(told) == (name != "parameters")  # which no one needs
+    assert job.call() is None
+
+
+def killing(function, calls):
+    """The function, which kills its caller instead after so many calls."""
+    left = iter(range(calls, -1, -1))
+
+    def call(*arguments, **options):
+        if not next(left):
+            raise Killed
+        return function(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "calls"),
+    [
+        (shelf.checkpoint, "save", 1),  # of the parameters: the training's own comes before
+        (shelf.np, "save", 0),
+        (shelf.os, "fsync", 0),
+        (shelf, "finish", 0),
+        (shelf, "settle", 1),
+        (shelf, "_clear_up", 0),
+        (shelf, "_write_place", 0),
+    ],
+)
+def test_a_call_killed_at_its_end_ends_in_the_same_folder(job, tmp_path, monkeypatch, module, name, calls):
+    whole = Job(tmp_path / "whole")
+    (tmp_path / "whole").mkdir()
+    for one in (job, whole):
+        one.add("a")
+        one.call()
+        one.add("b", seed=1)
+    whole.call()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, killing(getattr(module, name), calls))
+        with pytest.raises(Killed):
+            job.call()
+    assert job.call()["model"] == 2
+    assert job.call() is None
+    assert same(job.load().state, whole.load().state)
+    names = [
+        {str(path.relative_to(one.folder)) for path in one.folder.rglob("*") if "parameters" not in path.parts}
+        for one in (job, whole)
+    ]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("refused", ["os.fsync", "pathlib.Path.rename", "pathlib.Path.mkdir"])
+def test_a_full_disk_is_one_line_and_the_next_call_goes_on(job, monkeypatch, refused):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job.add("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(refused, refuse)
+        with pytest.raises((RunError, OSError), match="No space left on device"):
+            job.call()
+    assert job.call()["model"] == 1
+
+
+def test_a_model_is_judged_by_the_models_and_data_that_the_call_read(job):
+    """Files that are changed while it trains change neither what is compared nor what the lineage tells."""
+    a = job.add("a")
+    job.call()
+    job.add("b", seed=1)
+    logits = job.load(1)(make_images(9)[0])
+
+    def change(rows):
+        a.write_bytes(b"changed")
+        shutil.rmtree(job.folder / "models/0001/parameters", ignore_errors=True)
+
+    lineage = job.call(observe=change)
+    assert lineage["metrics"]["train_images"] + lineage["metrics"]["held_out_images"] == 160
+    assert lineage["change"]["mean"] == pytest.approx(lineage["metrics"]["accuracy"] - lineage["before"])
+    assert logits.shape == (9, 2)
+    assert job.load().lineage["model"] == 2
+
+
+def test_an_unfinished_model_of_another_parent_starts_anew(job, tmp_path):
+    """As a folder that was put back from an older copy has one: its number is the same, its parameters are not."""
+    other = Job(tmp_path / "other")
+    (tmp_path / "other").mkdir()
+    for one, seed in ((job, 0), (other, 5)):
+        one.add("a")
+        one.call(recipe(seed=seed))
+    job.add("b", seed=1)
+    with pytest.raises(Killed):
+        job.call(observe=killed_at(2))
+    shutil.rmtree(job.folder / "models/0001/parameters")
+    shutil.copytree(other.folder / "models/0001/parameters", job.folder / "models/0001/parameters")
+    seen = []
+    job.call(observe=lambda rows: seen.append(rows[0]["epoch"]))
+    assert seen == [1, 2, 3]
+    assert any("was for other data or settings: it starts anew" in line for line in job.lines)
+
+
+def test_a_damaged_config_of_an_unfinished_model_starts_it_anew(job):
+    job.add("a")
+    with pytest.raises(Killed):
+        job.call(observe=killed_at(2))
+    (job.folder / "models/0001.part/config.json").write_text("{")
+    assert job.call()["metrics"]["epochs"] == 3
+    assert "config.json cannot be read" in job.lines[0]
+
+
+@pytest.mark.parametrize("patterns", [str, lambda path: path, lambda path: [path]])
+def test_data_files_by_one_name_or_path(job, patterns):
+    path = job.add("a")
+    assert retrain(job.folder, patterns(path), recipe())["files"][0]["path"] == str(path)
+
+
+def test_a_home_is_found(job, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    job.add("a")
+    retrain("~/model", [str(job.incoming / "a.npz")], recipe())
+    assert job.load().lineage["model"] == 1
+
+
+def test_a_folder_of_the_users_in_the_place_of_a_training_is_let_be(job):
+    part = job.folder / "models" / "0001.part"
+    part.mkdir(parents=True)
+    (part / "thesis.tex").write_text("mine")
+    job.add("a")
+    with pytest.raises(RunError, match=r"0001\.part holds thesis\.tex, which no training left; move it away"):
+        job.call()
+    assert (part / "thesis.tex").read_text() == "mine"
 
 
 def test_what_a_killed_clearing_left_is_cleared(job):

@@ -257,11 +257,9 @@ def test_a_run_that_ended_anywhere_continues_to_the_same_bits(tmp_path, at):
 def lose(path, lost):
     """Takes a row's line out of a file."""
     lines = path.read_text().splitlines(keepends=True)
-    wanted = [
-        line for line in lines if (row := json.loads(line)) and (row["method"], row["seed"], row["epoch"]) != lost
-    ]
-    assert len(wanted) == len(lines) - 1
-    path.write_text("".join(wanted))
+    kept = [(row["method"], row["seed"], row["epoch"]) != lost for row in map(json.loads, lines)]
+    path.write_text("".join(line for line, keep in zip(lines, kept, strict=True) if keep))
+    assert sum(kept) == len(lines) - 1
 
 
 @pytest.mark.parametrize("lost", [("WS", 0, 3), ("WS", 1, 3), ("WS", 1, 1), ("first", 0, 1)])

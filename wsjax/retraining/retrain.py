@@ -1,14 +1,8 @@
 """A model that is retrained whenever data come in: what a scheduled job calls.
 
-A model folder holds every model in a folder of its own, and says which of them is current:
-
-    MODEL/current.json          {"current": 3, "decided": 4}
-    MODEL/models/0003/          lineage.json, records.jsonl (a row an epoch), samples.npy, parameters/ (Orbax)
-    MODEL/models/0004.part/     one that is being trained
-
 A call reads all data files, known ones and new ones, trains from the shrink-perturbed parameters of the current model,
 and makes the new model current unless it got worse. Nothing is ever trained on a held-out image: whether an image is
-held out is decided by a hash of its content, so that it stays so as data grow.
+held out is decided by a hash of its content, so that it stays so as data grow. `shelf` keeps the models.
 """
 
 from __future__ import annotations
@@ -16,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -34,21 +28,18 @@ from wsjax.data.datasets import channel_statistics
 from wsjax.data.sources import MAX_GIGABYTES
 from wsjax.errors import NonFiniteLoss, RunError
 from wsjax.methods.reinit import shrink_perturb
+from wsjax.methods.starts import grown
+from wsjax.retraining import shelf
 from wsjax.retraining.incoming import Pool, read_pool
+from wsjax.retraining.shelf import MakeTask, Model
 from wsjax.rounds.journal import Observer
 from wsjax.rounds.legs import Round
 from wsjax.rounds.loop import Settings, run_rounds
 from wsjax.storage import checkpoint
-from wsjax.storage.records import CONFIG, LOCK, Records, about_run, hold, open_run, read_json, write_json
+from wsjax.storage.records import CONFIG, Records, about_run, differing, hold, open_run, read_json
 from wsjax.storage.rows import FIRST, Row, round_ends
 from wsjax.training.stopping import StopRule
-from wsjax.training.task import Task
-from wsjax.training.train import Data, Setup, TrainState, all_samples, init_state, reestimated, score_each
-
-CURRENT, LINEAGE, SAMPLES, PARAMETERS = "current.json", "lineage.json", "samples.npy", "parameters"
-
-MakeTask = Callable[[int, tuple[int, ...], Sequence[float], Sequence[float], str | None], Task]
-"""`(num_classes, image_shape, mean, std, axis_name) -> Task`, whose batch statistics are taken over that axis too."""
+from wsjax.training.train import Setup, TrainState, all_samples, reestimated, score_each
 
 
 class Recipe(NamedTuple):
@@ -68,7 +59,7 @@ class Recipe(NamedTuple):
       seed: model n draws all it draws from the key of seed + n, so that every model is perturbed by a new network.
       compare_scratch: whether to train from scratch too, on the same data, for comparison.
       mesh: `wsjax.parallel.data_mesh()` splits every batch over devices.
-      max_gigabytes: the most that one data file may take, packed or unpacked, and all images together, in 10^9 bytes.
+      max_gigabytes: what a data file, and all images together, may take in memory.
     """
 
     make_task: MakeTask
@@ -87,22 +78,22 @@ class Recipe(NamedTuple):
     max_gigabytes: float = MAX_GIGABYTES
 
 
-class Model(NamedTuple):
-    """A trained model: its task, its state (the optimiser's is empty), and where it comes from."""
+class Job(NamedTuple):
+    """The training of one model: its number, what it starts from, what it trains on, and how."""
 
-    task: Task
-    state: TrainState
-    lineage: dict[str, Any]
-
-    def __call__(self, images: Any) -> jax.Array:
-        """The outputs for images as they were trained on: uint8 [N, height, width, channels]."""
-        weights = jnp.ones(len(images))
-        return self.task.apply(self.state.params, self.state.batch_stats, jnp.asarray(images), weights, False, None)[0]
+    part: Path
+    number: int
+    parent: Model | None
+    known: Mapping[str, Any] | None
+    pool: Pool
+    recipe: Recipe
+    say: Callable[[str], None]
+    observe: Observer | None
 
 
 def retrain(
     folder: Path | str,
-    patterns: Sequence[str],
+    patterns: Sequence[str | os.PathLike[str]],
     recipe: Recipe,
     *,
     say: Callable[[str], None] = print,
@@ -122,135 +113,69 @@ def retrain(
       The new model's lineage, also where a killed call had trained it; None where nothing is new.
 
     Raises:
-      RunError: another process works in the folder, its model is of another architecture or cannot be read.
+      RunError: another process works in the folder, it cannot be written, its model is of another architecture or
+        cannot be read.
       DataError: there is no image to train on, or none is held out.
     """
-    folder = Path(folder)
+    folder = shelf.expanded(folder)
+    patterns = [os.fspath(pattern) for pattern in ([patterns] if isinstance(patterns, str | os.PathLike) else patterns)]
+    # Read before the folder is made: a call that cannot work leaves none.
+    first = None if folder.exists() else read_pool(patterns, (), None, recipe.holdout, say, recipe.max_gigabytes)
     with hold(folder):
-        settled = _settle(folder)
-        newest, parent = _newest(folder), _current(folder)
-        known = lineage_of(folder, newest) if newest else None
-        base = None if parent is None else lineage_of(folder, parent)
+        settled = shelf.settle(folder)
+        current, decided = shelf.read_place(folder)
+        base = None if current is None else shelf.lineage_of(folder, current)
         if base is not None:
             _check_same(folder, base["settings"], recipe)
+        known, samples = shelf.newest(folder, current, say) or (None, np.empty(0, np.uint64))
+        pool = None if known else first
         files = known["files"] if known else ()
-        pool = read_pool(patterns, files, base, recipe.holdout, say, recipe.max_gigabytes)
-        if pool is None or (newest and not np.setdiff1d(pool.samples, _samples(folder, newest)).size):
+        pool = pool or read_pool(patterns, files, base, recipe.holdout, say, recipe.max_gigabytes)
+        if pool is None or (known and not np.setdiff1d(pool.samples, samples).size):
             return settled
-        number = max(newest, _place(folder)["decided"]) + 1
-        part = _model_folder(folder, number).with_suffix(".part")
-        old = None if parent is None else load_model(folder, recipe.make_task, parent)
-        lineage = _train(part, number, old, pool, recipe, known, say, observe)
-        for used in ("checkpoints", "scratch"):
-            shutil.rmtree(part / used, ignore_errors=True)
-        (part / LOCK).unlink(missing_ok=True)
-        part.rename(_model_folder(folder, number))
-        _settle(folder)
+        number = max([decided, *shelf.numbers(folder)]) + 1
+        part = shelf.part_folder(folder, number)
+        parent = None if current is None else shelf.load_model(folder, recipe.make_task, current)
+        state, lineage = _train(Job(part, number, parent, known, pool, recipe, say, observe))
+        lineage = shelf.store(part, lineage, state, pool.samples)
+        shelf.finish(folder, number)
         return lineage
 
 
-def roll_back(folder: Path | str) -> tuple[int, int]:
-    """Makes the current model's parent current; returns both numbers, from and to. Raises RunError without a parent."""
-    folder = Path(folder)
-    if not (folder / CURRENT).exists():
-        raise RunError(f"{folder} has no model to roll back")
-    with hold(folder):
-        _settle(folder)
-        current = _current(folder)
-        parent = None if current is None else lineage_of(folder, current)["parent"]
-        if current is None or parent is None:
-            raise RunError(f"{folder}: model {current} has no parent to roll back to")
-        write_json(folder / CURRENT, {"current": parent, "decided": _place(folder)["decided"]})
-        return current, parent
-
-
-def load_model(folder: Path | str, make_task: MakeTask, number: int | None = None) -> Model:
-    """Loads a model of a folder, by default the current one. Raises RunError where there is none, or it is damaged."""
-    lineage = lineage_of(folder, number)
-    task = make_task(len(lineage["class_names"]), tuple(lineage["image_shape"]), lineage["mean"], lineage["std"], None)
-    template = jax.jit(lambda key: init_state(task, optax.identity(), key))(jax.random.key(0))
-    template = template._replace(opt_state=())
-    place = _model_folder(Path(folder), lineage["model"]) / PARAMETERS
-    found = None
-    if place.is_dir():
-        with contextlib.suppress(checkpoint.UnreadableError), checkpoint.open_folder(place) as saved:
-            found = checkpoint.restore(saved, lambda step: template)
-    if found is None:
-        raise RunError(
-            f"model {lineage['model']} in {place} cannot be read; restore it from a copy, or go back one: --rollback"
-        )
-    return Model(task, found[1], lineage)
-
-
-def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
-    """What a model's folder tells of it, by default the current one's: parent, data files, settings, metrics."""
-    number = number or _current(Path(folder))
-    if number is None:
-        raise RunError(f"{folder} has no model yet")
-    path = _model_folder(Path(folder), number) / LINEAGE
-    lineage = read_json(path)
-    if not {"settings", "files", "class_names", "promoted"} <= set(lineage):
-        raise RunError(f"{path} is damaged; restore it, or remove models/{number:04d}")
-    return lineage
-
-
-def start_from(old: Any, fresh: Any, shrink: float, perturb: float) -> Any:
-    """Shrink-perturb of old parameters within fresh ones that may be larger: new classes' units stay newly drawn."""
-    corner = jax.tree.map(lambda fresh, old: fresh[tuple(map(slice, old.shape))], fresh, old)
-    mixed = shrink_perturb(old, corner, shrink, perturb)
-    return jax.tree.map(lambda fresh, new: fresh.at[tuple(map(slice, new.shape))].set(new), fresh, mixed)
-
-
-def _train(
-    part: Path,
-    number: int,
-    parent: Model | None,
-    pool: Pool,
-    recipe: Recipe,
-    known: Mapping[str, Any] | None,
-    say: Callable[[str], None],
-    observe: Observer | None,
-) -> dict[str, Any]:
-    """Trains model `number` in its unfinished folder, as far as it has not been, and returns its lineage."""
+def _train(job: Job) -> tuple[TrainState, dict[str, Any]]:
+    """Trains a model in its unfinished folder, as far as it has not been; returns its state and its lineage."""
+    number, parent, known, pool, recipe = job.number, job.parent, job.known, job.pool, job.recipe
     shape = pool.train[0].shape[1:]
     mean, std = (known["mean"], known["std"]) if known else channel_statistics(pool.train[0])
     make_task = partial(recipe.make_task, len(pool.class_names), shape, mean, std)
-    task, split_task = make_task(None), make_task(parallel.axis_of(recipe.mesh))
-    settings = recipe.settings._replace(evaluate="round")
-    setup = Setup(task, recipe.optimizer, pool.train, pool.held_out, recipe.batch_size)
+    setup = Setup(make_task(None), recipe.optimizer, pool.train, pool.held_out, recipe.batch_size)
+    split = setup._replace(task=make_task(parallel.axis_of(recipe.mesh)))
     start = None
     if parent is not None:
-        fresh, _ = jax.jit(task.init)(jax.random.key(recipe.seed + number))
-        params = start_from(parent.state.params, fresh, recipe.shrink, recipe.perturb)
-        start = params, parent.state.batch_stats
+        fresh, _ = jax.jit(setup.task.init)(jax.random.key(recipe.seed + number))
+        reinit = grown(partial(shrink_perturb, shrink=recipe.shrink, perturb=recipe.perturb))
+        start = reinit(parent.state.params, fresh), parent.state.batch_stats
 
-    def run(folder: Path, start: Any, **key: Any) -> tuple[TrainState, Row]:
-        with _open_part(folder, key, say) as records:
-            result = run_rounds(
-                setup._replace(task=split_task), [Round(len(pool.train[1]), recipe.stop)], {},
-                [recipe.seed + number], settings=settings, start=start, mesh=recipe.mesh,
-                records=records, checkpoints=folder / "checkpoints", observe=observe,
-            )  # fmt: skip
-            (end,) = round_ends(result.rows)
-            state = result.states[FIRST, recipe.seed + number]._replace(opt_state=())
-            return _with_own_statistics(setup, state), end
-
-    what = {"samples": _hash(pool.samples), **recipe.describe, "seed": recipe.seed, "holdout": recipe.holdout}
     how = {"parent": parent and parent.lineage["model"], "shrink": recipe.shrink, "perturb": recipe.perturb}
-    state, end = run(part, start, **what, **how)
-    score = partial(_scores, data=pool.held_out, batch_size=recipe.batch_size)
-    scores = score(task, state)
-    before = None if parent is None else score(parent.task, parent.state)
+    settings = {**recipe.describe, "seed": recipe.seed, "holdout": recipe.holdout}
+    # All that decides the result: what a killed call left is gone on with only where all of it is the same.
+    key = {"samples": _hash(pool.samples), **settings, "classes": len(pool.class_names), "mean": mean, "std": std}
+    origin = {**how, "parent_state": parent and checkpoint.digest(parent.state)}
+
+    state, end = _run(job, job.part, split, start, {**key, **origin})
+    state = _with_own_statistics(setup, state)
+    scores = _scores(setup, state)
+    before = None if parent is None else _scores(setup._replace(task=parent.task), parent.state)
     cost = _cost(number, pool, scores, end)
-    scratch = known["scratch"] if known else cost
+    scratch = cost if parent is None or known is None else known["scratch"]
     if recipe.compare_scratch and parent is not None:
         try:
-            other, other_end = run(part / "scratch", None, **what)
-            scratch = _cost(number, pool, score(task, other), other_end)
+            other, other_end = _run(job, job.part / shelf.SCRATCH, split, None, key)
+            scratch = _cost(number, pool, _scores(setup, _with_own_statistics(setup, other)), other_end)
         except NonFiniteLoss as error:  # that is no fault of the new model
-            say(f"from scratch: {error}")
+            job.say(f"from scratch: {error}")
 
-    lineage = {
+    return state, {
         "model": number,
         "parent": how["parent"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -259,76 +184,37 @@ def _train(
         "metrics": cost,
         "change": None if before is None else _change(before, scores),
         "scratch": scratch,
-        "settings": {**recipe.describe, **how, "seed": recipe.seed, "holdout": recipe.holdout},
+        "settings": {**settings, **how, "tolerance": recipe.tolerance},
         "class_names": pool.class_names,
         "image_shape": shape,
         "mean": mean,
         "std": std,
         "files": pool.files,
     }
-    with contextlib.closing(checkpoint.open_folder(part / PARAMETERS)) as saved:
-        checkpoint.save(saved, number, state)
-    np.save(part / SAMPLES, pool.samples)
-    write_json(part / LINEAGE, lineage)
-    return lineage
 
 
-def _model_folder(folder: Path, number: int) -> Path:
-    return folder / "models" / f"{number:04d}"
-
-
-def _newest(folder: Path) -> int:
-    """The number of the newest finished model, 0 where there is none."""
-    names = (path.name for path in (folder / "models").glob("*"))
-    return max((int(name) for name in names if name.isdecimal()), default=0)
-
-
-def _place(folder: Path) -> dict[str, Any]:
-    """Which model is current (None where there is none), and up to which number that is decided."""
-    path = folder / CURRENT
-    if not path.exists():
-        return {"current": None, "decided": 0}
-    place = read_json(path)
-    if not {"current", "decided"} <= set(place):
-        raise RunError(f"{path} is damaged; remove it, and the newest model that was promoted is current")
-    return place
-
-
-def _current(folder: Path) -> int | None:
-    """The number of the current model, None where there is none."""
-    return _place(folder)["current"]
-
-
-def _settle(folder: Path) -> dict[str, Any] | None:
-    """Carries out the decisions that a killed call left open; returns the newest such model's lineage, if any."""
-    place, settled = _place(folder), None
-    for number in range(place["decided"] + 1, _newest(folder) + 1):
-        if (_model_folder(folder, number) / LINEAGE).exists():
-            settled = lineage_of(folder, number)
-            current = number if settled["promoted"] else place["current"]
-            place = {"current": current, "decided": number}
-    if settled is not None:
-        write_json(folder / CURRENT, place)
-    return settled
-
-
-def _samples(folder: Path, number: int) -> np.ndarray:
-    """The hashes of the images and labels that a model has seen."""
-    path = _model_folder(folder, number) / SAMPLES
-    try:
-        return np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise RunError(f"{path} cannot be read ({error}); restore it, or remove models/{number:04d}") from error
+def _run(job: Job, folder: Path, setup: Setup, start: Any, key: Mapping[str, Any]) -> tuple[TrainState, Row]:
+    """Trains in a folder from a start, None for a new network, until it stops; returns the state and the last row."""
+    seed, recipe = job.recipe.seed + job.number, job.recipe
+    with _open_part(folder, key, job.say) as records:
+        result = run_rounds(
+            setup, [Round(len(setup.train[1]), recipe.stop)], {}, [seed],
+            settings=recipe.settings._replace(evaluate="round"), start=start, mesh=recipe.mesh,
+            records=records, checkpoints=folder / shelf.CHECKPOINTS, observe=job.observe,
+        )  # fmt: skip
+        (end,) = round_ends(result.rows)
+        return result.states[FIRST, seed]._replace(opt_state=()), end
 
 
 def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> None:
     """Checks what must not change: parameters would not fit, or images that a model knows would be held out."""
-    here = json.loads(json.dumps(recipe.describe.get("architecture")))
-    if settings.get("architecture") != here:
-        there = settings.get("architecture")
-        raise RunError(
-            f"{folder} holds a model of another architecture ({there} there, {here} here); name a new folder"
-        )
+    there, here = settings.get("architecture"), json.loads(json.dumps(recipe.describe.get("architecture")))
+    if there != here:
+        pairs: Any = {"architecture": (there, here)}
+        if isinstance(there, dict) and isinstance(here, dict):
+            pairs = differing(there, here)
+        words = "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in pairs.items())
+        raise RunError(f"{folder} holds a model of another architecture ({words}); give the same, or name a new folder")
     if settings["holdout"] != recipe.holdout:
         held = settings["holdout"]
         raise RunError(f"{folder} was begun with --holdout={held:g}, which must stay, not {recipe.holdout:g}")
@@ -337,12 +223,18 @@ def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> No
 @contextlib.contextmanager
 def _open_part(folder: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Records]:
     """Opens an unfinished model's folder, or clears it first if it was for other data or settings."""
-    settings = json.loads(json.dumps(settings))
-    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
-    if folder.exists() and config.get("config") != settings:
-        if config:
+    settings, stored = json.loads(json.dumps(settings)), None
+    if (folder / CONFIG).exists():
+        try:
+            stored = read_json(folder / CONFIG).get("config")
+        except RunError as error:
+            say(str(error))
+    if stored and isinstance(stored, dict) and stored.items() <= settings.items():
+        settings = stored  # of what an older version did not write down nothing is known
+    elif os.path.lexists(folder):
+        if (folder / CONFIG).exists():
             say(f"what {folder} holds was for other data or settings: it starts anew")
-        shutil.rmtree(folder)
+        shelf.clear(folder)
     with open_run(folder, settings, about_run("retrain", parallel.device_names())) as records:
         yield records
 
@@ -355,11 +247,10 @@ def _with_own_statistics(setup: Setup, state: TrainState) -> TrainState:
     return measure(state, jax.tree.map(jnp.asarray, setup.train))
 
 
-def _scores(task: Task, state: TrainState, data: Data, batch_size: int) -> np.ndarray:
-    """Each sample's score [N]. A class that the task does not know is never right."""
-    setup = Setup(task, optax.identity(), data, data, batch_size)
+def _scores(setup: Setup, state: TrainState) -> np.ndarray:
+    """Each held-out sample's score [N]. A class that the task does not know is never right."""
     score = jax.jit(lambda state, test: score_each(setup._replace(test=test), state))
-    return np.asarray(score(state, jax.tree.map(jnp.asarray, data)))
+    return np.asarray(score(state, jax.tree.map(jnp.asarray, setup.test)))
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:

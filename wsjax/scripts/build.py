@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsjax.errors import UsageError
+from wsjax.errors import RunError, UsageError
 from wsjax.results import names
-from wsjax.scripts.config import Common, Training, has_several_processes
+from wsjax.scripts.config import Common, Training, check_training, has_several_processes
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from wsjax.data.datasets import Dataset
-    from wsjax.retraining.retrain import Model
+    from wsjax.retraining.shelf import Model
     from wsjax.rounds.legs import Method, Round
     from wsjax.training.stopping import StopRule
     from wsjax.training.task import Task
@@ -148,10 +149,31 @@ def load_model(folder: Path | str, number: int | None = None) -> Model:
 
     It computes in float32, however it was trained.
     """
-    from wsjax.retraining import retrain as retraining
+    from wsjax.retraining import shelf
 
-    def make_task(*about: Any) -> Task:
-        architecture = retraining.lineage_of(folder, number)["settings"]["architecture"]
-        return build_task(Training(**architecture), *about)
+    lineage = shelf.lineage_of(folder, number)
+    path = shelf.model_folder(shelf.expanded(folder), lineage["model"]) / shelf.LINEAGE
+    config = _trained_as(path, lineage["settings"].get("architecture"))
+    return shelf.load_model(folder, partial(build_task, config), lineage["model"])
 
-    return retraining.load_model(folder, make_task, number)
+
+def _trained_as(path: Path, architecture: Any) -> Training:
+    """The settings of a network as a lineage tells them; raises RunError where they are not such."""
+    defaults: dict[str, Any] = dataclasses.asdict(Training())
+    if not isinstance(architecture, dict) or not architecture.keys() <= defaults.keys():
+        raise RunError(
+            f"{path}: settings.architecture is {architecture!r:.80}, which experiments/retrain.py never wrote"
+        )
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in architecture.items()
+    }
+    for name, value in given.items():
+        sizes = value if isinstance(value, tuple) else ()
+        if type(value) is not type(defaults[name]) or any(type(size) is not int for size in sizes):
+            raise RunError(f"{path}: settings.architecture.{name} is {value!r:.80}; restore the file from a copy")
+    config = Training(**given)
+    try:
+        check_training(config)
+    except UsageError as error:
+        raise RunError(f"{path}: settings.architecture: {error}; restore the file from a copy") from error
+    return config

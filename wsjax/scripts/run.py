@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from wsjax.errors import NonFiniteLoss
+from wsjax.results.names import Methods
 from wsjax.scripts import process
 from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devices
 from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 
 
 class Outcome(NamedTuple):
-    """What a run came to: its folder, its rows (one an epoch), and what they were summarised to."""
+    """What a run came to: its folder, what its methods are, its rows (one an epoch), and their summary."""
 
     folder: Path
+    methods: Methods
     rows: list[Row]
     summary: dict[str, Any]
 
@@ -83,13 +85,13 @@ def run(
     settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
     settings |= {"data": data_digest((*setup.train, *setup.test))}
     defaults = {field.name: field.default for field in dataclasses.fields(config)}  # what older runs do not name
-    caps = _caps(rounds, methods)
+    caps, table = _caps(rounds, methods), methods_table(config)
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.together())
         own = None
         if parallel.is_main():
-            own = stack.enter_context(open_run(folder, settings, _about(name, config), defaults))
+            own = stack.enter_context(open_run(folder, settings, _about(name, config, table), defaults))
         parallel.wait_for_all("records")
         records = follow_run(folder) if own is None else own
         left = len(config.seeds) * sum(size * cap for size, cap in caps.values()) - sum(_work(records.rows, caps))
@@ -111,10 +113,10 @@ def run(
             raise NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
-        summary = summarize(result.rows, methods_table(config))
+        summary = summarize(result.rows, table)
         if parallel.is_main():
             write_json(folder / "summary.json", summary)
-    return Outcome(folder, result.rows, summary)
+    return Outcome(folder, table, result.rows, summary)
 
 
 def conclude(outcome: Outcome, title: str, table: Table, figure: Figure) -> None:
@@ -134,14 +136,14 @@ def conclude(outcome: Outcome, title: str, table: Table, figure: Figure) -> None
     say(f"Records: {outcome.folder} (its checkpoints take {size / 1e6:,.1f} MB)")
 
 
-def _about(name: str, config: Common) -> dict[str, Any]:
+def _about(name: str, config: Common, table: Methods) -> dict[str, Any]:
     """What config.json tells beside the settings."""
     import jax
 
     from wsjax import parallel
     from wsjax.networks import kernels
 
-    about = about_run(name, parallel.device_names()) | {"methods": methods_table(config)}
+    about = about_run(name, parallel.device_names()) | {"methods": table}
     if config.model == "resnet18":  # they give other bits than XLA's convolutions
         about["compiled_kernels"] = kernels.support(jax.ShapeDtypeStruct((), config.precision))
     return about
@@ -155,9 +157,10 @@ def _caps(rounds: Sequence[Round], methods: Mapping[str, Method]) -> Caps:
     """What a seed has to do, at most."""
     from wsjax.rounds.legs import planned
 
-    plan = planned(rounds, methods)
     return {
-        (name, n): (here.num_samples, here.max_epochs or 0) for name, own in plan.items() for n, here in own.items()
+        (name, number): (here.num_samples, here.max_epochs or 0)
+        for name, own in planned(rounds, methods).items()
+        for number, here in own.items()
     }
 
 

@@ -1,0 +1,126 @@
+"""Folders that an earlier version made are read, gone on with, and not trained again.
+
+Commit ecfd91c made those of tests/fixtures, the models from the digits in tests/fixtures/incoming:
+
+    experiments/retrain.py --model_dir=model_folder --data 'incoming/*.npz' --model=mlp --hidden 4 --activation relu
+        --batch_size=32 --epochs=20 --learning_rate=0.02
+    experiments/offline.py --model=logistic --methods RI SP --num_train=40 --num_test=20 --seeds 0 --epochs=2
+        --first_epochs=2
+"""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from wsjax.scripts import cli, experiment
+from wsjax.storage.records import read_run
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SCRIPTS = Path(__file__).parents[1] / "experiments"
+AS_BEFORE = {
+    "model": "mlp",
+    "hidden": 4,
+    "activation": "relu",
+    "batch_size": 32,
+    "epochs": 20,
+    "learning_rate": 0.02,
+    "tolerance": 1,
+}
+RUN = {"model": "logistic", "num_train": 40, "num_test": 20, "seeds": 0, "epochs": 2, "first_epochs": 2}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A copy, which may be written to, and is where scripts run."""
+    monkeypatch.chdir(shutil.copytree(FIXTURES, tmp_path / "old"))
+    return tmp_path / "old"
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Runs a script of experiments/ in this process: (exit code, stdout on one line, stderr)."""
+    monkeypatch.setattr("warnings.showwarning", lambda *_, **__: None)  # put back after the script has set its own
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    def run(name, *arguments, **settings):
+        arguments += tuple(text for field, value in settings.items() for text in (f"--{field}", str(value)))
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        code = 0
+        try:
+            cli.run_script(module.main, getattr(module, "defaults", lambda dataset: module.DEFAULTS), module.__doc__)
+        except SystemExit as end:
+            code = end.code
+        said, errors = capfd.readouterr()
+        return code, " ".join(said.split()), errors
+
+    return run
+
+
+def retrain(call, *arguments):
+    return call("retrain", "--model_dir=model_folder", *arguments, **AS_BEFORE)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_old_models_give_the_outputs_that_they_gave(number):
+    images = np.load(FIXTURES / "incoming" / "a.npz")["images"][:5]
+    model = experiment.load_model(FIXTURES / "model_folder", number)
+    expected = np.load(FIXTURES / "model_folder_logits.npy")[number - 1]
+    np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-5)
+    assert model.lineage["model"] == number
+
+
+def test_an_old_model_folder_is_gone_on_with(folder, call):
+    code, said, errors = retrain(call, "--data", "incoming/*.npz")
+    assert (code, errors) == (0, "")
+    assert said.endswith("no new data: nothing changed")
+
+    digits = load_digits()
+    images = (digits.images * 15).astype(np.uint8)[200:300, ..., None]
+    np.savez(folder / "incoming" / "c.npz", images=images, labels=digits.target[200:300])
+    code, said, errors = retrain(call, "--data", "incoming/*.npz")
+    assert (code, errors) == (0, "")
+    assert "model 3, from model 2, shrunk and perturbed" in said
+    assert "held-out accuracy: before " in said
+    assert "(measured with model 1, on 92 images)" in said
+    assert experiment.load_model("model_folder").lineage["parent"] == 2
+
+    assert retrain(call, "--rollback")[:2] == (
+        0, "rolled back: model 2 is current, not 3, which stays in model_folder/models",
+    )  # fmt: skip
+    assert experiment.load_model("model_folder").lineage["model"] == 2
+
+
+def test_what_an_old_version_left_unfinished_is_not_cleared(folder, call):
+    (folder / "model_folder" / "current.json").write_text('{"current": 1, "decided": 1}')
+    part = (folder / "model_folder/models/0002").rename(folder / "model_folder/models/0002.part")
+    config = (part / "config.json").read_bytes()
+    for name in ("lineage.json", "samples.npy"):
+        (part / name).unlink()
+    code, said, errors = retrain(call, "--data", "incoming/*.npz")
+    assert (code, errors) == (0, "")
+    assert "it starts anew" not in said
+    assert "model 2, from model 1, shrunk and perturbed" in said
+    assert (folder / "model_folder/models/0002/config.json").read_bytes() == config
+
+
+def test_a_finished_old_run_trains_nothing_and_keeps_its_rows(folder, call):
+    place = folder / "runs" / "offline" / "digits-logistic-adam"
+    place.parent.mkdir(parents=True)
+    (folder / "run_folder").rename(place)
+    before = read_run(place)
+    code, said, errors = call("offline", "--methods", "RI", "SP", **RUN)
+    assert (code, errors) == (0, "")
+    assert "RI" in said
+    after = read_run(place)
+    assert after.rows == before.rows  # with the seconds that each epoch took: none was trained again
+    assert len(after.rows) == 6
+    assert after.summary == before.summary
