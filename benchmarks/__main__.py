@@ -88,7 +88,8 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
                 write_json(config.out, result)
     if config.out is not None:
         draw(rows, config.out.with_suffix(".png"))
-        cli.say(f"Rows: {config.out}\nPicture: {config.out.with_suffix('.png')}")
+        cli.say(f"Rows: {config.out}")
+        cli.say(f"Picture: {config.out.with_suffix('.png')}")
     return result
 
 

@@ -46,7 +46,8 @@ def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
     config.check_config(settings)
     first = settings.first_epochs
-    cli.check(first is None or first > 0, f"--first_epochs must be positive, not {first}")
+    if first is not None:
+        config.check_positive("first_epochs", first, config.LIMITS["epochs"])
     from wsjax.data import datasets
     from wsjax.results import plots
 
@@ -54,14 +55,8 @@ def main(settings: Config) -> None:
     total = len(dataset.train_labels)
     half = datasets.fraction_size(total, settings.fraction)
     rounds = build.build_rounds(settings, [(half, first or settings.epochs), (total, settings.epochs)])
-    outcome = run.run(
-        "offline",
-        settings,
-        build.build_setup(settings, dataset),
-        rounds,
-        build.build_methods(settings),
-        summary.summarize_offline,
-    )
+    setup, methods = build.build_setup(settings, dataset), build.build_methods(settings)
+    outcome = run.run("offline", settings, setup, rounds, methods, summary.summarize_offline)
     table, curves = tables.offline_table(outcome.summary), plots.offline_curves(outcome.rows, outcome.methods)
     run.conclude(outcome, "All of the data, after the first round", table, curves)
 

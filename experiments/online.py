@@ -36,17 +36,9 @@ class Config(config.Common):
     """Stop after so many rounds. Default: when the pool is used up."""
 
 
-ON_DIGITS: dict[str, Any] = config.DIGITS | {"shrink": (0.9,), "perturb": (0.1,)}  # a little at each of many rounds
-DIGITS = Config(
-    **ON_DIGITS,
-    stop=("accuracy",),
-    threshold=0.9,
-    epochs=200,
-    increment=30,
-    pool=1.0,
-    evaluate="round",
-    seeds=tuple(range(20)),
-)
+# A little of shrink-perturb at each of many rounds.
+ON_DIGITS: dict[str, Any] = config.DIGITS | {"shrink": (0.9,), "perturb": (0.1,), "seeds": tuple(range(20))}
+DIGITS = Config(**ON_DIGITS, stop=("accuracy",), threshold=0.9, epochs=200, increment=30, pool=1.0, evaluate="round")
 FIGURE_2 = Config(
     model="resnet18", optimizer="adam", stop=("accuracy",), epochs=200, shrink=(0.4,), perturb=(0.01,), evaluate="round"
 )
@@ -60,10 +52,8 @@ def defaults(dataset: str | None) -> Config:
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
     config.check_config(settings)
-    cli.check(settings.pool > 0, f"--pool must be positive, not {settings.pool}")
-    cli.check(settings.increment > 0, f"--increment must be positive, not {settings.increment}")
-    limit = settings.max_rounds
-    cli.check(limit is None or limit > 0, f"--max_rounds must be positive, not {limit}")
+    for name in ("pool", "increment", "max_rounds"):
+        config.check_positive(name, 1 if (value := getattr(settings, name)) is None else value)
     from wsjax.data import datasets
     from wsjax.results import plots
 
@@ -71,18 +61,13 @@ def main(settings: Config) -> None:
     total = len(dataset.train_labels)
     pool = datasets.fraction_size(total, settings.pool) if settings.pool <= 1 else int(settings.pool)
     cli.check(pool <= total, f"--pool asks for {pool} images; the train split has {total}")
-    sizes = datasets.increment_sizes(pool, settings.increment)[:limit]
-    outcome = run.run(
-        "online",
-        settings,
-        build.build_setup(settings, dataset),
-        build.build_rounds(settings, [(size, settings.epochs) for size in sizes]),
-        build.build_methods(settings),
-        summary.summarize_online,
-    )
-    title = f"{len(sizes)} rounds, up to {sizes[-1]:,} images"
+    sizes = datasets.increment_sizes(pool, settings.increment)[: settings.max_rounds]
+    rounds = build.build_rounds(settings, [(size, settings.epochs) for size in sizes])
+    setup, methods = build.build_setup(settings, dataset), build.build_methods(settings)
+    outcome = run.run("online", settings, setup, rounds, methods, summary.summarize_online)
+    table = tables.online_table(outcome.summary)
     curves = plots.online_curves(outcome.summary["rounds"], outcome.methods)
-    run.conclude(outcome, title, tables.online_table(outcome.summary), curves)
+    run.conclude(outcome, f"{len(sizes)} rounds, up to {sizes[-1]:,} images", table, curves)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from wsjax.scripts import cli, experiment
+from wsjax.scripts import build, cli
 from wsjax.storage.records import read_run
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -72,7 +72,7 @@ def retrain(call, *arguments):
 @pytest.mark.parametrize("number", [1, 2])
 def test_old_models_give_the_outputs_that_they_gave(number):
     images = np.load(FIXTURES / "incoming" / "a.npz")["images"][:5]
-    model = experiment.load_model(FIXTURES / "model_folder", number)
+    model = build.load_model(FIXTURES / "model_folder", number)
     expected = np.load(FIXTURES / "model_folder_logits.npy")[number - 1]
     np.testing.assert_allclose(model(images), expected, rtol=1e-5, atol=1e-5)
     assert model.lineage["model"] == number
@@ -91,12 +91,12 @@ def test_an_old_model_folder_is_gone_on_with(folder, call):
     assert "model 3, from model 2, shrunk and perturbed" in said
     assert "held-out accuracy: before " in said
     assert "(measured with model 1, on 92 images)" in said
-    assert experiment.load_model("model_folder").lineage["parent"] == 2
+    assert build.load_model("model_folder").lineage["parent"] == 2
 
     assert retrain(call, "--rollback")[:2] == (
         0, "rolled back: model 2 is current, not 3, which stays in model_folder/models",
     )  # fmt: skip
-    assert experiment.load_model("model_folder").lineage["model"] == 2
+    assert build.load_model("model_folder").lineage["model"] == 2
 
 
 def test_what_an_old_version_left_unfinished_is_not_cleared(folder, call):

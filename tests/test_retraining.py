@@ -12,14 +12,17 @@ import pytest
 
 from wsjax import parallel
 from wsjax.errors import DataError, RunError
+from wsjax.methods.reinit import shrink_perturb
+from wsjax.methods.starts import grown
 from wsjax.networks import models
 from wsjax.retraining import incoming, shelf
 from wsjax.retraining import retrain as retraining
 from wsjax.retraining.incoming import is_held_out, read_pool
-from wsjax.retraining.retrain import Recipe, retrain, start_from
+from wsjax.retraining.retrain import Recipe, retrain
 from wsjax.retraining.shelf import load_model, roll_back
 from wsjax.rounds.loop import Settings
-from wsjax.scripts import experiment
+from wsjax.scripts import build
+from wsjax.scripts.config import Training
 from wsjax.storage.records import read_json
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import Task, correct, cross_entropy, image_task
@@ -44,12 +47,13 @@ def write(path, images, labels, **more):
 
 
 def recipe(epochs=3, **changes):
-    config = experiment.Training(model="logistic")
+    config = Training(model="logistic")
     return Recipe(
-        make_task=partial(experiment.build_task, config),
+        make_task=partial(build.build_task, config),
         optimizer=changes.pop("optimizer", optax.adam(0.02)),
         stop=after_epochs(epochs),
-        settings=Settings(batch_size=16, checkpoint_every=1),
+        batch_size=16,
+        settings=Settings(checkpoint_every=1),
         describe=changes.pop("describe", {"architecture": {"model": "logistic"}}),
         holdout=changes.pop("holdout", 0.25),
         **changes,
@@ -215,9 +219,9 @@ def test_new_classes_grow_the_head_and_count_as_wrong_before(job):
     assert job.load()(make_images(4, classes=3)[0]).shape == (4, 3)
 
 
-def test_start_from_leaves_new_units_newly_drawn():
+def test_a_grown_network_leaves_new_units_newly_drawn():
     old, fresh = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}, {"w": jnp.full((2, 3), 10.0), "b": jnp.full(3, 10.0)}
-    start = start_from(old, fresh, 0.5, 0.1)
+    start = grown(partial(shrink_perturb, shrink=0.5, perturb=0.1))(old, fresh)
     np.testing.assert_allclose(start["w"], [[1.5, 1.5, 10], [1.5, 1.5, 10]])
     np.testing.assert_allclose(start["b"], [1.5, 1.5, 10])
 
@@ -412,9 +416,9 @@ def test_load_model_knows_the_architecture_of_the_scripts_models(job):
     job.add("a")
     job.call()
     images = make_images(3)[0]
-    np.testing.assert_array_equal(experiment.load_model(job.folder)(images), job.load()(images))
+    np.testing.assert_array_equal(build.load_model(job.folder)(images), job.load()(images))
     with pytest.raises(RunError, match="has no model yet"):
-        experiment.load_model(job.folder / "none")
+        build.load_model(job.folder / "none")
 
 
 def test_classes_by_hand():

@@ -29,9 +29,16 @@ CHOICES = {
     "evaluation": ("running", "reestimated", "batch"),
     "evaluate": ("epoch", "round"),
 }
-POSITIVE = (
-    "width", "learning_rate", "batch_size", "epochs", "plateau_window", "plateau_tolerance", "checkpoint_every",
-)  # fmt: skip
+LIMITS: dict[str, float] = {
+    "width": 2**16,
+    "learning_rate": math.inf,
+    "batch_size": 2**31 - 1,
+    "epochs": 999_999,  # what a checkpoint's number has room for
+    "plateau_window": 999_999,
+    "plateau_tolerance": math.inf,
+    "checkpoint_every": 999_999,
+}
+"""Fields that must be positive, and the largest that they may be."""
 DIGITS: dict[str, Any] = {
     "hidden": (300,),
     "activation": "relu",
@@ -156,6 +163,7 @@ def check_config(config: Common) -> None:
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
+    check(config.run != "", "--run is empty: give a name, or leave it out")
     check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")
 
 
@@ -166,14 +174,20 @@ def check_training(config: Training) -> None:
     for rule in config.stop:
         choose("stop", rule, STOPS)
     _check_list("stop", config.stop)
-    for name in POSITIVE:
-        value = getattr(config, name)
-        check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
-    check(all(size > 0 for size in config.hidden), f"--hidden must be positive sizes, not {_list(config.hidden)}")
+    for name, most in LIMITS.items():
+        check_positive(name, getattr(config, name), most)
+    for size in config.hidden:
+        check_positive("hidden", size, 2**20)
     decay = config.weight_decay
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
     check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
+
+
+def check_positive(name: str, value: float, most: float = math.inf) -> None:
+    """Raises UsageError unless a setting's value is finite, above 0 and at most `most`."""
+    bound = "" if most == math.inf else f" and at most {most:,}"
+    check(math.isfinite(value) and 0 < value <= most, f"--{name} must be positive{bound}, not {value}")
 
 
 def run_name(config: Common) -> str:

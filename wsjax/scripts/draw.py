@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from wsjax.scripts import cli
+from wsjax.storage.files import user_path
 from wsjax.storage.records import read_run
 
 if TYPE_CHECKING:
@@ -57,11 +57,7 @@ def write(draw: Callable[..., tuple[Figure, str]], script: str, config: Config) 
     from wsjax.results import plots
 
     options = {name: value for name, value in asdict(config).items() if name not in ("runs", "out")}
-    figure, caption = draw([read_run(_expanded(folder)) for folder in config.runs], **options)
+    figure, caption = draw([read_run(folder) for folder in config.runs], **options)
     out = config.out or Path(script).resolve().parent / "results" / Path(script).stem
-    plots.save_captioned(figure, caption, _expanded(out))
+    plots.save_captioned(figure, caption, user_path(out))
     return caption
-
-
-def _expanded(path: Path) -> Path:
-    return Path(os.path.expanduser(path))

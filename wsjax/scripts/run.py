@@ -51,8 +51,9 @@ def load_data(config: Common) -> Dataset:
     from wsjax.data import datasets
 
     if has_several_processes(config):
+        explain_abort()  # also of what happens while they join
         parallel.initialize(config.coordinator, config.num_processes, config.process_id)
-        explain_abort()
+        explain_abort()  # again, for JAX has taken a signal for itself
     else:
         use_devices(config.devices or (os.cpu_count() if config.replicas else None))
     dataset = datasets.load(config.dataset, config.data_dir)

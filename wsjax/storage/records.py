@@ -251,10 +251,18 @@ def _check_same(
     folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None
 ) -> None:
     differ = differing(stored, given, defaults)
-    if words := [f"{name} {there} there, {here} here" for name, (there, here) in differ.items() if name != DATA]:
+    if words := [
+        f"{name} {_short(there)} there, {_short(here)} here" for name, (there, here) in differ.items() if name != DATA
+    ]:
         raise RunError(f"{folder} holds a run of other settings ({'; '.join(words)}); name a new one with --run=NAME")
     if differ:
         raise RunError(
             f"{folder} holds a run on other data: they have changed under the same name since it began; "
             "bring the old ones back to continue it, or name a new run with --run=NAME"
         )
+
+
+def _short(value: Any) -> str:
+    """A setting's value, its middle left out where it is long."""
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:50]}...{text[-25:]}"
