@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -155,6 +156,19 @@ def test_unused_gradient_of_the_images_is_not_computed():
     assert (calls(1), calls((0, 1))) == (2, 3)
 
 
+@pytest.mark.parametrize("case", [(8, 3, 4, 3, 1, 1), (2, 16, 16, 3, 1, 1)])
+def test_a_program_calls_the_kernels_on_a_cpu_alone(case, way):
+    x, kernel = arrays(case)
+    run = partial(value_and_gradients, lambda x, kernel: conv(x, kernel, 1, 1))
+    program = jax.jit(run).trace(x, kernel)
+
+    def calls(platform):
+        return sorted(re.findall(r"@wsjax_(\w+)", program.lower(lowering_platforms=(platform,)).as_text()))
+
+    assert calls("cpu") == (["convolve", "images_gradient", "kernel_gradient"] if way == "compiled" else [])
+    assert calls("cuda") == []
+
+
 def test_a_convolution_of_1x1_looks_at_no_more_pixels_than_it_needs():
     x, kernel = arrays((8, 4, 6, 1, 2, 0))
     text = jax.jit(lambda x, kernel: conv(x, kernel, 2)).lower(x, kernel).compile().as_text()
@@ -176,7 +190,9 @@ import hashlib, os, sys
 if sys.argv[1] == "one":
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 import jax, numpy as np
+from wsjax.networks import kernels
 from wsjax.networks.conv import conv
+assert kernels.available()
 from wsjax.networks.norm import batch_norm
 for size, channels, features, stride in [(24, 40, 40, 1), (9, 16, 16, 2), (8, 3, 16, 1)]:
     x, kernel = (np.random.default_rng(0).normal(size=s).astype(np.float32)

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ def way(request, monkeypatch):
         assert kernels.available()
     else:
         monkeypatch.setattr(kernels, "support", lambda *arrays: False)
+    return request.param
 
 
 def arrays(shape, dtype=np.float32):
@@ -81,6 +83,24 @@ def test_gradients_agree_with_finite_differences(relu):
             return batch_norm(x, weights, scale, bias, shortcut, 1e-5, relu)[0]
 
         check_grads(value, (x, scale, bias, shortcut), order=1, modes=["rev"])
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_program_calls_the_kernels_on_a_cpu_alone(way, relu):
+    x, weights, scale, bias, shortcut, _ = arrays((4, 3, 3, 5))
+
+    def value(x, scale, bias, shortcut):
+        z, (mean, var, _) = batch_norm(x, weights, scale, bias, shortcut, 1e-5, relu)
+        return (z * normalise(x, mean, var, scale, bias, None, 1e-5)).sum()
+
+    program = jax.jit(jax.grad(value, argnums=(0, 1, 2, 3))).trace(x, scale, bias, shortcut)
+
+    def calls(platform):
+        return sorted(re.findall(r"@wsjax_(\w+)", program.lower(lowering_platforms=(platform,)).as_text()))
+
+    each = ["moments", "normalise", "normalise", "normalise_gradient"]
+    assert calls("cpu") == (each if way == "compiled" else [])
+    assert calls("cuda") == []
 
 
 def test_moments_by_hand():

@@ -75,6 +75,7 @@ def test_replicas_on_devices_are_each_the_seed_alone(stack, seeds):
     spread = run(TWO_ROUNDS, METHODS, seeds=seeds, stack=stack, mesh=replica_mesh(2))
     alone = run(TWO_ROUNDS, METHODS, seeds=seeds, stack=False)
     compare = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    assert alone.states.keys() == spread.states.keys() == {(way, seed) for way in ("first", *WAYS) for seed in seeds}
     for key, state in alone.states.items():
         if stack and len(seeds) > 2:  # several seeds a device are one vmapped program, up to rounding
             jax.tree.map(compare, spread.states[key].params, state.params)
@@ -104,8 +105,11 @@ def test_a_killed_run_on_several_devices_ends_in_the_same_bits(tmp_path, mesh):
     whole = study(tmp_path / "a")
     with pytest.raises(KeyboardInterrupt):
         study(tmp_path / "b", kill)
-    again = study(tmp_path / "b")
+    trained = []
+    again = study(tmp_path / "b", trained.extend)
+    assert 0 < len(trained) < len(whole.rows)  # the others came from the records and checkpoints
     assert timeless(again.rows) == timeless(whole.rows)
+    assert whole.states
     assert all(same(again.states[key], whole.states[key]) for key in whole.states)
 
 

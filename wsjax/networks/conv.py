@@ -1,7 +1,7 @@
 """Convolution and max pooling that are fast on a CPU too, and inside compiled loops.
 
-XLA's own convolution is what a GPU wants, and gets here. On a CPU the compiled kernels of `wsjax.kernels` take its
-place. Where these can't be had, XLA's convolution is kept from two traps:
+XLA's own convolution is what a GPU wants, and gets here. On a CPU the compiled kernels of `wsjax.networks.kernels`
+take its place. Where these can't be had, XLA's convolution is kept from two traps:
 
 - Autodiff writes a convolution's gradients with permuted axes. A CPU has no fast kernel for these, and inside
   `lax.scan` and its kin XLA doesn't put them right (https://github.com/jax-ml/jax/issues/12868). So both gradients are
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wsjax.networks import kernels
+from wsjax.networks.kernels import on_cpu
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
@@ -50,8 +50,9 @@ def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     window = dict(stride=stride, padding=padding)
     plain = _conv_taps if _is_smaller(x, kernel) else _conv_native
     size = [max((length + 2 * padding - kernel.shape[0]) // stride + 1, 0) for length in x.shape[1:3]]
-    shape = (x.shape[0], *size, kernel.shape[3])
-    return _on_cpu("convolve", shape, (x, kernel), partial(plain, **window), partial(_conv_native, **window), **window)
+    result = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[3]), x.dtype)
+    arrays = x, kernel
+    return on_cpu("convolve", result, arrays, partial(plain, **window), partial(_conv_native, **window), **window)
 
 
 def _conv_forward(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Array, tuple[Array, Array]]:
@@ -62,34 +63,16 @@ def _conv_backward(stride: int, padding: int, saved: tuple[Array, Array], dy: Ar
     (x, kernel), window = saved, dict(stride=stride, padding=padding)
     plain_x = _images_gradient_taps if _is_smaller(dy, kernel) else _images_gradient
 
-    def plain(gradient: Callable[..., Array]) -> Callable[..., Array]:
-        return lambda *_: gradient(x, kernel, dy, **window)
+    def gradient(name: str, argument: int, plain: Callable[..., Array], arrays: tuple[Array, Array]) -> Array:
+        native = partial(_gradient_native, argument)
+        ways = [lambda *_, f=f: f(x, kernel, dy, **window) for f in (plain, native)]
+        return on_cpu(name, jax.ShapeDtypeStruct(saved[argument].shape, x.dtype), arrays, *ways, **window)
 
-    dx = _on_cpu(
-        "images_gradient", x.shape, (dy, kernel), plain(plain_x), plain(partial(_gradient_native, 0)), **window
-    )
-    dkernel = _on_cpu(
-        "kernel_gradient", kernel.shape, (x, dy), plain(_kernel_gradient), plain(partial(_gradient_native, 1)), **window
-    )
-    return dx, dkernel
+    dx = gradient("images_gradient", 0, plain_x, (dy, kernel))
+    return dx, gradient("kernel_gradient", 1, _kernel_gradient, (x, dy))
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
-
-
-def _on_cpu(
-    name: str,
-    shape: tuple[int, ...],
-    arrays: tuple[Array, ...],
-    plain: Callable[..., Array],
-    default: Callable[..., Array],
-    **window: int,
-) -> Array:
-    """The compiled kernel of that name on a CPU, else XLA's `plain` one; on other devices the `default`."""
-    if kernels.support(*arrays) and all(shape) and all(array.size for array in arrays):
-        result = jax.ShapeDtypeStruct(shape, arrays[0].dtype)
-        plain = partial(kernels.call, name, result, **window)
-    return lax.platform_dependent(*arrays, cpu=plain, default=default)
 
 
 def _is_smaller(x: Array, kernel: Array) -> bool:

@@ -1,8 +1,8 @@
 """Normalisation by a batch's moments, with the shortcut and the ReLU that follow it, as pure functions.
 
-On a CPU the compiled kernels of `wsjax.kernels` do it, where they can be had. XLA's CPU code takes several times as
-long for a product that is summed over pixels, and computes a ReLU's input anew, through all blocks before it, for the
-gradient's mask.
+On a CPU the compiled kernels of `wsjax.networks.kernels` do it, where they can be had. XLA's CPU code takes several
+times as long for a product that is summed over pixels, and computes a ReLU's input anew, through all blocks before it,
+for the gradient's mask.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from wsjax.networks import kernels
+from wsjax.networks.kernels import on_cpu
 
 Moments = tuple[Array, Array, Array]
 """The mean [C] and biased variance [C] over the rows that count, and how many values enter each of them []."""
@@ -55,7 +55,7 @@ def moments(x: Array, weights: Array, axis_name: str | None = None) -> Moments:
     weights = weights.astype(jnp.promote_types(x.dtype, jnp.float32))
     count = weights.sum() * (x.shape[1] * x.shape[2])
     channels = jax.ShapeDtypeStruct(x.shape[3:], weights.dtype)
-    mean, squares = _on_cpu("moments", (channels, channels), (x, weights), _moments)
+    mean, squares = on_cpu("moments", (channels, channels), (x, weights), _moments, _moments)
     if axis_name is None:
         return mean, squares / jnp.maximum(count, 1), count
     # The parts' moments merged (Chan, Golub and LeVeque 1979).
@@ -96,9 +96,9 @@ def _batch_norm_backward(_: float, relu: bool, axis_name: str | None, saved: Any
     empty = jnp.zeros(0, x.dtype)
     channels = jax.ShapeDtypeStruct(mean.shape, mean.dtype)
     results = jax.ShapeDtypeStruct(x.shape if relu else (0,), x.dtype), channels, channels
-    masked, sums, products = _on_cpu(
-        "normalise_gradient", results, (dz, z if relu else empty, x, mean), partial(_normalise_gradient, relu)
-    )
+    plain = partial(_normalise_gradient, relu)
+    arrays = dz, z if relu else empty, x, mean
+    masked, sums, products = on_cpu("normalise_gradient", results, arrays, plain, plain)
     dy = masked if relu else dz
     dbias, dscale = sums, products * inverse
     if axis_name is not None:
@@ -124,13 +124,6 @@ def _normalise_backward(epsilon: float, relu: bool, saved: Any, dz: Array) -> An
 normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
-def _on_cpu(name: str, results: Any, arrays: tuple[Array, ...], plain: Any, **attributes: int) -> Any:
-    """The compiled kernel of that name on a CPU; elsewhere, and where it can't be had, what XLA makes of `plain`."""
-    if arrays[0].size == 0 or not kernels.support(*arrays):
-        return plain(*arrays)
-    return lax.platform_dependent(*arrays, cpu=partial(kernels.call, name, results, **attributes), default=plain)
-
-
 def _normalise(
     x: Array, mean: Array, var: Array, scale: Array, bias: Array, shortcut: Array | None, epsilon: float, relu: bool
 ) -> Array:
@@ -139,7 +132,7 @@ def _normalise(
     def plain(*_: Array) -> Array:
         return _normalise_plain(x, mean, var, scale, bias, shortcut, epsilon, relu)
 
-    return _on_cpu("normalise", jax.ShapeDtypeStruct(x.shape, x.dtype), arrays, plain, relu=int(relu))
+    return on_cpu("normalise", jax.ShapeDtypeStruct(x.shape, x.dtype), arrays, plain, plain, relu=int(relu))
 
 
 def _normalise_plain(

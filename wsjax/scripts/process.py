@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
+import re
+import warnings
+from typing import Any
 
-from wsjax.storage.cache import cache_folder
+from wsjax.storage import cache
 
 # Parameters of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+# JAX's warnings of its compilation cache. An entry's name starts with the program's.
+_TROUBLE = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([^']+)': (.*)")
 
 
 def set_up() -> None:
@@ -23,7 +29,10 @@ def keep_memory() -> None:
     XLA takes a step's buffers anew every time. On a CPU the faults of so many fresh pages cost up to a tenth of a step.
     It only counts for threads to come.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    try:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    except (OSError, TypeError):  # a Python that can't load libraries; Windows
+        return
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)  # one heap for all threads: others can't hold large buffers
         mallopt(_MMAP_MAX, 0)
@@ -31,8 +40,34 @@ def keep_memory() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX was told of one: a second start is quicker."""
+    """Keeps compiled programs in the user's cache folder, unless JAX was told of one: a second start is quicker.
+
+    JAX warns of every entry that it can't write, and at every start of each that it can't read and never mends. So an
+    entry that is damaged, or cut by a full disk, is removed, which has JAX write it anew, and one warning is enough.
+    """
     import jax
 
+    place = None
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        place = cache.folder("xla")
+        if place is not None:
+            jax.config.update("jax_compilation_cache_dir", str(place))
+    show = warnings.showwarning
+
+    def mend(message: Warning | str, *details: Any, **options: Any) -> None:
+        found = _TROUBLE.match(str(message))
+        if found is None:
+            return show(message, *details, **options)
+        action, program, reason = found.groups()
+        if place is None:
+            return cache.tell(reason, "JAX_COMPILATION_CACHE_DIR")
+        try:
+            for entry in place.glob(f"{glob.escape(program)}-*"):
+                entry.unlink(missing_ok=True)
+        except OSError:
+            action = "writing"  # nothing can be mended here
+        if action == "writing":
+            cache.tell(reason)
+
+    warnings.filterwarnings("always", message=_TROUBLE.pattern)
+    warnings.showwarning = mend

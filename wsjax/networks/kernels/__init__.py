@@ -7,26 +7,32 @@ the user's cache folder. Without a C++ compiler XLA's own operations do the same
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from wsjax.storage.cache import cache_folder
+from wsjax.errors import printable
+from wsjax.storage import cache
 
 FOLDER = Path(__file__).parent
 SOURCE, HEADERS = FOLDER / "calls.cc", sorted(FOLDER.glob("*.h"))
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-pthread")
+TIMEOUT = 600  # seconds for a compiler that needs some ten, or a few minutes where many work
 _CALLS = ("convolve", "images_gradient", "kernel_gradient", "moments", "normalise", "normalise_gradient")
 
 
@@ -39,27 +45,41 @@ def support(*arrays: jax.Array | jax.ShapeDtypeStruct) -> bool:
     )
 
 
-def call(name: str, results: Any, *arrays: jax.Array, **attributes: int) -> Any:
-    """Calls a kernel on a CPU; one of shapes only, by `results`, may be in a program for other devices too.
+def on_cpu(
+    name: str,
+    results: Any,
+    arrays: tuple[jax.Array, ...],
+    plain: Callable[..., Any],
+    default: Callable[..., Any],
+    **attributes: int,
+) -> Any:
+    """Calls a kernel on a CPU; where it can't be had, and where there is nothing to compute, `plain` takes its place.
 
     Args:
         name: one of the source's exported names, less their "wsjax_".
         results: a `jax.ShapeDtypeStruct`, or a tuple of them.
-        *arrays: the arguments.
-        **attributes: integers.
+        arrays: the arguments. One that is left out has the shape (0,), and so has a result.
+        plain: takes the same arrays, for a CPU.
+        default: takes them too, for all other devices.
+        **attributes: integers, which the kernel alone takes.
     """
-    return jax.ffi.ffi_call(f"wsjax_{name}", results, vmap_method="sequential")(*arrays, **attributes)
+    parts = *arrays, *jax.tree.leaves(results)
+    if all(part.size or part.shape == (0,) for part in parts) and support(*arrays):
+        call = jax.ffi.ffi_call(f"wsjax_{name}", results, vmap_method="sequential")
+        plain = functools.partial(call, **attributes)
+    if plain is default:
+        return plain(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=plain, default=default)
 
 
 @functools.cache
 def available() -> bool:
     """Compiles the kernels, where that was not done yet, and makes them known to XLA; False where that fails."""
     try:
-        library = ctypes.CDLL(str(build()))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
+        library = load()
+    except OSError as error:
         warnings.warn(
-            f"convolutions will be slow: their kernels could not be compiled ({reason.strip().splitlines()[0]}); "
+            f"convolutions will be slow: their kernels could not be compiled ({printable(error)}); "
             "a C++ compiler, in $CXX or on the PATH as c++, g++ or clang++, is all that it needs",
             stacklevel=2,
         )
@@ -71,20 +91,79 @@ def available() -> bool:
     return True
 
 
-def build() -> Path:
-    """The shared library of these sources, jaxlib and compiler, compiled where it is not there yet."""
-    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else COMPILERS
-    compiler = next((path for path in map(shutil.which, candidates) if path), None)
-    if compiler is None:
-        raise OSError(f"no compiler found: {', '.join(candidates)}")
+def load() -> ctypes.CDLL:
+    """Loads the library of these sources, jaxlib and compiler, compiled where the user's cache has none that works.
+
+    Raises:
+        OSError: if it can't be compiled or loaded; the message is one line.
+    """
+    compiler = _compiler()
     sources = [source.read_bytes() for source in (SOURCE, *HEADERS)]
-    recipe = [*sources, version("jaxlib").encode(), compiler.encode(), *map(str.encode, FLAGS)]
-    library = cache_folder() / f"kernels-{hashlib.sha256(b'|'.join(recipe)).hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as place:  # other processes see all of it or nothing
-            made = Path(place) / library.name
-            command = [compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
-            made.replace(library)
-    return library
+    recipe = [*sources, version("jaxlib").encode(), *map(os.fsencode, compiler), *map(str.encode, FLAGS)]
+    recipe.append(_run([*compiler, "--version"])[1])  # an upgraded compiler compiles anew
+    stem = f"kernels-{hashlib.sha256(b'|'.join(recipe)).hexdigest()[:16]}"
+    for kept in cache.find(stem):
+        with contextlib.suppress(OSError):  # made where the C library was another
+            return _open(kept)
+    with tempfile.TemporaryDirectory(prefix="wsjax-", ignore_cleanup_errors=True) as place:
+        made = Path(place) / f"{stem}.so"
+        code, output = _run([*compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)])
+        if code != 0 or not made.exists():
+            raise OSError(_reason(output) or f"{compiler[0]} ended with code {code} and without a library")
+        return _open(cache.keep(stem, made.suffix, made.read_bytes()) or made)  # what is loaded may be removed
+
+
+def _compiler() -> list[str]:
+    """The compiler and its first arguments: $CXX may be "ccache g++"."""
+    wanted = os.environ.get("CXX", "").strip()
+    try:
+        commands = [[wanted], shlex.split(wanted)] if wanted else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise OSError(f"$CXX is {wanted!r}: {error}") from error
+    for program, *arguments in commands:
+        path = shutil.which(program)
+        if path:
+            return [path, *arguments]
+    raise OSError(f"no compiler found: {wanted or ', '.join(COMPILERS)}")
+
+
+def _run(command: list[str]) -> tuple[int, bytes]:
+    """Runs a compiler: its exit code and all that it printed.
+
+    It prints to a file, not to a pipe, which the programs that it runs in turn would keep open after its end.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(TIMEOUT)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise OSError(f"{command[0]} did not end within {TIMEOUT} s") from error
+            raise
+        log.seek(0)
+        return code, log.read()
+
+
+def _reason(output: bytes) -> str:
+    """The line of a compiler's output that tells most: the first error, else the first."""
+    lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Loads a library; one that can't be loaded is removed."""
+    try:
+        library = ctypes.CDLL(str(path))
+        missing = [name for name in _CALLS if not hasattr(library, f"wsjax_{name}")]
+        if missing:
+            raise OSError(f"{path} lacks {', '.join(missing)}")
+        return library
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
