@@ -32,7 +32,7 @@ class Config(config.Common):
 
 
 # A short second round, in which a network that starts from scratch is at its best: when trained on for 40 epochs
-# every way memorises the noise of the digits, and the three end within half a point of each other.
+# every method memorises the noise of the digits, and the three end within half a point of each other.
 DIGITS = Config(**config.DIGITS, first_epochs=40, epochs=8, seeds=tuple(range(40)))
 FIGURE_1 = Config(model="resnet18", optimizer="sgd", learning_rate=0.001, epochs=200, shrink=(0.3,), perturb=(0.01,))
 

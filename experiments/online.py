@@ -6,8 +6,8 @@
 
 Each round starts from scratch (RI), from the parameters of the round before (WS), or from their shrink-perturb (SP), on
 the same images in the same order, and ends at a train accuracy. The first round is the same for all. The run's folder
-gets a row an epoch and a summary with a row a round, the paired gap RI - WS and the steps that each way took. The same
-command continues a run that was stopped, however it was.
+gets a row an epoch and a summary with a row a round, the paired gap RI - WS and the steps that each method took. The
+same command continues a run that was stopped, however it was.
 """
 
 from __future__ import annotations

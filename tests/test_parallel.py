@@ -75,7 +75,9 @@ def test_replicas_on_devices_are_each_the_seed_alone(stack, seeds):
     spread = run(TWO_ROUNDS, METHODS, seeds=seeds, stack=stack, mesh=replica_mesh(2))
     alone = run(TWO_ROUNDS, METHODS, seeds=seeds, stack=False)
     compare = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
-    assert alone.states.keys() == spread.states.keys() == {(way, seed) for way in ("first", *WAYS) for seed in seeds}
+    assert (
+        alone.states.keys() == spread.states.keys() == {(name, seed) for name in ("first", *METHODS) for seed in seeds}
+    )
     for key, state in alone.states.items():
         if stack and len(seeds) > 2:  # several seeds a device are one vmapped program, up to rounding
             jax.tree.map(compare, spread.states[key].params, state.params)

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there."""
+"""The Python of the README and of docs/ runs as it stands there, and links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = "\n".join(page.read_text() for page in PAGES)
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=[code.splitlines()[0][:40] for code in EXAMPLES])
@@ -26,3 +28,19 @@ def test_all_examples_are_found():
     assert len(EXAMPLES) == 4
     for name in ("def retrain(", "metrics"):  # what an example's run is asked for above
         assert sum(name in code for code in EXAMPLES) == 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_somewhere(page):
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if not link.startswith("http")]
+    for link in links:
+        place, _, heading = link.partition("#")
+        target = page.parent / place if place else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if target.suffix == ".md" else []
+        names = [re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings]
+        assert not heading or heading in names, link
+
+
+def test_the_readme_has_links():
+    assert len(re.findall(r"\]\(docs/", PAGES[0].read_text())) >= 4
