@@ -1,9 +1,14 @@
 """What all tests share."""
 
 import atexit
+import importlib.util
 import os
 import shutil
+import sys
 import tempfile
+from pathlib import Path
+
+import pytest
 
 # Several CPU devices in every run. Programs that tests compile again and again come from a cache of this run's own,
 # which its workers inherit.
@@ -15,3 +20,32 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path, capfd):
+    """Runs one of the experiments' scripts in this process: (exit code, stdout, stderr)."""
+    from wsjax.scripts import cli
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))  # taken as the user's: left alone
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    monkeypatch.delenv("WSJAX_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("warnings.showwarning", lambda *_, **__: None)  # put back after the script has set its own
+
+    def run(name, *arguments):
+        path = Path(__file__).parents[1] / "experiments" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [path.name, *map(str, arguments)])
+        code = 0
+        try:
+            cli.run_script(module.main, module.defaults, module.__doc__)
+        except SystemExit as end:
+            code = end.code
+        return code, *capfd.readouterr()
+
+    return run

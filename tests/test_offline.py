@@ -1,6 +1,5 @@
 """The offline script end to end, tiny: what it writes, a kill and a resume, and every bad input as one line."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,12 +8,12 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wsjax.scripts import cli
 from wsjax.storage.records import read_rows, read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "offline.py"
@@ -23,29 +22,9 @@ SECONDS = ("train_seconds", "eval_seconds")
 
 
 @pytest.fixture
-def offline(monkeypatch, tmp_path, capfd):
+def offline(script):
     """Runs the script in this process: (exit code, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location("offline", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["offline"] = module
-    spec.loader.exec_module(module)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))  # taken as the user's: left alone
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
-    monkeypatch.delenv("WSJAX_DATA_DIR", raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("warnings.showwarning", lambda *_, **__: None)  # put back after the script has set its own
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["offline.py", *map(str, arguments)])
-        code = 0
-        try:
-            cli.run_script(module.main, module.defaults, module.__doc__)
-        except SystemExit as end:
-            code = end.code
-        return code, *capfd.readouterr()
-
-    return run
+    return partial(script, "offline")
 
 
 def timeless(rows):

@@ -19,13 +19,14 @@ from wsjax.errors import NonFiniteLoss, RunError, TaskError
 from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.methods.starts import mixed, new_heads, scratch
 from wsjax.networks import models
+from wsjax.parallel import data_mesh, replica_mesh
 from wsjax.rounds.legs import Method, Round
 from wsjax.rounds.loop import Settings, run_rounds
 from wsjax.rounds.programs import Compiler
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import image_task, stateless_task
-from wsjax.training.train import Setup, make_optimizer
+from wsjax.training.train import Setup, make_optimizer, over_batches
 
 SECONDS = ("train_seconds", "eval_seconds")
 
@@ -223,6 +224,97 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_rows(tmp_path):
     assert [(row["method"], row["epoch"]) for row in kept] == [("first", 1), ("first", 2)]
 
 
+def narrow(boundary):
+    return boundary.fresh._replace(params=jax.tree.map(lambda x: x.astype(jnp.float16), boundary.fresh.params))
+
+
+def test_a_start_that_gives_another_network_is_refused():
+    with pytest.raises(TaskError, match=r"method 'half' starts with float16 .* at 'params/head/bias', .* float32"):
+        run(TWO_ROUNDS, {"half": Method(narrow)})
+    other = Setup(mlp_task(), make_optimizer("adam", 0.05), data(), data(10, seed=1), 8)
+    rounds = [Round(10, max_epochs=1), Round(30, max_epochs=1, setup=other)]
+    with pytest.raises(TaskError, match="method 'WS' starts with a state of another structure"):
+        run(rounds, {"WS": Method(mixed(warm_start, opt_state="keep"))})
+    with pytest.raises(TaskError, match=r"the run starts with .* at 'params/head/kernel'"):
+        run(TWO_ROUNDS, {}, initial=mlp_task((7,)).init(jax.random.key(0)))
+
+
+def test_a_probe_may_have_nothing_to_say_but_no_name_of_a_rows_field():
+    def old_share(setup, state, samples):
+        return {"old": jnp.float32(0) / samples.before}
+
+    rows = run_rounds(setup(probe=old_share), TWO_ROUNDS, {"WS": warm_start}).rows
+    assert [row["old"] for row in rows] == [None, None, 0.0, 0.0, 0.0]
+    for name in ("steps", "crc"):
+        with pytest.raises(TaskError, match=f"a probe cannot be named '{name}'"):
+            run_rounds(setup(probe=lambda *_, name=name: {name: jnp.zeros(())}), TWO_ROUNDS, {})
+
+
+def test_rounds_of_equal_size_and_other_setups_are_told_apart():
+    slow = setup(optimizer=make_optimizer("sgd", 1e-30))
+    rounds = [Round(10, max_epochs=1), Round(30, max_epochs=1)]
+    still = Method(mixed(warm_start), rounds=[Round(30, max_epochs=1, setup=slow)])
+    states = run(rounds, {"WS": warm_start, "still": still}).states
+    assert same(states["still", 0].params, states["first", 0].params)
+    assert not same(states["WS", 0].params, states["first", 0].params)
+
+
+def test_a_trunk_that_is_trained_again_leaves_rows_that_can_be_gone_on_with(tmp_path):
+    trunk = [Round(10, max_epochs=2), Round(10, max_epochs=2)]
+    methods = {
+        name: Method(mixed(warm_start), after, [Round(30, max_epochs=2)]) for name, after in (("A", 1), ("B", 2))
+    }
+
+    def start():
+        records = Records(tmp_path / "r.jsonl")
+        return run(trunk, methods, records=records, checkpoints=tmp_path / "c")
+
+    whole = start()
+    for name in ("first-seeds-0", "A-seeds-0"):
+        shutil.rmtree(tmp_path / "c" / name)
+    with pytest.warns(UserWarning, match="no checkpoint reaches"):
+        start()
+    again = start()
+    assert sorted(map(str, timeless(again.rows))) == sorted(map(str, timeless(whole.rows)))
+    assert all(same(again.states[key], whole.states[key]) for key in whole.states)
+
+
+def gradient_start(boundary):
+    """A start that looks at the data: a step down the gradient over all of the round's samples, as DASH has one."""
+    here = boundary.setup
+
+    def body(_, total, batch):
+        def loss(params):
+            outputs, _ = here.task.apply(params, boundary.old.batch_stats, batch.inputs, batch.weights, False, None)
+            return jnp.sum(here.task.loss(outputs, batch.targets) * batch.weights)
+
+        return jax.tree.map(jnp.add, total, jax.grad(loss)(boundary.old.params))
+
+    nothing = jax.tree.map(jnp.zeros_like, boundary.old.params)
+    total = over_batches(body, nothing, here.train, boundary.samples, here.batch_size, here.axis_name)
+    if here.axis_name is not None:
+        total = jax.lax.psum(total, here.axis_name)
+    params = jax.tree.map(lambda x, g: x - 0.1 * g / boundary.samples.size, boundary.old.params, total)
+    return boundary.fresh._replace(params=params)
+
+
+@pytest.mark.parametrize("mesh", [None, lambda: replica_mesh(2), lambda: data_mesh(2)], ids=["one", "replicas", "data"])
+def test_a_start_may_look_at_the_data(mesh):
+    rounds = [Round(10, max_epochs=1), Round(30, max_epochs=1)]
+    methods = {"down": Method(gradient_start), "WS": warm_start, "up": Method(gradient_start)}
+    result = run(rounds, methods, seeds=(0, 1, 2), optimizer=FROZEN, mesh=mesh and mesh(), stack=mesh is None)
+    inputs, labels = data()
+    for seed in (0, 1, 2):
+        old = result.states["WS", seed].params
+        expected = jax.tree.map(lambda x, g: x - 0.1 * g, old, gradient(mlp_task(), old, inputs, labels))
+        for name in ("down", "up"):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+                result.states[name, seed].params,
+                expected,
+            )
+
+
 class Killed(Exception):
     pass
 
@@ -276,7 +368,7 @@ def test_rows_that_were_lost_are_trained_again_or_missed(tmp_path, lost):
         with pytest.raises(RunError, match=r"r.jsonl, line \d+, does not belong to this run .*should come here"):
             start()
         return
-    with pytest.warns(UserWarning, match="WS-seeds-0-1: there is no checkpoint for its 5 rows, which are set aside"):
+    with pytest.warns(UserWarning, match="WS-seeds-0-1: no checkpoint reaches as far as its rows do; 3 epochs"):
         again = start()
     assert sorted(map(str, timeless(again.rows))) == sorted(map(str, timeless(whole.rows)))
     assert all(same(again.states[key], whole.states[key]) for key in whole.states)
@@ -308,6 +400,9 @@ def test_what_cannot_be_run_is_refused():
     refused("rounds is empty", [])
     refused("round 2 would never end", [Round(10, max_epochs=1), Round(20)])
     refused("round 1: max_epochs must be positive", [Round(10, max_epochs=0)])
+    refused("a method cannot have an empty name", methods={"": warm_start})
+    endless = {"late": Method(scratch, rounds=[Round(20)])}
+    refused("method 'late', round 2 would never end", methods=endless)
     refused("method 'late' begins after round 3; there are 2", methods={"late": Method(scratch, after=3)})
     refused("checkpoint_every must be positive, not 0", settings=Settings(checkpoint_every=0))
     refused("unknown evaluate 'often'; available: epoch, round", settings=Settings(evaluate="often"))
@@ -381,10 +476,13 @@ def test_methods_branch_from_shared_rounds_and_have_rounds_of_their_own(tmp_path
 
 def test_a_method_without_shared_rounds_starts_from_what_it_makes_of_a_new_network():
     rounds = [Round(10, max_epochs=1), Round(30, max_epochs=1)]
-    shrunk = Method(mixed(partial(shrink_perturb, shrink=0.5, perturb=0.0)), after=0)
-    states = run(rounds[:1], {"SP": shrunk}, optimizer=FROZEN).states
+    shrunk = Method(mixed(partial(shrink_perturb, shrink=0.5, perturb=0.0)), after=0, at_once=True)
+    methods = {"SP": shrunk, "WS": Method(mixed(warm_start), after=0), "RI": Method(scratch, after=0)}
+    states = run(rounds[:1], methods, optimizer=FROZEN).states
     plain = run(rounds[:1], {}, optimizer=FROZEN).states
-    assert set(states) == {("SP", 0)}
+    assert set(states) == {("SP", 0), ("WS", 0), ("RI", 0)}
+    for name in ("WS", "RI"):  # all begin with the same network
+        assert same(states[name, 0].params, plain["first", 0].params)
     expected = jax.tree.map(lambda x: 0.5 * x, plain["first", 0].params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), states["SP", 0].params, expected)
 
@@ -443,9 +541,9 @@ def test_an_observer_that_raises_leaves_its_epochs_checkpoint(tmp_path):
 
 
 def test_the_rows_of_a_finished_run_suffice_without_its_checkpoints(tmp_path):
-    def start(rounds=TWO_ROUNDS):
+    def start(rounds=TWO_ROUNDS, states=False):
         records = Records(tmp_path / "r")
-        return run(rounds, METHODS, records=records, checkpoints=tmp_path / "c", observe=epochs.append)
+        return run(rounds, METHODS, records=records, checkpoints=tmp_path / "c", observe=epochs.append, states=states)
 
     epochs = []
     whole = start()
@@ -453,9 +551,14 @@ def test_the_rows_of_a_finished_run_suffice_without_its_checkpoints(tmp_path):
     epochs.clear()
     again = start()
     assert (epochs, again.rows, again.states) == ([], whole.rows, {})
-    # One more round needs the states that are gone: they are trained again, to the same bits.
-    with pytest.warns(UserWarning, match="there is no checkpoint for its . rows"):
-        more = start([*TWO_ROUNDS, Round(30, max_epochs=1)])
+    # States that are wanted, and one more round, need what is gone: it is trained again, to the same bits.
+    with pytest.warns(UserWarning, match="no checkpoint reaches as far as its rows do; . epochs are set aside"):
+        wanted = start(states=True).states
+    direct = run(TWO_ROUNDS, METHODS).states
+    assert all(same(wanted[name, 0], direct[name, 0]) for name in METHODS)
+    shutil.rmtree(tmp_path / "c")
+    with pytest.warns(UserWarning, match="no checkpoint reaches as far as its rows do"):
+        more = start([*TWO_ROUNDS, Round(30, max_epochs=1)], states=True)
     direct = run([*TWO_ROUNDS, Round(30, max_epochs=1)], METHODS)
     assert sorted(map(str, timeless(more.rows))) == sorted(map(str, timeless(direct.rows)))
     assert all(same(more.states[name, 0], direct.states[name, 0]) for name in METHODS)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from wsjax.errors import TaskError
+from wsjax.methods.reinit import Where, path_name
 from wsjax.training.train import Samples, Setup, TrainState
 
 Reinit = Callable[[Any, Any], Any]
@@ -26,7 +27,7 @@ class Boundary(NamedTuple):
     """What a start may look at, for one seed.
 
     Attributes:
-      key: a random key of this seed's and round's own.
+      key: a random key of this seed's and round's own; all methods of a seed get the same one.
       old: the state at the end of the round before.
       fresh: that of a network drawn anew for this seed and round, the same for all methods.
       samples: those of the round that starts.
@@ -48,8 +49,24 @@ def scratch(boundary: Boundary) -> TrainState:
     return boundary.fresh
 
 
-def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: OptStateChoice = "rebuild") -> Start:
-    """Lifts a re-initialiser of parameters.
+class Mixed(NamedTuple):
+    """A start that re-initialises the parameters and says what else is inherited; see `mixed`."""
+
+    reinit: Reinit
+    batch_stats: BatchStatsChoice
+    opt_state: OptStateChoice
+
+    def __call__(self, boundary: Boundary) -> TrainState:
+        """The state that the round starts from."""
+        old, fresh = boundary.old, boundary.fresh
+        params = self.reinit(old.params, fresh.params)
+        stats = old.batch_stats if self.batch_stats == "keep" else fresh.batch_stats
+        opt_state = old.opt_state if self.opt_state == "keep" else boundary.setup.optimizer.init(params)
+        return TrainState(params, stats, opt_state, jnp.zeros_like(fresh.step))
+
+
+def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: OptStateChoice = "rebuild") -> Mixed:
+    """Lifts a re-initialiser of parameters to a start.
 
     Args:
       reinit: `(params, fresh) -> params`.
@@ -60,25 +77,24 @@ def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: Opt
     for name, (value, choice) in choices.items():
         if value not in get_args(choice):
             raise TaskError(f"unknown {name} '{value}'; available: {', '.join(get_args(choice))}")
-
-    def start(boundary: Boundary) -> TrainState:
-        old, fresh = boundary.old, boundary.fresh
-        params = reinit(old.params, fresh.params)
-        stats = old.batch_stats if batch_stats == "keep" else fresh.batch_stats
-        kept = old.opt_state if opt_state == "keep" else boundary.setup.optimizer.init(params)
-        return TrainState(params, stats, kept, jnp.zeros_like(fresh.step))
-
-    return start
+    return Mixed(reinit, batch_stats, opt_state)
 
 
-def new_heads(reinit: Reinit) -> Reinit:
-    """A re-initialiser that takes leaves of another shape, a head for other classes, as they are newly drawn."""
+def new_heads(reinit: Reinit, where: Where | None = None) -> Reinit:
+    """A re-initialiser that takes leaves of another shape, a head for other classes, as they are newly drawn.
+
+    With `where`, a predicate on a leaf's path, it takes those leaves so whatever their shape: for as many other classes
+    a head has the same one.
+    """
+
+    def is_kept(path: Any, old: Any, new: Any) -> bool:
+        return jnp.shape(old) == jnp.shape(new) and not (where is not None and where(path_name(path)))
 
     def reinitialise(params: Any, fresh: Any) -> Any:
-        fits = jax.tree.map(lambda old, new: jnp.shape(old) == jnp.shape(new), params, fresh)
-        # A leaf that does not fit stands in for itself, so that `reinit` sees two trees of the same shapes.
-        old = jax.tree.map(lambda fit, old, new: old if fit else new, fits, params, fresh)
-        return jax.tree.map(lambda fit, kept, new: kept if fit else new, fits, reinit(old, fresh), fresh)
+        kept = jax.tree_util.tree_map_with_path(is_kept, params, fresh)
+        # A leaf that is not kept stands in for itself, so that `reinit` sees two trees of the same shapes.
+        old = jax.tree.map(lambda keep, old, new: old if keep else new, kept, params, fresh)
+        return jax.tree.map(lambda keep, mixed, new: mixed if keep else new, kept, reinit(old, fresh), fresh)
 
     return reinitialise
 

@@ -103,7 +103,7 @@ def retrain(
 
     Args:
       folder: the model folder; made where it is missing.
-      patterns: data files or globs, .npz with images, labels and perhaps class_names (`wsjax.data.read_images`).
+      patterns: data files or globs, .npz with images, labels and perhaps class_names (`datasets.read_images`).
         Files of earlier calls are read again, whether or not a pattern names them.
       recipe: how to train.
       say: takes a line for every decision that the user should know of.
@@ -199,7 +199,7 @@ def _run(job: Job, folder: Path, setup: Setup, start: Any, key: Mapping[str, Any
     with _open_part(folder, key, job.say) as records:
         result = run_rounds(
             setup, [Round(len(setup.train[1]), recipe.stop)], {}, [seed],
-            settings=recipe.settings._replace(evaluate="round"), start=start, mesh=recipe.mesh,
+            settings=recipe.settings._replace(evaluate="round"), initial=start, mesh=recipe.mesh,
             records=records, checkpoints=folder / shelf.CHECKPOINTS, observe=job.observe,
         )  # fmt: skip
         (end,) = round_ends(result.rows)
@@ -240,9 +240,7 @@ def _open_part(folder: Path, settings: Mapping[str, Any], say: Callable[[str], N
 
 
 def _with_own_statistics(setup: Setup, state: TrainState) -> TrainState:
-    """The state with BatchNorm statistics under its own parameters: after a short round the running ones lag behind."""
-    if not jax.tree.leaves(state.batch_stats):
-        return state
+    """The state with BatchNorm statistics of its own parameters, of all that it trained on."""
     measure = jax.jit(lambda state, train: reestimated(setup._replace(train=train), state, all_samples(train)))
     return measure(state, jax.tree.map(jnp.asarray, setup.train))
 

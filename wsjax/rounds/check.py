@@ -14,24 +14,29 @@ from wsjax.methods.reinit import path_name
 from wsjax.rounds.legs import Method, Round
 from wsjax.storage.rows import FIRST
 from wsjax.training.task import Task, correct, cross_entropy
-from wsjax.training.train import Data, Setup
+from wsjax.training.train import Data, Setup, TrainState
 
 
 def check(
-    setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method], seeds: Sequence[int], settings: Any
+    setup: Setup,
+    rounds: Sequence[Round],
+    methods: Mapping[str, Method],
+    seeds: Sequence[int],
+    settings: Any,
+    axis_name: str | None = None,
 ) -> None:
-    """Checks what `run_rounds` was given; raises a TaskError that names it."""
-    _check_rounds(rounds, methods)
-    everything = [*rounds, *(own for method in methods.values() for own in method.rounds or ())]
-    setups = {id(own): own for own in (here.setup or setup for here in everything)}
-    sizes = {key: _check_setup(own) for key, own in setups.items()}
-    for here in everything:
-        count = sizes[id(here.setup or setup)]
-        _require(
-            1 <= here.num_samples <= count,
-            f"round {_number(here, rounds)} asks for {here.num_samples} samples; there are {count}, "
-            "and it needs at least 1",
-        )
+    """Checks what `run_rounds` was given, to be run over `axis_name`; raises a TaskError that names it."""
+    _check_methods(rounds, methods)
+    named = {f"round {number}": here for number, here in enumerate(rounds, 1)}
+    for name, method in methods.items():
+        own = enumerate(method.rounds or (), method.after + 1)
+        named |= {f"method '{name}', round {number}": here for number, here in own}
+    sizes: dict[int, int] = {}
+    for name, here in named.items():
+        own = here.setup or setup
+        if id(own) not in sizes:
+            sizes[id(own)] = _check_setup(own._replace(axis_name=axis_name))
+        _check_round(name, here, sizes[id(own)])
     _require(len(seeds) > 0 and len(set(seeds)) == len(seeds), f"seeds must be given, each once, not {tuple(seeds)}")
     # JAX takes a key from 32 bits: seeds that differ above them would be one.
     _require(all(0 <= seed < 2**32 for seed in seeds), f"seeds must lie in [0, 2^32), not {tuple(seeds)}")
@@ -43,20 +48,36 @@ def check(
             _require(value in get_args(options), f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
 
 
-def _check_rounds(rounds: Sequence[Round], methods: Mapping[str, Method]) -> None:
+def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
+    """Checks that a round can start from a state: that it is like a newly drawn one; raises a TaskError."""
+    (old, there), (new, wanted) = (jax.tree_util.tree_flatten_with_path(tree) for tree in (state, fresh))
+    for (path, leaf), (_, like) in zip(old, new, strict=False):
+        given, due = (f"{x.dtype} {list(x.shape)}" for x in (leaf, like))
+        _require(given == due, f"{method} starts with {given} at '{path_name(path)}', where the network has {due}")
+    _require(there == wanted, f"{method} starts with a state of another structure: {there} where there is {wanted}")
+
+
+def _check_methods(rounds: Sequence[Round], methods: Mapping[str, Method]) -> None:
     _require(len(rounds) > 0, "there is no round to run: rounds is empty")
     _require(FIRST not in methods, f"a method cannot be named '{FIRST}': that names the rounds that all methods share")
+    _require("" not in methods, "a method cannot have an empty name")
     for name, method in methods.items():
         _require(
             0 <= method.after <= len(rounds),
             f"method '{name}' begins after round {method.after}; there are {len(rounds)} rounds to share",
         )
-    for number, here in enumerate(rounds, 1):
-        _require(
-            here.stop is not None or here.max_epochs is not None,
-            f"round {number} would never end: give it a stop rule or max_epochs",
-        )
-        _require(here.max_epochs is None or here.max_epochs > 0, f"round {number}: max_epochs must be positive")
+
+
+def _check_round(name: str, here: Round, count: int) -> None:
+    _require(
+        1 <= here.num_samples <= count,
+        f"{name} asks for {here.num_samples} samples; there are {count}, and it needs at least 1",
+    )
+    _require(
+        here.stop is not None or here.max_epochs is not None,
+        f"{name} would never end: give it a stop rule or max_epochs",
+    )
+    _require(here.max_epochs is None or here.max_epochs > 0, f"{name}: max_epochs must be positive")
 
 
 def _check_setup(setup: Setup) -> int:
@@ -116,10 +137,6 @@ def _outputs(task: Task, inputs: Any, axis_name: str | None) -> Any:
 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape[1:]), x.dtype), inputs)
     return jax.eval_shape(jax.vmap(outputs, axis_name=axis_name), one)
-
-
-def _number(here: Round, rounds: Sequence[Round]) -> str:
-    return str(rounds.index(here) + 1) if here in rounds else "of a method"
 
 
 def _require(condition: bool, message: str) -> None:

@@ -19,7 +19,7 @@ _EPOCHS_A_ROUND = 1_000_000  # a checkpoint's number is round * this + epoch
 Observer = Callable[[list[Row]], None]
 
 
-class Place(NamedTuple):
+class Reached(NamedTuple):
     """How far a leg has come: so many epochs of a round, 0 at its start, and the state there (None: not known)."""
 
     number: int
@@ -37,45 +37,55 @@ class Journal:
         self._checkpoint_every = checkpoint_every
         self._observe = observe
 
-    def resume(self, template: Callable[[int], Any]) -> Place:
+    def resume(self, template: Callable[[int], Any], need_state: bool) -> Reached:
         """How far the leg has come, by the newest checkpoint whose way there the rows tell.
 
-        Rows beyond it are set aside, to be trained again. Where no checkpoint is left of a leg that the rows say is
-        done, they suffice: its state is not known.
+        Rows beyond it are set aside, to be trained again; where that is more than a kill leaves, it is told. Where the
+        rows say that the leg is done, but no checkpoint holds its end, they suffice: its state is not known.
 
         Args:
           template: gives the stacked state of a round, as arrays or their shapes.
+          need_state: whether rows do not suffice.
 
         Raises:
           RunError: there are checkpoints, none of them can be read, and the leg is not done.
         """
-        done = self._is_done()
+        done, reached = self._is_done(), None
         try:
-            place = self._restored(template)
+            reached = self._restored(template)
         except checkpoint.UnreadableError:
             if not done:
                 raise
-            place = None
-        if place is None and done:
-            return Place(self.leg.end, 0, None)
-        place = place or Place(self.leg.begin, 0, None)
-        dropped = self._records.keep(
-            lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= (place.number, place.epoch)
+        at_end = reached is not None and self._epochs_after(reached) == 0
+        if done and not at_end and not need_state:
+            return Reached(self.leg.end, 0, None)
+        reached = reached or Reached(self.leg.begin, 0, None)
+        lost = self._epochs_after(reached)
+        self._records.keep(
+            lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= (reached.number, reached.epoch)
         )
-        if dropped and place.state is None and self._folder is not None:
-            self._tell(len(dropped))
-        return place
+        if self._folder is not None and lost > (0 if reached.state is None else self._checkpoint_every):
+            self._tell(lost)
+        return reached
 
-    def begin_again(self) -> Place:
+    def begin_again(self) -> Reached:
         """Sets what the leg has done aside, for the state at its end is wanted and no checkpoint holds it."""
-        self._tell(len(self._records.keep(lambda row: not self.leg.has(row))))
-        return Place(self.leg.begin, 0, None)
+        begin = Reached(self.leg.begin, 0, None)
+        self._tell(self._epochs_after(begin))
+        self._records.keep(lambda row: not self.leg.has(row))
+        return begin
 
-    def _tell(self, rows: int) -> None:
+    def _epochs_after(self, reached: Reached) -> int:
+        """How many epochs the rows tell of beyond a place."""
+        here = reached.number, reached.epoch
+        own = {(row["round"], row["epoch"]) for row in self._records.rows if self.leg.has(row)}
+        return sum(place > here for place in own)
+
+    def _tell(self, epochs: int) -> None:
         warnings.warn(
-            f"{self.leg.name}: there is no checkpoint for its {rows} rows, which are set aside: it is trained again "
-            "from its start",
-            stacklevel=3,
+            f"{self.leg.name}: no checkpoint reaches as far as its rows do; {epochs} epochs are set aside and trained "
+            "again",
+            stacklevel=2,
         )
 
     def rows(self, number: int) -> list[list[Row]]:
@@ -105,7 +115,7 @@ class Journal:
         if self._folder is not None:
             checkpoint.save(self._folder, number * _EPOCHS_A_ROUND + epoch, state)
 
-    def _restored(self, template: Callable[[int], Any]) -> Place | None:
+    def _restored(self, template: Callable[[int], Any]) -> Reached | None:
         if self._folder is None:
             return None
 
@@ -114,7 +124,7 @@ class Journal:
             return self.leg.begin <= number < self.leg.end and covered(self._records.rows, self.leg, number, epoch)
 
         found = checkpoint.restore(self._folder, lambda step: template(step // _EPOCHS_A_ROUND), wanted)
-        return None if found is None else Place(*divmod(found[0], _EPOCHS_A_ROUND), found[1])
+        return None if found is None else Reached(*divmod(found[0], _EPOCHS_A_ROUND), found[1])
 
     def _is_done(self) -> bool:
         """Whether the rows tell every replica's whole way to the leg's end."""

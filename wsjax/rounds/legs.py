@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jax.sharding import Mesh
@@ -39,7 +39,8 @@ class Round(NamedTuple):
     def reason(self, accuracies: Sequence[float]) -> str | None:
         """Why the round ends after epochs of these train accuracies; None where it goes on."""
         reason = self.stop(accuracies) if self.stop is not None else None
-        return CAP if reason is None and len(accuracies) == self.max_epochs else reason
+        capped = self.max_epochs is not None and len(accuracies) >= self.max_epochs
+        return CAP if reason is None and capped else reason
 
 
 class Method(NamedTuple):
@@ -47,14 +48,17 @@ class Method(NamedTuple):
 
     Attributes:
       start: gives the state that each of its rounds starts from.
-      after: how many of the run's rounds it shares with all other methods; its own begin after these. 0 has it begin
-        with round 1, which starts from what `start` makes of a newly drawn network.
+      after: how many of the run's rounds it shares with all other methods; its own begin after these. With 0 it shares
+        none, as where methods train round 1 differently; all begin with the same network of a seed all the same.
       rounds: its own rounds; None takes the run's, from `after` on.
+      at_once: whether, with `after` 0, `start` comes before round 1 too, with that network as the old one and one more
+        as the fresh one.
     """
 
     start: Start
     after: int = 1
     rounds: Sequence[Round] | None = None
+    at_once: bool = False
 
 
 def as_method(method: Method | Reinit) -> Method:
@@ -106,8 +110,8 @@ class Leg(NamedTuple):
     def name(self) -> str:
         """The leg's folder of checkpoints."""
         parts = [(quote(method, safe=""), "-".join(map(str, self.seeds[where]))) for method, where in self.parts]
-        later = f"round-{self.begin}-" if self.shared and self.begin > 1 else ""
-        name = "+".join(f"{method}-{later}seeds-{seeds}" for method, seeds in parts)
+        later = f"@{self.begin}" if self.shared and self.begin > 1 else ""  # which no quoted name has
+        name = "+".join(f"{method}{later}-seeds-{seeds}" for method, seeds in parts)
         if len(name) > 200:  # a file's name has its limit
             name = f"{len(self.replicas)}-replicas-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
         return name
@@ -144,16 +148,20 @@ def make_legs(
     would leave devices of a replica mesh idle, methods whose rounds are the same run side by side.
     """
     plan = planned(rounds, methods)
-    alike: dict[tuple[int, tuple[Round, ...]], list[str]] = {}
+    alike: dict[Any, list[str]] = {}
     for name, method in methods.items():
-        alike.setdefault((method.after, tuple(plan[name].values())), []).append(name)
+        if plan[name]:
+            # Setups hold arrays: they are known by their identity.
+            kind = method.after, tuple(here._replace(setup=id(here.setup)) for here in plan[name].values())
+            alike.setdefault(kind, []).append(name)
     previous = (None, *rounds)  # the round before each, by its number less 1
 
     legs = []
     for group in parallel.groups(seeds, stack, mesh):
         first = tuple((FIRST, seed) for seed in group)
         legs += [Leg(first, number, (here,), previous[number - 1]) for number, here in plan[FIRST].items()]
-        for (after, later), names in alike.items():
+        for names in alike.values():
+            after, later = methods[names[0]].after, tuple(plan[names[0]].values())
             replicas = [(name, seed) for name in names for seed in group]
             size = max(len(group), parallel.replica_devices(mesh))
             chunks = (tuple(replicas[i : i + size]) for i in range(0, len(replicas), size))

@@ -7,7 +7,7 @@ epoch).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,12 +20,12 @@ from wsjax import parallel
 from wsjax.data.datasets import pool_order
 from wsjax.errors import NonFiniteLoss
 from wsjax.methods.starts import Reinit
-from wsjax.rounds.check import check
-from wsjax.rounds.journal import Journal, Observer, Place, open_journal
+from wsjax.rounds.check import check, check_start
+from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, as_method, make_legs, planned
-from wsjax.rounds.programs import Compiler, Programs
+from wsjax.rounds.programs import Compiler, Program, Programs, identity
 from wsjax.storage.records import Records
-from wsjax.storage.rows import FIRST, Row, check_rows
+from wsjax.storage.rows import Row, check_rows
 from wsjax.training.train import Setup, TrainState
 
 # What a seed's key is folded with, by use.
@@ -49,8 +49,7 @@ class Result(NamedTuple):
 
     Attributes:
       rows: a row an epoch.
-      states: each (method, seed)'s state at its end, "first" among the methods. One that had ended before, whose
-        checkpoint was removed, is missing: its rows suffice.
+      states: each (method, seed)'s state at its end, "first" among the methods; empty where none were wanted.
       compile_seconds: what tracing and compiling took in this call.
     """
 
@@ -66,11 +65,12 @@ class _Run(NamedTuple):
     methods: Mapping[str, Method]
     settings: Settings
     compiler: Compiler
-    lengths: Mapping[int, int]
-    start: tuple[Any, Any] | None
+    lengths: Mapping[tuple[int, ...], int]
+    initial: tuple[Any, Any] | None
     records: Records
     checkpoints: Path | None
     observe: Observer | None
+    states: bool
 
     def programs(self, leg: Leg, number: int) -> Programs:
         """Those of a round of a leg."""
@@ -85,17 +85,19 @@ def run_rounds(
     *,
     settings: Settings | None = None,
     stack: bool = True,
-    start: tuple[Any, Any] | None = None,
+    initial: tuple[Any, Any] | None = None,
     mesh: Mesh | None = None,
     records: Records | None = None,
     checkpoints: Path | str | None = None,
     observe: Observer | None = None,
+    states: bool = True,
 ) -> Result:
     """Trains through all rounds, for every method and seed.
 
     The rounds that methods share, by default the first, are trained once a seed, from a newly drawn network; their rows
-    name the method "first". At the start of every later round a method makes of its own state, and of a network drawn
-    anew for (seed, round), which is the same for all methods, what it starts from.
+    name the method "first". A second shared round goes on with all of the first one's state, the optimiser's too. At
+    the start of every later round a method makes of its own state, and of a network drawn anew for (seed, round), which
+    is the same for all methods, what it starts from.
 
     Args:
       setup: what is trained, how, and on what data.
@@ -105,7 +107,7 @@ def run_rounds(
       settings: see `Settings`.
       stack: whether seeds train together as one vmapped program, or one after the other: right for convolutions,
         whose kernels do not vmap well.
-      start: (params, batch_stats) that round 1 starts from, for every seed; by default a newly drawn network.
+      initial: (params, batch_stats) that round 1 starts from, for every seed; by default a newly drawn network.
       mesh: `wsjax.parallel.data_mesh()` splits every batch over devices, and then a model with batch statistics takes
         them over the axis "data"; `replica_mesh()` trains seeds side by side, on a device each, and
         methods too where devices are left.
@@ -113,6 +115,8 @@ def run_rounds(
       checkpoints: folder for checkpoints; None keeps none. Records and checkpoints belong to one run: give others for
         other settings, which are not compared here (`wsjax.storage.records.open_run` does that).
       observe: called with every epoch's rows, for display. Where it raises, the epoch's checkpoint is written first.
+      states: whether the states at the end are wanted. If not, the rows of a run that has ended suffice; if they are,
+        and a checkpoint that holds one is gone, that part is trained again, to the same bits.
 
     Returns:
       A Result. A run that was killed and is given again returns the same bits, but for the seconds.
@@ -125,78 +129,84 @@ def run_rounds(
     """
     settings, seeds = settings or Settings(), tuple(int(seed) for seed in seeds)
     made = {name: as_method(method) for name, method in methods.items()}
-    check(setup, rounds, made, seeds, settings)
-    records = Records() if records is None else records
-    numbers = {name: range(min(own, default=1), max(own, default=0) + 1) for name, own in planned(rounds, made).items()}
+    check(setup, rounds, made, seeds, settings, parallel.axis_of(mesh))
+    records, plan = Records() if records is None else records, planned(rounds, made)
+    numbers = {name: range(min(own, default=1), max(own, default=0) + 1) for name, own in plan.items()}
     check_rows(records.rows, numbers, seeds, records.path or "the records")
     legs = make_legs(rounds, made, seeds, stack, mesh)
     run = _Run(
-        setup, made, settings, Compiler(mesh), _lengths(setup, legs), start,
-        records, None if checkpoints is None else Path(checkpoints), observe,
+        setup, made, settings, Compiler(mesh), _lengths(setup, legs), initial,
+        records, None if checkpoints is None else Path(checkpoints), observe, states,
     )  # fmt: skip
 
-    ended: dict[tuple[str, int, int], TrainState | None] = {}  # by method, seed and the number of the next round
-    trunk: dict[tuple[int, int], Leg] = {}  # the shared legs, by seed and the number of the next round
+    last: dict[tuple[str, int], TrainState] = {}
+    shared: dict[tuple[int, int], tuple[Leg, TrainState | None]] = {}  # by seed and the number of the next round
 
-    def begin(leg: Leg) -> TrainState | None:
-        """The state that a leg goes on from; None for a newly drawn one. A shared leg that lost its is run again."""
+    def keep(leg: Leg, state: TrainState | None) -> None:
+        """Keeps what a leg ended with, as far as anybody will ask for it."""
+        for (method, seed), own in zip(leg.replicas, _unstack(state, len(leg.replicas)), strict=True):
+            names = [method]
+            if leg.shared:
+                shared[seed, leg.end] = leg, own
+                names += [name for name in made if not plan[name] and made[name].after == leg.end - 1]
+            if states and own is not None:
+                last.update({(name, seed): own for name in names})
+
+    def before(leg: Leg) -> TrainState | None:
+        """The state that a leg goes on from, None for a new network. A shared leg that lost its own is run again."""
         if leg.begin == 1:
             return None
         for seed in leg.seeds:
-            if ended[FIRST, seed, leg.begin] is None:
-                note(trunk[seed, leg.begin], again=True)
-        return _stack([ended[FIRST, seed, leg.begin] for seed in leg.seeds])
-
-    def note(leg: Leg, again: bool = False) -> None:
-        """Runs a leg, or what is left of it, and keeps what it ended with."""
-        state = _run_leg(run, leg, begin, again)
-        states = [None] * len(leg.replicas) if state is None else _unstack(state)
-        ended.update({(*replica, leg.end): own for replica, own in zip(leg.replicas, states, strict=True)})
+            own, state = shared[seed, leg.begin]
+            if state is None:
+                keep(own, _run_leg(run, own, before, again=True))
+        return _stack([shared[seed, leg.begin][1] for seed in leg.seeds])
 
     for leg in legs:
-        if leg.shared:
-            trunk |= {(seed, leg.end): leg for seed in leg.seeds}
-        note(leg)
-    states = {(method, seed): state for (method, seed, _), state in ended.items() if state is not None}
-    return Result(run.records.rows, states, run.compiler.compile_seconds)
+        if leg.begin == 1 and leg.shared:
+            shared.clear()  # those were other seeds'
+        keep(leg, _run_leg(run, leg, before))
+    return Result(run.records.rows, last, run.compiler.compile_seconds)
 
 
-def _run_leg(run: _Run, leg: Leg, begin: Any, again: bool) -> TrainState | None:
-    """Runs a leg, or what is left of it, and returns its stacked state; None where rows suffice and nothing is left."""
-    if not leg.rounds:
-        return begin(leg)
+def _run_leg(run: _Run, leg: Leg, before: Callable[[Leg], Any], again: bool = False) -> TrainState | None:
+    """Runs a leg, or what is left of it; returns its stacked state, None where its rows suffice.
+
+    `before` gives the state that it goes on from, and is only asked where the leg has not begun.
+    """
     keys = _keys(leg.seeds)
     with open_journal(leg, run.records, run.checkpoints, run.settings.checkpoint_every, run.observe) as journal:
-        place = journal.begin_again() if again else journal.resume(lambda number: _template(run, leg, number, keys))
-        number, epoch, state = place
+        if again:
+            number, epoch, state = journal.begin_again()
+        else:
+            number, epoch, state = journal.resume(lambda number: _template(run, leg, number, keys), run.states)
         while number < leg.end:
+            samples = _samples(run, leg, number, keys)
             if epoch == 0:
-                state = _begun(run, leg, number, begin(leg) if number == leg.begin else state, keys)
-            state = _run_round(run, leg, Place(number, epoch, state), keys, journal)
+                old = before(leg) if number == leg.begin else state
+                state = _begun(run, leg, number, old, samples, keys)
+            state = _run_round(run, leg, Reached(number, epoch, state), samples, keys, journal)
             number, epoch = number + 1, 0
     return state
 
 
-def _run_round(run: _Run, leg: Leg, place: Place, keys: Mapping[int, jax.Array], journal: Journal) -> TrainState:
-    """Trains a round on from a place in it until every replica has stopped."""
-    number, epoch = place.number, place.epoch
-    state: Any = place.state
-    here, programs = leg.round(number), run.programs(leg, number)
-    setup, (order, counts) = programs.setup, _samples(run, leg, number, keys)
-    round_keys = _fold(keys[_EPOCH], number)
+def _run_round(
+    run: _Run, leg: Leg, reached: Reached, samples: Any, keys: Mapping[int, jax.Array], journal: Journal
+) -> TrainState:
+    """Trains a round on from where it is until every replica has stopped."""
+    number, epoch = reached.number, reached.epoch
+    state: Any = reached.state
+    here, programs, round_keys = leg.round(number), run.programs(leg, number), _fold(keys[_EPOCH], number)
+    data = programs.setup.train, programs.setup.test
     done = journal.rows(number)
     history = [[row["train_accuracy"] for row in rows] for rows in done]
     active = np.array([not any(row["stop"] for row in rows) for rows in done])
 
     while active.any():
         epoch += 1
-        on, key = parallel.place((jnp.asarray(active), _fold(round_keys, epoch)), programs.mesh)
-        train = programs.epoch.prepare(state, on, setup.train, order, counts, key)
-        begin = time.perf_counter()
-        state, fitted = jax.block_until_ready(train(state, on, setup.train, order, counts, key))
-        train_seconds = time.perf_counter() - begin
-
         ran = np.flatnonzero(active)
+        on, key = parallel.place((jnp.asarray(active), _fold(round_keys, epoch)), programs.mesh)
+        (state, fitted), train_seconds = _timed(programs.epoch, state, on, *data, *samples, key)
         fitted = jax.tree.map(np.asarray, fitted)
         for i in ran:
             if step := int(fitted["bad_step"][i]):
@@ -205,34 +215,27 @@ def _run_round(run: _Run, leg: Leg, place: Place, keys: Mapping[int, jax.Array],
         reasons = [here.reason(accuracies) for accuracies in history]
         active &= [reason is None for reason in reasons]
 
-        every_epoch = run.settings.evaluate == "epoch"
-        tested, eval_seconds = None, 0.0
-        if every_epoch or not active[ran].all():
-            evaluate = programs.evaluate.prepare(state, setup.test, setup.train, order, counts)
-            begin = time.perf_counter()
-            tested = jax.tree.map(np.asarray, evaluate(state, setup.test, setup.train, order, counts))
-            eval_seconds = time.perf_counter() - begin
-            for i in ran:
-                if not np.isfinite(tested["loss"][i]):
-                    raise NonFiniteLoss(f"the test loss is not finite: {_where(leg, i, number, epoch)}")
+        wanted = [i for i in ran if run.settings.evaluate == "epoch" or reasons[i] is not None]
+        tested: Any = None
+        eval_seconds = 0.0
+        if wanted:
+            tested, eval_seconds = _timed(programs.evaluate, state, *data, *samples)
+            tested = jax.tree.map(np.asarray, tested)
+        for i in wanted:
+            if not np.isfinite(tested["loss"][i]):
+                raise NonFiniteLoss(f"the test loss is not finite: {_where(leg, i, number, epoch)}")
 
         rows = [
             {
-                "method": leg.replicas[i][0],
-                "seed": leg.replicas[i][1],
-                "round": number,
-                "epoch": epoch,
-                "samples": here.num_samples,
-                "steps": epoch * int(fitted["steps"][i]),
-                "samples_seen": epoch * here.num_samples,
-                "train_accuracy": history[i][-1],
-                "train_loss": float(fitted["loss"][i]),
-                **_tested(tested, i, every_epoch or reasons[i] is not None),
+                **dict(zip(("method", "seed"), leg.replicas[i], strict=True)),
+                **{"round": number, "epoch": epoch, "samples": here.num_samples},
+                **_fitted(fitted, i, epoch, here.num_samples),
+                **_tested(tested, i if i in wanted else None),
                 "stop": reasons[i],
                 # What a stack takes is shared by those that train in it.
                 "train_seconds": round(train_seconds / len(ran), 6),
                 "eval_seconds": round(eval_seconds / len(ran), 6),
-                **{name: float(values[i]) for name, values in fitted["probes"].items()},
+                **{name: _finite(values[i]) for name, values in fitted["probes"].items()},
             }
             for i in ran
         ]
@@ -240,38 +243,89 @@ def _run_round(run: _Run, leg: Leg, place: Place, keys: Mapping[int, jax.Array],
     return state
 
 
-def _begun(run: _Run, leg: Leg, number: int, old: Any, keys: Mapping[int, jax.Array]) -> TrainState:
+def _timed(program: Program, *arguments: Any) -> tuple[Any, float]:
+    """What a program gives, and the seconds that it ran, without those that it took to compile."""
+    run = program.prepare(*arguments)
+    begin = time.perf_counter()
+    result = jax.block_until_ready(run(*arguments))
+    return result, time.perf_counter() - begin
+
+
+def _fitted(metrics: Any, i: Any, epoch: int, num_samples: int) -> Row:
+    """One replica's part of a row on its training, since its round began."""
+    return {
+        "steps": epoch * int(metrics["steps"][i]),
+        "samples_seen": epoch * num_samples,
+        "train_accuracy": float(metrics["accuracy"][i]),
+        "train_loss": float(metrics["loss"][i]),
+    }
+
+
+def _tested(metrics: Any, i: Any) -> Row:
+    """One replica's part of a row on its test; without a number its evaluation is not due."""
+    if i is None:
+        return {"test_accuracy": None, "test_loss": None}
+    return {"test_accuracy": float(metrics["accuracy"][i]), "test_loss": float(metrics["loss"][i])}
+
+
+def _finite(value: Any) -> float | None:
+    """What a probe measured; None where that is no number, as a mean over nothing."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mapping[int, jax.Array]) -> TrainState:
     """The stacked state that a round starts from; a shared round goes on from the one before as it is."""
     programs = run.programs(leg, number)
     if old is None:
-        old = _fresh(programs, keys, number) if run.start is None else _given(programs, run.start, len(leg.replicas))
+        old = _first(run, leg, programs, keys)
     old = parallel.place(old, programs.mesh)
     if leg.shared:
+        if number > 1:
+            check_start(f"round {number}", old, _template(run, leg, number, keys))
         return old
-    # A method's own round 1: that round's network is the old one, and one more is drawn.
-    fresh = _fresh(programs, keys, 0 if number == 1 else number)
+    first = number == 1
+    fresh = _fresh(programs, keys, 0 if first else number)
     fresh, key = parallel.place((fresh, _fold(keys[_BOUNDARY], number)), programs.mesh)
-    setup, (order, counts) = programs.setup, _samples(run, leg, number, keys)
+    order, counts = samples
     starts = []
-    for method, where in leg.parts:
-        own = jax.tree.map(lambda x, where=where: x[where], (key, old, fresh, order))
-        start = run.methods[method].start
-        starts.append(programs.start(start, *own[:3], setup.train, setup.test, own[3], counts))
+    for name, where in leg.parts:
+        method = run.methods[name]
+        key_, old_, fresh_, order_ = jax.tree.map(lambda x, where=where: x[where], (key, old, fresh, order))
+        if first and not method.at_once:
+            starts.append(old_)
+            continue
+        starts.append(programs.start(method.start, key_, old_, fresh_, order_, counts))
+        check_start(f"method '{name}'", starts[-1], fresh_)
+    if len(starts) > 1:  # parts may lie on devices of their own
+        starts = jax.device_get(starts)
     # The next epoch donates its state: without a copy it would take the old one's arrays with it, and other methods
     # start from these too.
     state = jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *starts)
     return parallel.place(state, programs.mesh)
 
 
+def _first(run: _Run, leg: Leg, programs: Programs, keys: Mapping[int, jax.Array]) -> TrainState:
+    """The state that round 1 starts from: the one given, or a newly drawn network's."""
+    fresh = _fresh(programs, keys, 1)
+    if run.initial is None:
+        return fresh
+    params, batch_stats = run.initial
+    state = TrainState(params, batch_stats, programs.setup.optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = jax.tree.map(lambda x: jnp.stack([x] * len(leg.replicas)), state)
+    check_start("the run", state, fresh)
+    return state
+
+
 def _samples(run: _Run, leg: Leg, number: int, keys: Mapping[int, jax.Array]) -> tuple[jax.Array, Any]:
     """Each replica's order of the data [S, P], as far as the largest round of these data reaches; and both counts."""
-    here, before, mesh = leg.round(number), leg.before(number), run.programs(leg, number).mesh
+    here, previous, mesh = leg.round(number), leg.before(number), run.programs(leg, number).mesh
     data = (here.setup or run.setup).train
     total = jax.tree.leaves(data)[0].shape[0]
-    order = jax.vmap(lambda key: pool_order(key, total)[: run.lengths[id(data)]])(keys[_ORDER])
-    same = before is not None and (before.setup or run.setup).train is data
-    counts = here.num_samples, min(before.num_samples, here.num_samples) if before is not None and same else 0
-    counts = tuple(jnp.asarray(count, jnp.int32) for count in counts)
+    order = jax.vmap(lambda key: pool_order(key, total)[: run.lengths[identity(data)]])(keys[_ORDER])
+    before = 0
+    if previous is not None and identity((previous.setup or run.setup).train) == identity(data):
+        before = min(previous.num_samples, here.num_samples)
+    counts = tuple(jnp.asarray(count, jnp.int32) for count in (here.num_samples, before))
     return parallel.place(order, mesh), parallel.place(counts, mesh, replicated=True)
 
 
@@ -281,11 +335,11 @@ def _template(run: _Run, leg: Leg, number: int, keys: Mapping[int, jax.Array]) -
     return parallel.place(_fresh(programs, keys, number), programs.mesh)
 
 
-def _lengths(setup: Setup, legs: Sequence[Leg]) -> dict[int, int]:
-    """The largest round of each data set, which is known by its identity."""
-    lengths: dict[int, int] = {}
+def _lengths(setup: Setup, legs: Sequence[Leg]) -> dict[tuple[int, ...], int]:
+    """The largest round of each data set."""
+    lengths: dict[tuple[int, ...], int] = {}
     for here in (here for leg in legs for here in leg.rounds):
-        data = id((here.setup or setup).train)
+        data = identity((here.setup or setup).train)
         lengths[data] = max(lengths.get(data, 0), here.num_samples)
     return lengths
 
@@ -295,17 +349,14 @@ def _stack(states: Sequence[TrainState]) -> TrainState:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
+def _unstack(state: TrainState | None, replicas: int) -> list[TrainState | None]:
+    return [None] * replicas if state is None else _unstacked(state)
+
+
 @jax.jit
-def _unstack(state: TrainState) -> list[TrainState]:
+def _unstacked(state: TrainState) -> list[TrainState | None]:
     replicas = jax.tree.leaves(state)[0].shape[0]
     return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(replicas)]
-
-
-def _tested(metrics: Any, i: Any, wanted: bool) -> dict[str, float | None]:
-    """One replica's test metrics; None where its evaluation is not due."""
-    if not wanted:
-        return {"test_accuracy": None, "test_loss": None}
-    return {"test_accuracy": float(metrics["accuracy"][i]), "test_loss": float(metrics["loss"][i])}
 
 
 def _keys(seeds: Sequence[int]) -> dict[int, jax.Array]:
@@ -322,13 +373,6 @@ def _fresh(programs: Programs, keys: Mapping[int, jax.Array], number: int) -> Tr
     """Newly drawn networks for a round, one a seed, stacked."""
     states = [programs.draw(key) for key in _fold(keys[_NETWORK], number)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-
-def _given(programs: Programs, start: tuple[Any, Any], replicas: int) -> TrainState:
-    """A given start of the first round, once for each replica."""
-    params, batch_stats = start
-    state = TrainState(params, batch_stats, programs.setup.optimizer.init(params), jnp.zeros((), jnp.int32))
-    return jax.tree.map(lambda x: jnp.stack([x] * replicas), state)
 
 
 def _where(leg: Leg, i: Any, number: int, epoch: int) -> str:

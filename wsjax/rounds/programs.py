@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from wsjax import parallel
-from wsjax.methods.starts import Boundary, Start
+from wsjax.errors import TaskError
+from wsjax.methods.starts import Boundary, Mixed, Start
+from wsjax.storage.rows import CRC, FIELDS
 from wsjax.training.train import Data, Samples, Setup, TrainState, evaluate, init_state, train_epoch
 
 
@@ -51,11 +53,10 @@ class Programs(NamedTuple):
       setup: with its data on the mesh's devices.
       mesh: the devices; None for one.
       draw: `key -> TrainState`, of one replica.
-      epoch: `(state, active, train, order, counts, key) -> (state, metrics)`; it donates the state. `train` and
+      epoch: `(state, active, train, test, order, counts, key) -> (state, metrics)`; it donates the state. The data and
         `counts`, the two of `Samples`, are the same for all replicas. A replica that is not active stays as it is.
-      evaluate: `(state, test, train, order, counts) -> metrics`.
-      start: `(start, key, old, fresh, train, test, order, counts) -> state`. It is compiled only where batches are
-        split over devices: fused operations may differ in the last bit. A start that takes long compiles its own parts.
+      evaluate: `(state, train, test, order, counts) -> metrics`.
+      start: `(start, key, old, fresh, order, counts) -> state`, for any number of replicas.
     """
 
     setup: Setup
@@ -73,7 +74,8 @@ class Compiler:
         self._mesh = mesh
         self._made: list[Program] = []
         self._programs: dict[tuple[int, int], tuple[Setup, Programs]] = {}
-        self._placed: dict[tuple[int, Mesh | None], Data] = {}
+        self._draws: dict[int, Program] = {}
+        self._placed: dict[Any, Data] = {}
 
     @property
     def compile_seconds(self) -> float:
@@ -91,39 +93,53 @@ class Compiler:
         setup = given._replace(
             train=self._place(given.train, mesh), test=self._place(given.test, mesh), axis_name=parallel.axis_of(mesh)
         )
-        starts: dict[int, tuple[Start, Program]] = {}
+        starts: dict[tuple[int, int], tuple[Start, Program]] = {}
 
-        def epoch(state: TrainState, active: Any, train: Data, order: Any, counts: Any, key: Any) -> Any:
+        def epoch(state: TrainState, active: Any, train: Data, test: Data, order: Any, counts: Any, key: Any) -> Any:
             def run() -> Any:
-                return train_epoch(setup._replace(train=train), state, Samples(order, *counts), key)
+                here = setup._replace(train=train, test=test)
+                return train_epoch(here, state, Samples(order, *counts), key)
 
-            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run)[1])
+            metrics = jax.eval_shape(run)[1]
+            _check_probes(metrics["probes"])
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
             # A replica that has stopped costs nothing where it has a device of its own.
             return jax.lax.cond(active, run, lambda: (state, nothing))
 
-        def evaluated(state: TrainState, test: Data, train: Data, order: Any, counts: Any) -> Any:
+        def evaluated(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:
             return evaluate(setup._replace(train=train, test=test), state, Samples(order, *counts))
 
-        def start(start: Start, *arguments: Any) -> TrainState:
+        def start(start: Start, key: Any, old: Any, fresh: Any, order: Any, counts: Any) -> TrainState:
             def started(key: Any, old: Any, fresh: Any, train: Data, test: Data, order: Any, counts: Any) -> Any:
                 here = setup._replace(train=train, test=test)
                 return start(Boundary(key, old, fresh, Samples(order, *counts), here))
 
             in_axes = (0, 0, 0, None, None, 0, None)
-            if setup.axis_name is None:
-                return over_replicas(started, in_axes)(*arguments)
-            if id(start) not in starts:  # the start is kept, so that no other one takes its identity
-                starts[id(start)] = start, self._program(started, in_axes, mesh)
-            return starts[id(start)][1](*arguments)
+            if isinstance(start, Mixed) and setup.axis_name is None:
+                # Leaf by leaf, for what is fused differs in the last bit: seeds side by side would not be as alone.
+                return over_replicas(started, in_axes)(key, old, fresh, setup.train, setup.test, order, counts)
+            own = parallel.fit(mesh, order.shape[0])  # a part of a leg's replicas
+            known = id(start), order.shape[0]
+            if known not in starts:  # the start is kept, so that no other one takes its identity
+                starts[known] = start, self._program(started, in_axes, own)
+            replicas = parallel.place((key, old, fresh, order), own)
+            data = self._place(given.train, own), self._place(given.test, own)
+            counts = parallel.place(counts, own, replicated=True)
+            return starts[known][1](*replicas[:3], *data, replicas[3], counts)
 
         return Programs(
             setup,
             mesh,
-            self._keep(Program(partial(init_state, setup.task, setup.optimizer))),
-            self._program(epoch, (0, 0, None, 0, None, 0), mesh, donate_argnums=(0,)),
+            self._draw(given),
+            self._program(epoch, (0, 0, None, None, 0, None, 0), mesh, donate_argnums=(0,)),
             self._program(evaluated, (0, None, None, 0, None), mesh),
             start,
         )
+
+    def _draw(self, setup: Setup) -> Program:
+        if id(setup) not in self._draws:
+            self._draws[id(setup)] = self._keep(Program(partial(init_state, setup.task, setup.optimizer)))
+        return self._draws[id(setup)]
 
     def _program(
         self, function: Callable[..., Any], in_axes: tuple[int | None, ...], mesh: Mesh | None, **options: Any
@@ -136,10 +152,24 @@ class Compiler:
         return program
 
     def _place(self, data: Data, mesh: Mesh | None) -> Data:
-        key = (id(data), mesh)
+        key = identity(data), mesh
         if key not in self._placed:
             self._placed[key] = parallel.place(jax.tree.map(jnp.asarray, data), mesh, replicated=True)
         return self._placed[key]
+
+
+def identity(data: Data) -> tuple[int, ...]:
+    """What a data set is known by: which arrays it is made of."""
+    return tuple(map(id, jax.tree.leaves(data)))
+
+
+def _check_probes(probes: Any) -> None:
+    """Raises a TaskError where what a probe measures cannot be fields of a row."""
+    for name, value in probes.items():
+        if name in FIELDS or name == CRC:
+            raise TaskError(f"a probe cannot be named '{name}': every row has a field of that name")
+        if value.shape != ():
+            raise TaskError(f"the probe '{name}' must be one number, not an array of shape {list(value.shape)}")
 
 
 def over_replicas(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:

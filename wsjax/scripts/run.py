@@ -18,7 +18,7 @@ from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devic
 from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
 from wsjax.scripts.config import NEUTRAL, Common, has_several_processes, run_name
 from wsjax.storage.files import user_path
-from wsjax.storage.records import about_run, data_digest, follow_run, open_run, write_json
+from wsjax.storage.records import DATA, about_run, data_digest, follow_run, open_run, write_json
 from wsjax.storage.rows import Row
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def run(
     rounds: Sequence[Round],
     methods: Mapping[str, Method],
     summarize: Callable[..., dict[str, Any]],
+    table: Methods | None = None,
 ) -> Outcome:
     """Runs an experiment's rounds, or what is left of them, in its folder.
 
@@ -77,6 +78,7 @@ def run(
       rounds: those of all methods.
       methods: by the names that rows and tables give them.
       summarize: `(rows, what each method is) -> summary`, written as summary.json.
+      table: what each of them is; None for those that the settings name.
     """
     from wsjax import parallel
     from wsjax.rounds import loop
@@ -84,15 +86,14 @@ def run(
     folder = user_path(config.workdir) / name / run_name(config)
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
     settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
-    settings |= {"data": data_digest((*setup.train, *setup.test))}
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # what older runs do not name
-    caps, table = _caps(rounds, methods), methods_table(config)
+    settings |= {DATA: _digest(setup, rounds, methods)}
+    caps, table = _caps(rounds, methods), table or methods_table(config)
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.together())
         own = None
         if parallel.is_main():
-            own = stack.enter_context(open_run(folder, settings, _about(name, config, table), defaults))
+            own = stack.enter_context(open_run(folder, settings, _about(name, config, table)))
         parallel.wait_for_all("records")
         records = follow_run(folder) if own is None else own
         left = len(config.seeds) * sum(size * cap for size, cap in caps.values()) - sum(_work(records.rows, caps))
@@ -109,6 +110,7 @@ def run(
                 records=records,
                 checkpoints=folder / "checkpoints",
                 observe=partial(_observe, advance, caps),
+                states=False,
             )
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
@@ -135,6 +137,15 @@ def conclude(outcome: Outcome, title: str, table: Table, figure: Figure) -> None
     size = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
     say(f"Picture: {picture}")
     say(f"Records: {outcome.folder} (its checkpoints take {size / 1e6:,.1f} MB)")
+
+
+def _digest(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> str:
+    """The digest of all data that a run looks at."""
+    from wsjax.rounds.legs import planned
+
+    every = [setup, *(here.setup for own in planned(rounds, methods).values() for here in own.values() if here.setup)]
+    data = {id(part): part for own in every for part in (*own.train, *own.test)}
+    return data_digest(tuple(data.values()))
 
 
 def _about(name: str, config: Common, table: Methods) -> dict[str, Any]:
@@ -177,6 +188,7 @@ def _observe(advance: Callable[..., None], caps: Caps, rows: list[Row]) -> None:
 
 def _work(rows: Sequence[Row], caps: Caps) -> tuple[int, int]:
     """The samples that epochs have seen, and those that stopped rounds did not need."""
-    done = sum(row["samples"] for row in rows)
-    skipped = sum(row["samples"] * (caps[row["method"], row["round"]][1] - row["epoch"]) for row in rows if row["stop"])
-    return done, skipped
+    known = [row for row in rows if (row["method"], row["round"]) in caps]  # the loop refuses others
+    done = sum(row["samples"] for row in known)
+    over = [(row["samples"], caps[row["method"], row["round"]][1] - row["epoch"]) for row in known if row["stop"]]
+    return done, sum(samples * epochs for samples, epochs in over)

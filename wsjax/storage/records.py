@@ -34,7 +34,7 @@ DATA = "data"
 """The setting that holds the digest of a run's data."""
 
 BEFORE = {"precision": "float32"}
-"""Settings that runs did not always have, with what they were before."""
+"""Settings that runs did not always have, with what they were before; one that is not named here was None."""
 
 _ABOUT = {"experiment": str, "versions": dict, "devices": list, "host": str, "git_commit": str}
 
@@ -113,12 +113,7 @@ class Records:
 
 
 @contextlib.contextmanager
-def open_run(
-    folder: Path | str,
-    settings: Mapping[str, Any],
-    about: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-) -> Iterator[Records]:
+def open_run(folder: Path | str, settings: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[Records]:
     """Holds a run's folder, new or to be continued, and yields its records.
 
     Args:
@@ -126,7 +121,6 @@ def open_run(
       settings: all that decides the results, JSON values; `DATA` among them is the digest of the data (`data_digest`).
         A folder that holds a run of other settings, or on other data, is refused.
       about: what else config.json tells (versions, devices); kept as the run's first start had it.
-      defaults: what a setting means that an older run's config lacks.
 
     Raises:
       RunError: the folder holds another run, another process works in it, or it cannot be written.
@@ -136,7 +130,7 @@ def open_run(
         settings = json.loads(json.dumps(settings))
         path = folder / CONFIG
         if path.exists():
-            _check_same(folder, _read_config(path)["config"], settings, defaults)
+            _check_same(folder, _read_config(path)["config"], settings)
         elif (folder / RECORDS).exists():
             raise RunError(f"{folder} has {RECORDS} but no {CONFIG}: not a run of this program; choose another --run")
         else:
@@ -159,16 +153,13 @@ def read_run(folder: Path | str) -> RunRecords:
     return RunRecords(_read_config(folder / CONFIG), rows, summary)
 
 
-def differing(
-    one: Mapping[str, Any], other: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> dict[str, tuple[Any, Any]]:
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings that two runs differ in: their values there, by name.
 
-    One that a run lacks means its default. The data of a run that does not tell them are taken to be the same.
+    One that a run lacks means what `BEFORE` says. The data of a run that does not tell them are taken to be the same.
     """
-    before = {**json.loads(json.dumps(dict(defaults or {}))), **BEFORE}
     names = [name for name in {**one, **other} if name != DATA or (name in one and name in other)]
-    pairs = {name: tuple(run.get(name, before.get(name)) for run in (one, other)) for name in names}
+    pairs = {name: tuple(run.get(name, BEFORE.get(name)) for run in (one, other)) for name in names}
     return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
 
 
@@ -247,10 +238,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_same(
-    folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any], defaults: Mapping[str, Any] | None
-) -> None:
-    differ = differing(stored, given, defaults)
+def _check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    differ = differing(stored, given)
     if words := [
         f"{name} {_short(there)} there, {_short(here)} here" for name, (there, here) in differ.items() if name != DATA
     ]:

@@ -13,7 +13,7 @@ Key = tuple[str, int, int, int]
 """What no two rows of a run share: (method, seed, round, epoch)."""
 
 FIRST = "first"
-"""The method that rows of the common first round name."""
+"""The method that rows of the rounds name which all methods share, by default the first."""
 
 CAP = "epochs"
 """The reason to stop that says the number of epochs ran out."""
@@ -113,7 +113,7 @@ def check_row(row: Mapping[str, Any]) -> None:
 def check_rows(
     rows: Sequence[Row], methods: Mapping[str, range], seeds: Collection[int], source: object = "the records"
 ) -> None:
-    """Checks that rows are those of a run, in the order in which it trains, without a hole.
+    """Checks that rows are those of a run: every round's epochs in their order, without a hole.
 
     Args:
       rows: each of them is a row (`check_row`), in the order of their lines.
@@ -124,9 +124,13 @@ def check_rows(
     Raises:
       RunError: names the first line that does not belong there.
     """
-    last: dict[tuple[str, int], tuple[int, int, Any]] = {}
+    last: dict[tuple[str, int, int], Row] = {}
+    lines: dict[tuple[str, int, int], int] = {}
     for number, row in enumerate(rows, 1):
         method, seed, at, epoch = key_of(row)
+        here, before = (method, seed, at), last.get((method, seed, at))
+        lines.setdefault(here, number)
+        due = 1 if before is None else before["epoch"] + 1
         reason = None
         if method not in methods:
             reason = f"its methods are {', '.join(methods)}"
@@ -135,14 +139,22 @@ def check_rows(
         elif at not in methods[method]:
             begin, end = methods[method].start, methods[method].stop - 1
             reason = f"{method} has " + (f"rounds {begin} to {end}" if begin < end else f"round {begin} only")
-        else:
-            before, before_epoch, stop = last.get((method, seed), (methods[method].start - 1, 0, "nothing yet"))
-            due = (before + 1, 1) if stop else (before, before_epoch + 1)
-            if (at, epoch) != due:
-                reason = f"round {due[0]}, epoch {due[1]} should come here"
+        elif before is not None and before["stop"]:
+            reason = f"round {at} ended with epoch {before['epoch']}"
+        elif epoch != due:
+            reason = f"round {at}, epoch {due} should come here"
         if reason is not None:
-            raise RunError(f"{source}, line {number}, does not belong to this run ({name_of(row)}): {reason}; {MEND}")
-        last[method, seed] = at, epoch, row["stop"]
+            raise _stranger(row, number, reason, source)
+        last[here] = row
+    for (method, seed, at), row in last.items():
+        before = last.get((method, seed, at - 1))
+        if at > methods[method].start and not (before and before["stop"]):
+            reason = f"round {at - 1} should have ended first"
+            raise _stranger(row, lines[method, seed, at], reason, source)
+
+
+def _stranger(row: Row, number: int, reason: str, source: object) -> RunError:
+    return RunError(f"{source}, line {number}, does not belong to this run ({name_of(row)}): {reason}; {MEND}")
 
 
 def round_ends(rows: Sequence[Row]) -> list[Row]:

@@ -21,7 +21,7 @@ Metrics = dict[str, Any]
 Data = tuple[Any, Any]
 """(inputs, targets): two pytrees of arrays with one leading axis of samples."""
 
-_RANDOM = 1  # what the key of an epoch is folded with for the keys of its samples; unfolded it orders them
+_RANDOM = 2**31 - 1  # what the key of an epoch is folded with for all that tasks draw; unfolded it orders the samples
 
 
 class TrainState(NamedTuple):
@@ -34,12 +34,21 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B samples; those of weight 0 are padding, and count nowhere. `keys` [B] holds a random key a sample, or None."""
+    """B samples; those of weight 0 are padding, and count nowhere.
+
+    Attributes:
+      inputs: pytree of arrays [B, ...].
+      targets: likewise.
+      weights: [B], 1 or 0.
+      keys: [B], a random key a sample, or None.
+      key: one for the whole batch, the same on all devices that hold parts of it, or None.
+    """
 
     inputs: Any
     targets: Any
     weights: jax.Array
     keys: Any = None
+    key: Any = None
 
 
 class Samples(NamedTuple):
@@ -68,7 +77,7 @@ class Setup(NamedTuple):
       train: (inputs, targets), N samples.
       test: (inputs, targets).
       batch_size: samples a step.
-      axis_name: the mapped axis over which batches are split, where there is one; `run_rounds` sets it by its mesh.
+      axis_name: the mapped axis over which batches are split, where there is one; `run_rounds` sets it, by its mesh.
       wrap: `(setup, step) -> step`, around every training step.
       judged: `(setup, state, samples) -> state`, what is tested in place of the state itself; see `reestimated`.
       probe: `(setup, state, samples) -> {name: scalar}`, measured at each epoch's start, fields of its row.
@@ -99,7 +108,7 @@ def make_optimizer(name: str, learning_rate: float, weight_decay: float = 0.0) -
         "adam": lambda: optax.adam(learning_rate),
     }
     if name not in optimizers:
-        raise ValueError(f"unknown optimizer '{name}'; available: {', '.join(optimizers)}")
+        raise TaskError(f"unknown optimizer '{name}'; available: {', '.join(optimizers)}")
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     return optax.chain(*decay, optimizers[name]())
 
@@ -162,7 +171,7 @@ def over_batches(
       samples: the first `size` are visited, once each.
       batch_size: samples at a time; never more than there are.
       axis_name: the mapped axis, if any.
-      key: gives each sample a key of its own, by its place in the order; None gives none.
+      key: gives each sample a key of its own, by its place in the order, and each batch one; None gives none.
     """
     size = min(batch_size, samples.order.shape[0])
     within = jnp.arange(size)
@@ -174,8 +183,12 @@ def over_batches(
         position = jnp.where(within < size, i * size + within, samples.size)
         rows = samples.order[jnp.minimum(position, samples.order.shape[0] - 1)]
         inputs, targets = jax.tree.map(lambda x: x[rows], data)
-        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(key, position)
-        return body(i, carry, Batch(inputs, targets, (position < samples.size).astype(jnp.float32), keys))
+        batch = Batch(inputs, targets, (position < samples.size).astype(jnp.float32))
+        if key is not None:
+            of_samples, of_batches = jax.random.split(key)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(of_samples, position)
+            batch = batch._replace(keys=keys, key=jax.random.fold_in(of_batches, i))
+        return body(i, carry, batch)
 
     return jax.lax.fori_loop(0, _ceil_div(samples.size, size), step, carry)
 
