@@ -17,6 +17,7 @@ import pytest
 
 from wsjax.errors import RunError
 from wsjax.storage.records import (
+    BEFORE,
     Records,
     differing,
     follow_run,
@@ -368,16 +369,17 @@ def test_a_run_from_before_there_was_a_choice_of_precision_goes_on_in_float32(tm
         pass
 
 
-def test_a_setting_that_an_older_run_lacks_means_its_default(tmp_path):
+def test_a_setting_that_an_older_run_lacks_means_what_it_was_then(tmp_path, monkeypatch):
+    monkeypatch.setitem(BEFORE, "augment", [])
     with open_run(tmp_path, SETTINGS, ABOUT):
         pass
-    with open_run(tmp_path, {**SETTINGS, "augment": ()}, ABOUT, {"augment": ()}) as run:
+    with open_run(tmp_path, {**SETTINGS, "augment": ()}, ABOUT) as run:
         assert run.rows == []
     other = pytest.raises(RunError, match=re.escape("(augment [] there, ['flip'] here)"))
-    with other, open_run(tmp_path, {**SETTINGS, "augment": ("flip",)}, ABOUT, {"augment": ()}):
+    with other, open_run(tmp_path, {**SETTINGS, "augment": ("flip",)}, ABOUT):
         pass
-    unknown = pytest.raises(RunError, match=re.escape("(augment None there, [] here)"))
-    with unknown, open_run(tmp_path, {**SETTINGS, "augment": ()}, ABOUT):
+    unknown = pytest.raises(RunError, match=re.escape("(another None there, 1 here)"))
+    with unknown, open_run(tmp_path, {**SETTINGS, "another": 1}, ABOUT):
         pass
 
 
