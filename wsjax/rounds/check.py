@@ -51,10 +51,10 @@ def check(
 def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
     """Checks that a round can start from a state: that it is like a newly drawn one; raises a TaskError."""
     (old, there), (new, wanted) = (jax.tree_util.tree_flatten_with_path(tree) for tree in (state, fresh))
-    for (path, leaf), (_, like) in zip(old, new, strict=False):
+    _require(there == wanted, f"{method} starts with a state of another structure: {there} where there is {wanted}")
+    for (path, leaf), (_, like) in zip(old, new, strict=True):
         given, due = (f"{x.dtype} {list(x.shape)}" for x in (leaf, like))
         _require(given == due, f"{method} starts with {given} at '{path_name(path)}', where the network has {due}")
-    _require(there == wanted, f"{method} starts with a state of another structure: {there} where there is {wanted}")
 
 
 def _check_methods(rounds: Sequence[Round], methods: Mapping[str, Method]) -> None:
