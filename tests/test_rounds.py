@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 
 import equinox as eqx
 import flax.linen as nn
@@ -69,6 +69,12 @@ def same(a, b):
 
 TWO_ROUNDS = [Round(10, after_epochs(2)), Round(30, after_epochs(3))]
 METHODS = {"RI": random_init, "WS": warm_start, "SP": partial(shrink_perturb, shrink=0.4, perturb=0.1)}
+
+
+@cache
+def undisturbed():
+    """What the two rounds come to for all methods; it is only looked at."""
+    return run(TWO_ROUNDS, METHODS)
 
 
 def test_rows_tell_every_epoch_once():
@@ -321,8 +327,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("at", range(1, 14))
 def test_a_run_that_ended_anywhere_continues_to_the_same_bits(tmp_path, at):
-    settings = Settings(checkpoint_every=2)
-    whole = run(TWO_ROUNDS, METHODS, settings=settings)
+    settings, whole = Settings(checkpoint_every=2), undisturbed()
     count = 0
 
     def kill(rows):
@@ -507,7 +512,7 @@ def test_probes_become_fields_of_the_rows(tmp_path):
         return {"old_samples": samples.before, "weight": jnp.abs(state.params["head"]["bias"]).max()}
 
     records = Records(tmp_path / "r.jsonl")
-    plain = run(TWO_ROUNDS, METHODS)
+    plain = undisturbed()
     probed = run_rounds(setup(probe=probe), TWO_ROUNDS, METHODS, records=records)
     assert [row["old_samples"] for row in probed.rows if row["method"] == "SP"] == [10.0] * 3
     assert [row["old_samples"] for row in probed.rows if row["round"] == 1] == [0.0] * 2
@@ -554,7 +559,7 @@ def test_the_rows_of_a_finished_run_suffice_without_its_checkpoints(tmp_path):
     # States that are wanted, and one more round, need what is gone: it is trained again, to the same bits.
     with pytest.warns(UserWarning, match="no checkpoint reaches as far as its rows do; . epochs are set aside"):
         wanted = start(states=True).states
-    direct = run(TWO_ROUNDS, METHODS).states
+    direct = undisturbed().states
     assert all(same(wanted[name, 0], direct[name, 0]) for name in METHODS)
     shutil.rmtree(tmp_path / "c")
     with pytest.warns(UserWarning, match="no checkpoint reaches as far as its rows do"):
