@@ -85,7 +85,8 @@ def run(
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
     settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
     settings |= {"data": data_digest((*setup.train, *setup.test))}
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # what older runs do not name
+    # What older runs do not name; a field that is no part of the settings (a path) is no JSON value either.
+    defaults = {field.name: field.default for field in dataclasses.fields(config) if field.name in settings}
     caps, table = _caps(rounds, methods), methods_table(config)
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
