@@ -24,7 +24,8 @@ from wsjax.scripts import cli, process
 from wsjax.storage.records import about_run, write_json
 
 NAMES = (
-    "resnet_step", "resnet_epoch", "mlp_epoch", "evaluation", "online", "reinitialise", "checkpoints", "startup",
+    "resnet_step", "augmentation", "resnet_epoch", "mlp_epoch", "evaluation", "online", "reinitialise", "checkpoints",
+    "startup",
 )  # fmt: skip
 GPU_NAMES = ("resnet_gpu",)
 

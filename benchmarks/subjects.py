@@ -27,6 +27,7 @@ from wsjax.rounds.legs import Round
 from wsjax.rounds.loop import Settings, run_rounds
 from wsjax.rounds.programs import Program
 from wsjax.storage import checkpoint
+from wsjax.training.augment import standard_augmentation
 from wsjax.training.train import Setup, all_samples, evaluate, init_state, make_optimizer
 
 HIDDEN = (100, 100, 100)
@@ -70,6 +71,21 @@ def resnet_step(scale: Scale) -> Iterator[Case]:
         name = f"ResNet-18 step, width {width}, batch {batch}" + ", stem pool" * stem_pool
         flops, traffic = roofline.resnet18_costs(width, stem_pool, batch)
         yield Case(name, ours, theirs, flops=flops, bytes=traffic, compile_seconds=ours.compile_seconds)
+
+
+def augmentation(scale: Scale) -> Iterator[Case]:
+    """A batch's augmentation alone, as a share of the step that it adds to."""
+    width, batch = scale.resnets[0][0], scale.resnets[-1][1]
+    images, labels = random_images(batch)
+    keys, inputs = jax.random.split(jax.random.key(0), batch), jnp.asarray(images)
+    program = Program(jax.vmap(standard_augmentation))
+    augment = program.prepare(keys, inputs)
+    step = jax_side.step(task_of(models.resnet18(10, width)), images, labels)
+    against = f"a ResNet-18 step, width {width}"
+    yield Case(
+        f"augmentation of a batch of {batch}", lambda: augment(keys, inputs), step, against,
+        bytes=2.0 * images.nbytes, compile_seconds=program.compile_seconds,
+    )  # fmt: skip
 
 
 def resnet_epoch(scale: Scale) -> Iterator[Case]:
@@ -249,6 +265,7 @@ def startup(scale: Scale) -> Iterator[Case]:
 
 SUBJECTS: dict[str, Callable[[Scale], Iterator[Case]]] = {
     "resnet_step": resnet_step,
+    "augmentation": augmentation,
     "resnet_epoch": resnet_epoch,
     "mlp_epoch": mlp_epoch,
     "evaluation": evaluation,

@@ -9,6 +9,7 @@ _HOMES = {
     "methods.starts": ("Boundary", "grown", "mixed", "new_heads", "scratch"),
     "networks.models": ("logistic_regression", "mlp", "resnet18"),
     "data.datasets": ("Dataset", "load"),
+    "training.augment": ("augmented", "standard_augmentation"),
     "training.task": ("Task", "image_task", "stateless_task"),
     "training.train": ("Batch", "Samples", "Setup", "TrainState", "init_state", "make_optimizer", "make_train_step"),
     "training.stopping": ("after_epochs", "any_of", "at_accuracy", "at_plateau"),
@@ -49,6 +50,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.scripts.build import load_model as load_model
     from wsjax.storage.records import Records as Records
     from wsjax.storage.records import read_run as read_run
+    from wsjax.training.augment import augmented as augmented
+    from wsjax.training.augment import standard_augmentation as standard_augmentation
     from wsjax.training.stopping import after_epochs as after_epochs
     from wsjax.training.stopping import any_of as any_of
     from wsjax.training.stopping import at_accuracy as at_accuracy

@@ -21,6 +21,7 @@ WORDS = {  # in the order of a caption
     "increment": "{} images more a round",
     "pool": "a pool of {}",
     "max_rounds": "at most {} rounds",
+    "augment": "augmentation {}",
     "optimizer": "{}",
     "opt_state": "its state at a round's start: {}",
     "learning_rate": "learning rate {}",

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 
 def build_setup(config: Common, dataset: Dataset) -> Setup:
-    """The settings' model, optimiser and evaluation, on a data set."""
+    """The settings' model, augmentation, optimiser and evaluation, on a data set."""
     from wsjax import parallel
-    from wsjax.training import task, train
+    from wsjax.training import augment, task, train
 
     axis_name = parallel.axis_of(build_mesh(config))
     image_shape = dataset.train_images.shape[1:]
     own = build_task(config, dataset.num_classes, image_shape, dataset.mean, dataset.std, axis_name)
+    if config.augment:
+        own = augment.augmented(own, augment.standard_augmentation)
     return train.Setup(
         task=task.with_batch_statistics(own) if config.evaluation == "batch" else own,
         optimizer=build_optimizer(config),

@@ -119,6 +119,8 @@ class Common(Training, Source):
     """SP: factors of the newly drawn parameters; each is combined with each shrink."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; results are means over them with 95 % intervals."""
+    augment: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Augment train images: pad and crop, flip, colour jitter and rotation, as in the report's Figure 9."""
     batch_stats: str = "keep"
     """BatchNorm's running statistics at a round's start: keep or reset."""
     opt_state: str = "rebuild"
