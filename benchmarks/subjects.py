@@ -234,7 +234,7 @@ def checkpoints(scale: Scale) -> Iterator[Case]:
     try:
         for verb, ours, theirs in (
             ("save", lambda: checkpoint.save(folder, next(numbers), state), lambda: torch.save(tensors, place / "pt")),
-            ("load", lambda: checkpoint.restore(folder, state), lambda: torch.load(place / "pt")),
+            ("load", lambda: checkpoint.restore(folder, lambda _: state), lambda: torch.load(place / "pt")),
         ):
             yield Case(f"{verb} a checkpoint of {size / 1e6:.0f} MB", ours, theirs, bytes=float(size))
     finally:

@@ -348,11 +348,9 @@ def test_a_run_from_before_the_setting_had_no_augmentation(tmp_path):
         runs[name] = read_run(tmp_path / name)
     with open_run(tmp_path / "old", {"seeds": [0], "augment": False}, {}) as records:  # goes on
         assert len(records.rows) == 1
-    said = "augment False there, True here"
     with (
-        pytest.raises(RunError, match=said),
-        # As a script of which augmentation is the default would ask for it.
-        open_run(tmp_path / "old", {"seeds": [0], "augment": True}, {}, defaults={"augment": True}),
+        pytest.raises(RunError, match="augment False there, True here"),
+        open_run(tmp_path / "old", {"seeds": [0], "augment": True}, {}),
     ):
         pass
     assert len(merge_runs([runs["old"], runs["off"]], "offline").rows) == 1

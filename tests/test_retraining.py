@@ -371,7 +371,7 @@ def mean_task(num_classes, image_shape, mean, std, axis_name):
     def init(key):
         return {"w": 0.01 * jax.random.normal(key, (int(np.prod(image_shape)), num_classes))}, {"mean": jnp.zeros(())}
 
-    def apply(params, stats, inputs, weights, train):
+    def apply(params, stats, inputs, weights, train, keys):
         x = inputs.reshape(len(inputs), -1) / 255.0
         if train:
             stats = {"mean": 0.9 * stats["mean"] + 0.1 * (x.mean(1) * weights).sum() / weights.sum()}

@@ -61,10 +61,11 @@ class Journal:
             return Reached(self.leg.end, 0, None)
         reached = reached or Reached(self.leg.begin, 0, None)
         lost = self._epochs_after(reached)
-        self._records.keep(
+        dropped = self._records.keep(
             lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= (reached.number, reached.epoch)
         )
-        if self._folder is not None and lost > (0 if reached.state is None else self._checkpoint_every):
+        # A kill leaves less than that; and a round's end has a checkpoint.
+        if self._folder is not None and (lost > self._checkpoint_every or any(row["stop"] for row in dropped)):
             self._tell(lost)
         return reached
 

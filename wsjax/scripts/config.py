@@ -188,8 +188,8 @@ def check_training(config: Training) -> None:
 
 def check_positive(name: str, value: float, most: float = math.inf) -> None:
     """Raises UsageError unless a setting's value is finite, above 0 and at most `most`."""
-    bound = "" if most == math.inf else f" and at most {most:,}"
-    check(math.isfinite(value) and 0 < value <= most, f"--{name} must be positive{bound}, not {value}")
+    check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
+    check(value <= most, f"--{name} must be at most {most:,}, not {value:,}")
 
 
 def run_name(config: Common) -> str:

@@ -171,7 +171,7 @@ def _end(number: int) -> NoReturn:
                 os.write(1, SHOW_CURSOR)
             os.write(2, f"error: {_sentence(number)}\n".encode())
     else:
-        time.sleep(0.5)  # for the one who is just saying it
+        time.sleep(4.0)  # the one who is just saying it leaves by itself, on a busy machine not at once
     os._exit(128 + number)
 
 
