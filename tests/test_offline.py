@@ -150,7 +150,7 @@ def test_a_signal_at_any_moment_is_one_line_and_the_run_goes_on(tmp_path):
         begin = time.monotonic()
         error = process.communicate(timeout=60)[1]
         assert time.monotonic() - begin < 15
-        assert error == f"error: {lines[number]}; the same command continues the run\n", moment
+        assert error == f"error: {lines[number]}; the same command continues the run\n", (moment, process.returncode)
         assert process.returncode == 128 + number
     done = subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

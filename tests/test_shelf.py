@@ -333,7 +333,7 @@ def test_a_home_is_found(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "model" / "~").exists()
     with pytest.raises(
         UsageError,
-        match="^~nobody-of-this-name/m: there is no home folder for ~nobody-of-this-name; write",
+        match=r"^~nobody-of-this-name/m: there is no home folder for ~nobody-of-this-name; write",
     ):
         load_model("~nobody-of-this-name/m")
 

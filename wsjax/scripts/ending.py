@@ -111,8 +111,10 @@ def leave(number: int, say: Callable[[str], Any]) -> NoReturn:
     Python's end would wait for threads that libraries left, and import what was interrupted.
     """
     if number in SIGNALS and _line.acquire(blocking=False):
-        with contextlib.suppress(OSError, ValueError):
+        try:
             say(_sentence(number))
+        except BaseException:  # an import that the signal cut short, say; the line is owed all the same
+            _write_line(number)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -169,10 +171,15 @@ def _end(number: int) -> NoReturn:
         with contextlib.suppress(OSError):
             if _how == _WAIT and os.isatty(1):  # a progress bar hides the cursor, and its line has no end
                 os.write(1, SHOW_CURSOR)
-            os.write(2, f"error: {_sentence(number)}\n".encode())
+        _write_line(number)
     else:
         time.sleep(4.0)  # the one who is just saying it leaves by itself, on a busy machine not at once
     os._exit(128 + number)
+
+
+def _write_line(number: int) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {_sentence(number)}\n".encode())
 
 
 def _next_signal(woken: int, patience: float | None) -> int | None:
