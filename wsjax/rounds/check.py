@@ -13,7 +13,7 @@ from wsjax.errors import TaskError
 from wsjax.methods.reinit import path_name
 from wsjax.rounds.legs import Method, Round
 from wsjax.storage.rows import FIRST
-from wsjax.training.task import Task, correct, cross_entropy
+from wsjax.training.task import correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState
 
 
@@ -84,15 +84,15 @@ def _check_setup(setup: Setup) -> int:
     """Checks a setup; returns the number of its train samples."""
     _require(setup.batch_size >= 1, f"batch_size must be positive, not {setup.batch_size}")
     counts = [_count(name, data) for name, data in (("train", setup.train), ("test", setup.test))]
-    params, _ = jax.eval_shape(setup.task.init, jax.random.key(0))
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    drawn = jax.eval_shape(setup.task.init, jax.random.key(0))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(drawn[0])[0]:
         _require(
             jnp.issubdtype(leaf.dtype, jnp.inexact),
             f"the params' leaf '{path_name(path)}' is {leaf.dtype}; only floating-point leaves can be trained: keep "
             "others out of params",
         )
     if setup.task.loss is cross_entropy or setup.task.score is correct:
-        _check_labels(setup)
+        _check_labels(setup, drawn)
     return counts[0]
 
 
@@ -111,9 +111,9 @@ def _count(name: str, data: Data) -> int:
     return lengths.pop()
 
 
-def _check_labels(setup: Setup) -> None:
+def _check_labels(setup: Setup, drawn: Any) -> None:
     """Checks that the labels are those of the outputs: a label beyond them would train as another class, or on NaN."""
-    classes = _outputs(setup.task, setup.train[0], setup.axis_name).shape[-1]
+    classes = _outputs(setup, drawn).shape[-1]
     for name, labels in (("train", setup.train[1]), ("test", setup.test[1])):
         labels = np.asarray(labels)
         _require(
@@ -128,15 +128,14 @@ def _check_labels(setup: Setup) -> None:
         )
 
 
-def _outputs(task: Task, inputs: Any, axis_name: str | None) -> Any:
-    """The shape of the task's outputs for one sample."""
+def _outputs(setup: Setup, drawn: Any) -> Any:
+    """The shape of the task's outputs for one sample, of a newly drawn network's (params, batch_stats)."""
 
-    def outputs(inputs: Any) -> Any:
-        params, batch_stats = task.init(jax.random.key(0))
-        return task.apply(params, batch_stats, inputs, jnp.ones(1), False, None)[0]
+    def outputs(params: Any, batch_stats: Any, inputs: Any) -> Any:
+        return setup.task.apply(params, batch_stats, inputs, jnp.ones(1), False, None)[0]
 
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape[1:]), x.dtype), inputs)
-    return jax.eval_shape(jax.vmap(outputs, axis_name=axis_name), one)
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape[1:]), x.dtype), setup.train[0])
+    return jax.eval_shape(jax.vmap(outputs, (None, None, 0), axis_name=setup.axis_name), *drawn, one)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -129,8 +129,6 @@ class Journal:
 
     def _is_done(self) -> bool:
         """Whether the rows tell every replica's whole way to the leg's end."""
-        if not self.leg.rounds:
-            return False
         last = self.rows(self.leg.end - 1)
         if not all(rows and rows[-1]["stop"] for rows in last):
             return False
@@ -142,7 +140,7 @@ def open_journal(
     leg: Leg, records: Records, checkpoints: Path | None, checkpoint_every: int, observe: Observer | None
 ) -> Iterator[Journal]:
     """Opens a leg's journal; without `checkpoints` it keeps rows only."""
-    if checkpoints is None or not leg.rounds:
+    if checkpoints is None:
         yield Journal(leg, records, None, checkpoint_every, observe)
         return
     with checkpoint.open_folder(checkpoints / leg.name) as folder:
