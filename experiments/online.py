@@ -20,6 +20,8 @@ if __name__ == "__main__":  # before the imports that take a second
 import dataclasses
 from typing import Any
 
+import tyro
+
 from wsjax.results import summary, tables
 from wsjax.scripts import build, cli, config, run
 
@@ -34,13 +36,23 @@ class Config(config.Common):
     """How much of the train split arrives in all: a fraction up to 1, or a number of images above that."""
     max_rounds: int | None = None
     """Stop after so many rounds. Default: when the pool is used up."""
+    at_once: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Shrink and perturb before the first round too, as the report and the paper ran."""
 
 
 # A little of shrink-perturb at each of many rounds.
 ON_DIGITS: dict[str, Any] = config.DIGITS | {"shrink": (0.9,), "perturb": (0.1,), "seeds": tuple(range(20))}
 DIGITS = Config(**ON_DIGITS, stop=("accuracy",), threshold=0.9, epochs=200, increment=30, pool=1.0, evaluate="round")
 FIGURE_2 = Config(
-    model="resnet18", optimizer="adam", stop=("accuracy",), epochs=200, shrink=(0.4,), perturb=(0.01,), evaluate="round"
+    model="resnet18",
+    optimizer="adam",
+    stop=("accuracy",),
+    train_accuracy="after",
+    epochs=200,
+    shrink=(0.4,),
+    perturb=(0.01,),
+    at_once=True,
+    evaluate="round",
 )
 
 
@@ -63,7 +75,10 @@ def main(settings: Config) -> None:
     cli.check(pool <= total, f"--pool asks for {pool} images; the train split has {total}")
     sizes = datasets.increment_sizes(pool, settings.increment)[: settings.max_rounds]
     rounds = build.build_rounds(settings, [(size, settings.epochs) for size in sizes])
-    setup, methods = build.build_setup(settings, dataset), build.build_methods(settings)
+    setup = build.build_setup(settings, dataset)
+    methods = build.build_methods(settings, setup, rounds)
+    if settings.at_once:
+        methods = build.at_once(methods, build.methods_table(settings), rounds)
     outcome = run.run("online", settings, setup, rounds, methods, summary.summarize_online)
     table = tables.online_table(outcome.summary)
     curves = plots.online_curves(outcome.summary["rounds"], outcome.methods)

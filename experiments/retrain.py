@@ -33,7 +33,7 @@ import tyro
 from wsjax.scripts import build, cli, process
 from wsjax.scripts import config as common
 
-ARCHITECTURE = ("model", "width", "stem_pool", "hidden", "activation")
+ARCHITECTURE = ("model", "width", "stem_pool", "hidden", "activation", "bias")
 KEPT_ASIDE = 3
 
 
@@ -133,6 +133,7 @@ def build_recipe(config: Config) -> Any:
         compare_scratch=config.compare_scratch,
         mesh=build.data_mesh(config.devices),
         max_gigabytes=config.max_gigabytes,
+        fit=build.build_fit(config),
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, names, plots, published
+from wsjax.results import captions, names, plots, published, words
 from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
@@ -40,7 +40,7 @@ def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, str
     panel = next((name for name, own in panels.items() if all(run.settings.get(n) == own[n] for n in compared)), None)
     if panel is not None:
         own = panels[panel]
-        pool = round(own["pool"] * own["num_train"])
+        pool = words.share(own["num_train"], own["pool"])
         curves = published.online(report["figure2_online"][panel], pool, run.methods)
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
         caption = captions.online_caption(run, ends, own, points)

@@ -20,7 +20,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, names, plots, published
+from wsjax.results import captions, names, plots, published, words
 from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
@@ -37,7 +37,7 @@ def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, str
     intro += "(SP, by shrink), kept (WS) or drawn anew (RI)."
     own, curves = settings["online"] | settings["figure6"], None
     if all(run.settings.get(name) == own[name] for name in ("dataset", "model", "threshold")):
-        pool = round(own["pool"] * own["num_train"])
+        pool = words.share(own["num_train"], own["pool"])
         curves = published.online(report["figure2_online"]["f2c99"], pool, run.methods)
         curves |= paper_points(paper, pool, run.methods)
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))

@@ -468,6 +468,8 @@ def test_colours_only_where_they_are_wanted():
 # Signals. `where` says what the program does when they come.
 
 SIGNALLED = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run without a terminal it may be ignored
 import sys
 from wsjax.scripts import ending
 ending.begin()

@@ -231,7 +231,7 @@ def test_figure2_has_a_curve_for_each_panel_and_none_for_other_runs(tmp_path):
 
 
 def test_figure6_compares_with_the_paper_at_the_pools_end(tmp_path):
-    sizes = (1000, 2000, 33333)
+    sizes = (1000, 2000, 33334)
     text = draw(6, write_online_run(tmp_path / "run", sizes=sizes, seeds=[0]))
     assert (
         "RI 36.0 (published 78.3); WS 33.0 (published 73.2); SP 0 36.0 (published 76.5); SP 0.4 36.0 (published 78.0)"

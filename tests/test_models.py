@@ -260,6 +260,19 @@ def test_convolutions_are_he_normal_with_fan_out(size):
     assert jnp.abs(kernel).max() > 3.5 * std  # not truncated
 
 
+def test_convolutions_as_the_paper_has_them_are_uniform_with_fan_in():
+    model = resnet18(10, width=32, conv_init="uniform")
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["params"]
+    block = params["stage4_block1"]  # 128 to 256 channels
+    for kernel, fan_in in ((block["conv1"]["kernel"], 9 * 128), (block["shortcut_conv"]["kernel"], 128)):
+        assert jnp.abs(kernel).max() <= 1 / math.sqrt(fan_in)
+        assert jnp.abs(kernel).max() > 0.99 / math.sqrt(fan_in)
+        assert kernel.std() == pytest.approx(1 / math.sqrt(3 * fan_in), rel=0.02)
+    assert block["conv2"]["kernel"].std() == pytest.approx(1 / math.sqrt(3 * 9 * 256), rel=0.02)
+    stem = params["stem_conv"]["kernel"]
+    assert stem.std() == pytest.approx(1 / math.sqrt(3 * 9 * 3), rel=0.1)
+
+
 def test_linear_kernel_and_bias_are_uniform():
     params = Linear(1000).init(jax.random.key(0), jnp.zeros((1, 100)))["params"]
     for leaf in params.values():
@@ -309,6 +322,7 @@ def test_small_grey_images():
         (lambda: mlp(-3), "num_classes is -3; it must be at least 1."),
         (lambda: mlp(10, hidden=(5, 0)), "hidden is 0; it must be at least 1."),
         (lambda: mlp(10, activation="gelu"), "Unknown activation 'gelu'; available: tanh, relu."),
+        (lambda: resnet18(10, conv_init="he"), "Unknown conv_init 'he'; available: he_normal, uniform."),
         (lambda: logistic_regression(0), "num_classes is 0; it must be at least 1."),
     ],
 )

@@ -15,6 +15,9 @@ def test_the_table_of_settings():
     assert names.from_settings(["RI", "WS", "SP"], [0.3], [0.01]) == {"RI": RI, "WS": WS, "SP": sp(0.3)}
     assert names.from_settings(["SP"], [0, 0.3], [0.01]) == {"SP 0": sp(0), "SP 0.3": sp(0.3)}
     assert list(names.from_settings(["SP"], [0.3], [0.01, 0.1])) == ["SP 0.3/0.01", "SP 0.3/0.1"]
+    assert names.from_settings(["RI", "RI@0.01", "SP@1e-4"], [0.3], [0.01]) == {
+        "RI": RI, "RI@0.01": RI | {"learning_rate": 0.01}, "SP@0.0001": sp(0.3) | {"learning_rate": 1e-4},
+    }  # fmt: skip
     close = [0.3, 0.30000001]  # one and the same to six digits
     assert [spec["shrink"] for spec in names.from_settings(["SP"], close, [0.01]).values()] == close
 
@@ -37,6 +40,14 @@ def test_order_is_by_what_methods_are():
     assert names.ordered([*methods, "first", "?"], methods) == [
         "first", "zero", "a", "SP 0.3", "SP 0.6", "b", "c", "?",
     ]  # fmt: skip
+
+
+def test_a_method_at_another_learning_rate_stands_beside_its_like():
+    methods = names.from_settings(["WS", "WS@0.1", "SP@0.1", "SP", "RI@0.1", "RI@0.01", "RI"], [0.3], [0.01])
+    assert names.ordered(methods, methods) == ["RI", "RI@0.01", "RI@0.1", "WS", "WS@0.1", "SP", "SP@0.1"]
+    styles = names.styles(methods, methods)
+    assert styles["RI@0.1"].color == styles["RI"].color
+    assert len(set(styles.values())) == len(styles)
 
 
 def test_styles_are_the_same_in_every_figure_and_no_two_alike():

@@ -158,6 +158,33 @@ def test_a_signal_at_any_moment_is_one_line_and_the_run_goes_on(tmp_path):
     assert len({(row["method"], row["seed"], row["epoch"]) for row in rows}) == len(rows) == 2 * (2 + 3 * 400)
 
 
+def test_the_settings_that_the_report_ran_with(offline, tmp_path):
+    """Each has its effect: methods at rates of their own, no biases, the pass after the epoch, one initial network."""
+    flags = (*TINY, "--methods", "RI", "WS", "WS@0.1", "SP@0.1", "--workdir", tmp_path)
+
+    def rows_of(name, *more):
+        code, _, err = offline(*flags, "--run", name, *more)
+        assert code == 0, err
+        return timeless(read_run(tmp_path / "offline" / name).rows)
+
+    plain = rows_of("plain")
+    last = {row["method"]: row["train_loss"] for row in plain if row["seed"] == 1}
+    assert list(last) == ["first", "RI", "WS", "WS@0.1", "SP@0.1"]
+    assert last["WS"] != last["WS@0.1"]
+    assert read_run(tmp_path / "offline" / "plain").config["methods"]["WS@0.1"] == {
+        "reinit": "warm_start", "learning_rate": 0.1,
+    }  # fmt: skip
+
+    def differing(name, *more):
+        pairs = zip(plain, rows_of(name, *more), strict=True)
+        return {row["method"] for row, other in pairs if row != other}
+
+    assert differing("fresh", "--fresh", "first") == {"RI", "SP@0.1"}
+    assert differing("after", "--train_accuracy", "after") == set(last)
+    for name, *more in (("bias", "--no-bias"), ("warm", "--warmup", 3)):
+        assert differing(name, *more) == set(last)
+
+
 def test_help_loads_no_jax():
     code = (
         f"import runpy, sys; sys.argv = ['offline.py', '--dataset=cifar10', '--help']\n"
@@ -190,7 +217,6 @@ def test_help_loads_no_jax():
         (("--threshold", 1.5), r"--threshold must lie in \(0, 1\], not 1.5"),
         (("--shrink", "inf"), r"--shrink must be finite, not inf"),
         (("--seeds", 1, 1), r"--seeds must not repeat a value: 1 1"),
-        (("--fraction", 0.0001), r"a fraction of 0.0001 leaves none of 600 images"),
         (("--fraction", 2), r"the fraction of the data must lie in \(0, 1\], got 2.0"),
         (("--num_train", 601), r"cannot take 601 train images; possible: 2 to 600"),
         (("--run", "../up"), r"--run must be a plain name, not '../up'"),
@@ -206,7 +232,18 @@ def test_help_loads_no_jax():
         (("--dataset", "one.npz"), r"one.npz.* 1;"),
         (("--dataset", "cut.npz"), r"cut.npz .*archive"),
         (("--workdir", "file.npz"), r"cannot write to file.npz/offline/.*choose another folder"),
-        (("--learning_rate", 1e30), r"loss is not finite: first, seed 0, round 1, epoch 1, step \d+, at learning rate"),
+        (
+            ("--learning_rate", 1e30),
+            r"loss is not finite: first, seed 0, round 1, epoch 1, step \d+; lower the learning rate",
+        ),
+        (("--methods", "RI@"), r"--methods RI@: a learning rate is written as in RI@0.01"),
+        (("--methods", "RI@fast"), r"--methods RI@fast: a learning rate is written as in RI@0.01"),
+        (("--methods", "WS@-1"), r"--methods WS@-1 must be positive, not -1"),
+        (("--methods", "XX@0.1"), r"unknown method 'XX'; available: RI, WS, SP"),
+        (("--warmup", -1), r"--warmup must lie in \[0, 2\^31\), not -1"),
+        (("--conv_init", "he"), r"unknown conv_init 'he'; available: report, paper"),
+        (("--train_accuracy", "before"), r"unknown train_accuracy 'before'; available: running, after"),
+        (("--fresh", "old"), r"unknown fresh 'old'; available: new, first"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(offline, tmp_path, arguments, message):

@@ -62,6 +62,19 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert re.fullmatch(f"error: {message}.*\n", done.stderr)
 
 
+def test_shrinking_before_the_first_round_gives_sp_a_first_round_of_its_own(tmp_path):
+    done = run(tmp_path, "--increment", "30", "--at_once", "--shrink", "0.5", "--threshold", "1", "--stack", "False")
+    assert done.returncode == 0, done.stderr
+    _, rows, summary = read_run(tmp_path / "online" / "digits-mlp-adam")
+    assert {(row["method"], row["round"]) for row in rows} == {
+        ("first", 1), ("RI", 2), ("WS", 2), ("SP", 1), ("SP", 2),
+    }  # fmt: skip
+    ends = [(row["method"], row["seed"], row["round"]) for row in summary["rounds"]]
+    assert sorted(ends) == sorted((name, seed, n) for name in ("RI", "WS", "SP") for seed in (0, 1) for n in (1, 2))
+    first, own = ([row["train_loss"] for row in rows if row["method"] == name][0] for name in ("first", "SP"))
+    assert first != own
+
+
 RESNET = ("--increment", "30", "--model", "resnet18", "--width", "2", "--threshold", "1", "--epochs", "2")
 
 

@@ -26,7 +26,7 @@ from wsjax.rounds.programs import Compiler
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import image_task, stateless_task
-from wsjax.training.train import Setup, make_optimizer, over_batches
+from wsjax.training.train import Setup, fit_after, make_optimizer, over_batches
 
 SECONDS = ("train_seconds", "eval_seconds")
 
@@ -492,6 +492,45 @@ def test_a_method_without_shared_rounds_starts_from_what_it_makes_of_a_new_netwo
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), states["SP", 0].params, expected)
 
 
+def test_the_fresh_network_may_be_the_first_one_again():
+    """With `fresh="first"` every start gets the network that round 1 began with; by default a new one."""
+    rounds = [Round(10, max_epochs=1), Round(30, max_epochs=1)]
+    begun = run(rounds[:1], {}, optimizer=FROZEN).states["first", 0].params
+    again = run(rounds, METHODS, optimizer=FROZEN, settings=Settings(fresh="first")).states
+    assert same(again["RI", 0].params, begun)
+    expected = shrink_perturb(again["WS", 0].params, begun, 0.4, 0.1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again["SP", 0].params, expected)
+    assert not same(run(rounds, METHODS, optimizer=FROZEN).states["RI", 0].params, begun)
+
+
+def test_a_method_may_be_for_some_seeds_only():
+    rounds = [Round(10, max_epochs=1), Round(30, max_epochs=2)]
+    methods = {"RI": random_init, "WS": Method(mixed(warm_start), seeds=(5,))}
+    both, alone = run(rounds, methods, (3, 5, 7)), run(rounds, {"WS": warm_start}, (5,))
+    assert [(row["method"], row["seed"]) for row in both.rows if row["stop"] and row["round"] == 2] == [
+        ("RI", 3), ("RI", 5), ("RI", 7), ("WS", 5),
+    ]  # fmt: skip
+    own = [row for row in timeless(both.rows) if row["method"] == "WS"]
+    assert own == [row for row in timeless(alone.rows) if row["method"] == "WS"]
+    with pytest.raises(TaskError, match=r"method 'WS' is for seeds \[5\]; the run's are \[3\]"):
+        run(rounds, methods, (3,))
+
+
+def test_the_accuracy_of_a_stop_rule_may_be_that_after_the_epoch():
+    """The rows and the stop rule have the network's accuracy at the epoch's end; the training stays as it is."""
+    rounds = [Round(30, any_of(at_accuracy(0.5), after_epochs(30)))]
+    after, running = (run_rounds(setup(fit=fit), rounds, {}) for fit in (fit_after, None))
+    last = after.rows[-1]
+    images, labels = data()
+    state = after.states["first", 0]
+    logits = mlp_task().apply(state.params, {}, images, np.ones(30), False, None)[0]
+    assert last["train_accuracy"] == pytest.approx(float(np.mean(np.argmax(logits, 1) == labels)))
+    assert [row["train_accuracy"] >= 0.5 for row in after.rows] == [False] * (len(after.rows) - 1) + [True]
+    assert [row["test_loss"] for row in after.rows] == [row["test_loss"] for row in running.rows][: len(after.rows)]
+    assert [row["train_loss"] for row in after.rows] != [row["train_loss"] for row in running.rows][: len(after.rows)]
+    assert len(after.rows) <= len(running.rows)
+
+
 def test_a_round_may_have_a_setup_of_its_own():
     """Other data with more classes, and a learning rate of its own: a transfer."""
     images, labels = data(20, seed=5)
@@ -508,7 +547,7 @@ def test_a_round_may_have_a_setup_of_its_own():
 
 
 def test_probes_become_fields_of_the_rows(tmp_path):
-    def probe(setup, state, samples):
+    def probe(setup, state, samples, key):
         return {"old_samples": samples.before, "weight": jnp.abs(state.params["head"]["bias"]).max()}
 
     records = Records(tmp_path / "r.jsonl")

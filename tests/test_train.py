@@ -10,7 +10,7 @@ import pytest
 
 from wsjax.errors import TaskError
 from wsjax.networks import models
-from wsjax.training.task import image_task, stateless_task, with_batch_statistics
+from wsjax.training.task import Task, image_task, stateless_task, with_batch_statistics
 from wsjax.training.train import (
     Batch,
     Samples,
@@ -18,6 +18,7 @@ from wsjax.training.train import (
     TrainState,
     all_samples,
     evaluate,
+    fit_after,
     init_state,
     make_optimizer,
     make_train_step,
@@ -348,7 +349,7 @@ def test_a_wrapped_step_a_probe_and_what_is_judged():
 
         return wrapped
 
-    def probe(setup, state, samples):
+    def probe(setup, state, samples, key):
         return {"weight": state.params["w"], "old": samples.before, "rows": jnp.asarray(len(setup.train[0]))}
 
     run = epoch_of(task, optimizer, 4, wrap=halved, probe=probe)
@@ -357,3 +358,29 @@ def test_a_wrapped_step_a_probe_and_what_is_judged():
     assert {name: float(value) for name, value in metrics["probes"].items()} == {"weight": 0.0, "old": 0.0, "rows": 4.0}
     perfect = Setup(task, optimizer, data, data, 4, judged=lambda _, state, __: state._replace(params={"w": 1.0}))
     assert float(evaluate(perfect, state, all_samples(data))["loss"]) == 0.0
+
+
+def test_fit_after_is_the_mean_over_batches_of_their_own_statistics():
+    """By hand: 0 1 2 | 5, each batch less its mean; running statistics stay as they are."""
+
+    def apply(params, batch_stats, inputs, weights, train, keys):
+        assert train
+        assert keys is None
+        mean = jnp.sum(inputs * weights) / jnp.sum(weights)
+        return inputs - mean, {"mean": mean}
+
+    task = Task(lambda key: ({}, {"mean": jnp.zeros(())}), apply, lambda y, _: jnp.abs(y), lambda y, t: y > t)
+    data = (jnp.array([0.0, 1.0, 2.0, 5.0]), jnp.zeros(4))
+    setup = Setup(task, make_optimizer("sgd", 0.1), data, data, 3)
+    metrics = fit_after(setup, init_state(task, setup.optimizer, KEY), all_samples(data))
+    assert float(metrics["loss"]) == pytest.approx(2 / 4)
+    assert float(metrics["accuracy"]) == pytest.approx(1 / 4)
+
+
+def test_a_warm_up_rises_by_equal_steps_and_stays():
+    optimizer = make_optimizer("sgd", 0.4, warmup=3)
+    state, steps = optimizer.init(jnp.zeros(())), []
+    for _ in range(6):
+        update, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
+        steps.append(-float(update))
+    np.testing.assert_allclose(steps, [0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rtol=1e-6)

@@ -240,13 +240,10 @@ def pool_order(key: jax.Array, num_samples: int) -> jax.Array:
 
 
 def fraction_size(num_samples: int, fraction: float) -> int:
-    """How many of `num_samples` images a fraction in (0, 1] is, rounded to the nearest number above 0."""
+    """How many of `num_samples` images a fraction in (0, 1] is, rounded up, as the report's code has it."""
     if not 0 < fraction <= 1:
         raise DataError(f"the fraction of the data must lie in (0, 1], got {fraction}")
-    size = round(num_samples * fraction)
-    if size < 1:
-        raise DataError(f"a fraction of {fraction} leaves none of {num_samples} images; take at least 1/{num_samples}")
-    return size
+    return max(math.ceil(round(num_samples * fraction, 6)), 1)  # 0.07 of 100 is 7, and not 7.000000000000001
 
 
 def increment_sizes(total: int, increment: int) -> tuple[int, ...]:

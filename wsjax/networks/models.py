@@ -22,10 +22,23 @@ BN_MOMENTUM = 0.1
 """The new batch's share in BatchNorm's running statistics (PyTorch's convention)."""
 BN_EPSILON = 1e-5
 
+CONV_INITS: dict[str, Callable[..., Array]] = {
+    "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "uniform": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
+"""Initialisers of convolutions: He et al.'s with the fan-out, as torchvision's ResNets have it, and PyTorch's default,
+uniform in +-1 / sqrt(fan_in), whose standard deviation is sqrt(6 inputs / outputs) times smaller."""
+
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": nn.relu}
 
 
-def resnet18(num_classes: int, width: int = 64, stem_pool: bool = True, axis_name: str | None = None) -> "ResNet":
+def resnet18(
+    num_classes: int,
+    width: int = 64,
+    stem_pool: bool = True,
+    axis_name: str | None = None,
+    conv_init: str = "he_normal",
+) -> "ResNet":
     """ResNet-18 for small images (He et al. 2016, https://arxiv.org/abs/1512.03385).
 
     Args:
@@ -33,11 +46,12 @@ def resnet18(num_classes: int, width: int = 64, stem_pool: bool = True, axis_nam
         width: channels of the first stage; the four stages have width * (1, 2, 4, 8). 64 gives 11.17 M parameters.
         stem_pool: whether a 3x3 stride-2 max pool follows the stem.
         axis_name: the mapped axis that BatchNorm's statistics are taken over, for use inside `jax.pmap`.
+        conv_init: how convolutions are drawn, one of `CONV_INITS`.
 
     Raises:
-        ValueError: if num_classes or width is below 1.
+        ValueError: if num_classes or width is below 1, or conv_init is unknown.
     """
-    return ResNet(num_classes, width=width, stem_pool=stem_pool, axis_name=axis_name)
+    return ResNet(num_classes, width=width, stem_pool=stem_pool, axis_name=axis_name, conv_init=conv_init)
 
 
 def mlp(
@@ -78,16 +92,19 @@ class ResNet(nn.Module):
     width: int = 64
     stem_pool: bool = True
     axis_name: str | None = None
+    conv_init: str = "he_normal"
 
     def __post_init__(self) -> None:
         _check_positive("num_classes", self.num_classes)
         _check_positive("width", self.width)
+        if self.conv_init not in CONV_INITS:
+            raise ValueError(f"Unknown conv_init {self.conv_init!r}; available: {', '.join(CONV_INITS)}.")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool, weights: Array | None = None) -> Array:
         """Maps images [B, H, W, C] to logits [B, num_classes]; rows of weight 0 don't enter batch statistics."""
-        x = Conv(self.width, name="stem_conv")(images)
+        x = Conv(self.width, kernel_init=self.conv_init, name="stem_conv")(images)
         x = BatchNorm(self.axis_name, relu=True, name="stem_norm")(x, train, weights)
         if self.stem_pool:
             x = max_pool(x)
@@ -95,7 +112,8 @@ class ResNet(nn.Module):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage + 1}_block{block + 1}"
-                x = BasicBlock(self.width * 2**stage, stride, self.axis_name, name=name)(x, train, weights)
+                features = self.width * 2**stage
+                x = BasicBlock(features, stride, self.axis_name, self.conv_init, name=name)(x, train, weights)
         return Linear(self.num_classes, name="head")(x.mean((1, 2))).astype(jnp.float32)
 
 
@@ -105,15 +123,16 @@ class BasicBlock(nn.Module):
     features: int
     stride: int = 1
     axis_name: str | None = None
+    conv_init: str = "he_normal"
 
     @nn.compact
     def __call__(self, x: Array, train: bool, weights: Array | None = None) -> Array:
         """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
-        y = Conv(self.features, stride=self.stride, name="conv1")(x)
+        y = Conv(self.features, stride=self.stride, kernel_init=self.conv_init, name="conv1")(x)
         y = BatchNorm(self.axis_name, relu=True, name="norm1")(y, train, weights)
-        y = Conv(self.features, name="conv2")(y)
+        y = Conv(self.features, kernel_init=self.conv_init, name="conv2")(y)
         if y.shape != x.shape:
-            x = Conv(self.features, size=1, stride=self.stride, name="shortcut_conv")(x)
+            x = Conv(self.features, size=1, stride=self.stride, kernel_init=self.conv_init, name="shortcut_conv")(x)
             x = BatchNorm(self.axis_name, name="shortcut_norm")(x, train, weights)
         return BatchNorm(self.axis_name, relu=True, name="norm2")(y, train, weights, shortcut=x)
 
@@ -145,17 +164,18 @@ class MLP(nn.Module):
 
 
 class Conv(nn.Module):
-    """A square convolution without bias, padded by size // 2, with PyTorch's He-normal fan-out initialiser."""
+    """A square convolution without bias, padded by size // 2, drawn by one of `CONV_INITS`."""
 
     features: int
     size: int = 3
     stride: int = 1
+    kernel_init: str = "he_normal"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_out", "normal"), shape)
+        kernel = self.param("kernel", CONV_INITS[self.kernel_init], shape)
         return conv(x, kernel.astype(x.dtype), self.stride, self.size // 2)
 
 

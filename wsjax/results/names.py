@@ -42,7 +42,7 @@ class Style(NamedTuple):
 
 
 def from_settings(methods: Iterable[str], shrink: Sequence[float], perturb: Sequence[float]) -> dict[str, Spec]:
-    """The table of a script's settings, whose methods are RI, WS and SP.
+    """The table of a script's settings, whose methods are RI, WS and SP, or one of these at a learning rate, "RI@0.01".
 
     SP is a method for each shrink and perturb: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb
     varies too.
@@ -50,11 +50,20 @@ def from_settings(methods: Iterable[str], shrink: Sequence[float], perturb: Sequ
     table: dict[str, Spec] = {}
     pairs = [{"reinit": SHRINK, "shrink": a, "perturb": b} for a in shrink for b in perturb]
     for method in methods:
-        if method == "SP":
-            table |= {"SP" if len(pairs) == 1 else sp_name(spec, len(perturb) > 1): spec for spec in pairs}
-        else:
-            table[method] = {"reinit": {"RI": RANDOM, "WS": WARM}.get(method, method)}
+        kind, rate = split(method)
+        own = {kind: {"reinit": {"RI": RANDOM, "WS": WARM}.get(kind, kind)}}
+        if kind == "SP":
+            own = {"SP" if len(pairs) == 1 else sp_name(spec, len(perturb) > 1): spec for spec in pairs}
+        if rate is not None:
+            own = {f"{name}@{_exact(rate)}": spec | {"learning_rate": rate} for name, spec in own.items()}
+        table |= own
     return table
+
+
+def split(method: str) -> tuple[str, float | None]:
+    """A method of the settings, and the learning rate behind its "@", if any. Raises ValueError where it is none."""
+    kind, at, rate = method.partition("@")
+    return kind, float(rate) if at else None
 
 
 def of_run(config: Mapping[str, Any]) -> Methods:
@@ -110,10 +119,11 @@ def ordered(names: Iterable[str], methods: Methods) -> list[str]:
         spec = methods.get(name, {})
         if name == FIRST:
             return (-1,)
-        if _is_sp(spec):
-            return (kinds.index(SHRINK), spec["shrink"], spec["perturb"])
+        rate = spec.get("learning_rate", 0)
+        if _is_sp({key: value for key, value in spec.items() if key != "learning_rate"}):
+            return (kinds.index(SHRINK), spec["shrink"], spec["perturb"], rate)
         reinit = spec.get("reinit")
-        return (kinds.index(reinit) if reinit in kinds[:2] else len(kinds),)
+        return (kinds.index(reinit), rate) if reinit in kinds[:2] else (len(kinds),)
 
     return sorted(names, key=place)
 

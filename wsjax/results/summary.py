@@ -60,9 +60,10 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     for end in ends:
         own.setdefault(end["method"], []).append(end)
     first = own.pop(FIRST, [])
-    rounds: list[Row] = [
-        end | {"method": name} for name, later in (own or {FIRST: []}).items() for end in [*first, *later]
-    ]
+    rounds: list[Row] = []
+    for name, later in (own or {FIRST: []}).items():
+        shared = [end for end in first if end["round"] < min((end["round"] for end in later), default=2)]
+        rounds += [end | {"method": name} for end in [*shared, *later]]
     by_seed: dict[tuple[str, int], list[Row]] = {}
     for end in rounds:
         by_seed.setdefault((end["method"], end["seed"]), []).append(end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ WORDS = {  # in the order of a caption
     "stem_pool": "stem pool {}",
     "hidden": "hidden layers {}",
     "activation": "{}",
+    "bias": "biases {}",
+    "conv_init": "convolutions drawn as in the {}",
     "dataset": "{}",
     "num_train": "{} training images",
     "num_test": "{} test images",
@@ -25,6 +28,7 @@ WORDS = {  # in the order of a caption
     "optimizer": "{}",
     "opt_state": "its state at a round's start: {}",
     "learning_rate": "learning rate {}",
+    "warmup": "rising over {} steps",
     "weight_decay": "weight decay {}",
     "batch_size": "batch {}",
     "precision": "computed in {}",
@@ -34,7 +38,10 @@ WORDS = {  # in the order of a caption
     "threshold": "train accuracy {}",
     "plateau_tolerance": "plateau within {}",
     "plateau_window": "over {} epochs",
+    "train_accuracy": "train accuracy {}",
     "perturb": "perturb {}",
+    "at_once": "before the first round too: {}",
+    "fresh": "the network drawn at a round's start: {}",
     "batch_stats": "batch statistics: {}",
     "evaluation": "evaluation with {} statistics",
 }
@@ -46,10 +53,25 @@ NEUTRAL = {
 }
 """Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""
 
+_USUAL = {
+    "bias": True,
+    "conv_init": "report",
+    "warmup": 0,
+    "weight_decay": 0.0,
+    "augment": False,
+    "precision": "float32",
+    "train_accuracy": "running",
+    "at_once": False,
+    "fresh": "new",
+    "stop": ["epochs"],
+}
+"""What goes without saying of a run, where nothing was published to compare with."""
+
 _NONE = {"epochs": "no cap", "max_rounds": "all", "first_epochs": "as many as later"}
 _OF_MODEL = {
     "width": "resnet18",
     "stem_pool": "resnet18",
+    "conv_init": "resnet18",
     "batch_stats": "resnet18",
     "evaluation": "resnet18",
     "hidden": "mlp",
@@ -80,6 +102,10 @@ def told(settings: Settings) -> dict[str, Any]:
     unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
         unused.add("perturb")
+    if own.get("model") == "resnet18":
+        unused.add("bias")
+    if stop == ["epochs"]:
+        unused.add("train_accuracy")
     if own.get("optimizer") == "sgd":  # has no state
         unused.add("opt_state")
     names = [*WORDS, *sorted(own.keys() - WORDS.keys() - NEUTRAL)]
@@ -87,14 +113,11 @@ def told(settings: Settings) -> dict[str, Any]:
 
 
 def ran(own: Settings) -> str:
-    """The settings that `told` gives, in words.
-
-    The one rule that a round of fixed length stops by goes without saying.
-    """
+    """The settings that `told` gives, in words, but for the usual ones."""
     return ", ".join(
         phrase(name, value)
         for name, value in own.items()
-        if value is not None and (name, value) != ("stop", ["epochs"])
+        if value is not None and not (name in _USUAL and value == _USUAL[name])
     )
 
 
@@ -118,6 +141,11 @@ def phrase(name: str, value: Any) -> str:
     return WORDS[name].format(text) if name in WORDS else f"{name.replace('_', ' ')} {text}"
 
 
+def share(total: int, fraction: float) -> int:
+    """How many images a fraction of them is, as data sets are cut."""
+    return math.ceil(round(total * fraction, 6))
+
+
 def _alike(settings: Settings) -> dict[str, Any]:
     """Settings with one value for everything that comes to the same."""
     own = dict(settings)
@@ -127,7 +155,7 @@ def _alike(settings: Settings) -> dict[str, Any]:
         own["first_epochs"] = None
     if own.get("pool") is not None and own.get("num_train") is not None:
         pool = own["pool"]
-        own["pool"] = round(pool * own["num_train"]) if pool <= 1 else int(pool)
+        own["pool"] = share(own["num_train"], pool) if pool <= 1 else int(pool)
         if own.get("increment") and (own.get("max_rounds") or 0) * own["increment"] >= own["pool"]:
             own["max_rounds"] = None
     return own

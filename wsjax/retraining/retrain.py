@@ -60,6 +60,7 @@ class Recipe(NamedTuple):
       compare_scratch: whether to train from scratch too, on the same data, for comparison.
       mesh: `wsjax.parallel.data_mesh()` splits every batch over devices.
       max_gigabytes: what a data file, and all images together, may take in memory.
+      fit: what the stop rule looks at; see `Setup`.
     """
 
     make_task: MakeTask
@@ -76,6 +77,7 @@ class Recipe(NamedTuple):
     compare_scratch: bool = False
     mesh: Mesh | None = None
     max_gigabytes: float = MAX_GIGABYTES
+    fit: Callable[..., Any] | None = None
 
 
 class Job(NamedTuple):
@@ -148,7 +150,7 @@ def _train(job: Job) -> tuple[TrainState, dict[str, Any]]:
     shape = pool.train[0].shape[1:]
     mean, std = (known["mean"], known["std"]) if known else channel_statistics(pool.train[0])
     make_task = partial(recipe.make_task, len(pool.class_names), shape, mean, std)
-    setup = Setup(make_task(None), recipe.optimizer, pool.train, pool.held_out, recipe.batch_size)
+    setup = Setup(make_task(None), recipe.optimizer, pool.train, pool.held_out, recipe.batch_size, fit=recipe.fit)
     split = setup._replace(task=make_task(parallel.axis_of(recipe.mesh)))
     start = None
     if parent is not None:
@@ -209,10 +211,10 @@ def _run(job: Job, folder: Path, setup: Setup, start: Any, key: Mapping[str, Any
 def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> None:
     """Checks what must not change: parameters would not fit, or images that a model knows would be held out."""
     there, here = settings.get("architecture"), json.loads(json.dumps(recipe.describe.get("architecture")))
-    if there != here:
-        pairs: Any = {"architecture": (there, here)}
-        if isinstance(there, dict) and isinstance(here, dict):
-            pairs = differing(there, here)
+    pairs: Any = {"architecture": (there, here)} if there != here else {}
+    if isinstance(there, dict) and isinstance(here, dict):
+        pairs = differing(there, here)
+    if pairs:
         words = "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in pairs.items())
         raise RunError(f"{folder} holds a model of another architecture ({words}); give the same, or name a new folder")
     if settings["holdout"] != recipe.holdout:

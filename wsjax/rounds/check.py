@@ -37,6 +37,9 @@ def check(
         if id(own) not in sizes:
             sizes[id(own)] = _check_setup(own._replace(axis_name=axis_name))
         _check_round(name, here, sizes[id(own)])
+    for name, method in methods.items():
+        own = method.seeds if method.seeds is not None else seeds
+        _require(set(own) <= set(seeds), f"method '{name}' is for seeds {sorted(own)}; the run's are {sorted(seeds)}")
     _require(len(seeds) > 0 and len(set(seeds)) == len(seeds), f"seeds must be given, each once, not {tuple(seeds)}")
     # JAX takes a key from 32 bits: seeds that differ above them would be one.
     _require(all(0 <= seed < 2**32 for seed in seeds), f"seeds must lie in [0, 2^32), not {tuple(seeds)}")

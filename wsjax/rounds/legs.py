@@ -7,7 +7,7 @@ together as one program, over consecutive rounds.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -53,12 +53,18 @@ class Method(NamedTuple):
       rounds: its own rounds; None takes the run's, from `after` on.
       at_once: whether, with `after` 0, `start` comes before round 1 too, with that network as the old one and one more
         as the fresh one.
+      seeds: those of the run that it is for; None for all.
     """
 
     start: Start
     after: int = 1
     rounds: Sequence[Round] | None = None
     at_once: bool = False
+    seeds: Collection[int] | None = None
+
+    def runs(self, seed: int) -> bool:
+        """Whether it is for a seed."""
+        return self.seeds is None or seed in self.seeds
 
 
 def as_method(method: Method | Reinit) -> Method:
@@ -162,7 +168,7 @@ def make_legs(
         legs += [Leg(first, number, (here,), previous[number - 1]) for number, here in plan[FIRST].items()]
         for names in alike.values():
             after, later = methods[names[0]].after, tuple(plan[names[0]].values())
-            replicas = [(name, seed) for name in names for seed in group]
+            replicas = [(name, seed) for name in names for seed in group if methods[name].runs(seed)]
             size = max(len(group), parallel.replica_devices(mesh))
             chunks = (tuple(replicas[i : i + size]) for i in range(0, len(replicas), size))
             legs += [Leg(chunk, after + 1, later, previous[after]) for chunk in chunks]

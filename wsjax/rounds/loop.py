@@ -38,10 +38,12 @@ class Settings(NamedTuple):
     Attributes:
       evaluate: test after every "epoch", or only when a seed's "round" ends (its other rows have None).
       checkpoint_every: epochs between checkpoints; a round's end always has one.
+      fresh: which network a round's start gets as the fresh one: "new" for each round, or the seed's "first" again.
     """
 
     evaluate: Literal["epoch", "round"] = "epoch"
     checkpoint_every: int = 10
+    fresh: Literal["new", "first"] = "new"
 
 
 class Result(NamedTuple):
@@ -207,6 +209,10 @@ def _run_round(
         ran = np.flatnonzero(active)
         on, key = parallel.place((jnp.asarray(active), _fold(round_keys, epoch)), programs.mesh)
         (state, fitted), train_seconds = _timed(programs.epoch, state, on, *data, *samples, key)
+        eval_seconds = 0.0
+        if programs.fit is not None:
+            after, eval_seconds = _timed(programs.fit, state, *data, *samples)
+            fitted |= after
         fitted = jax.tree.map(np.asarray, fitted)
         for i in ran:
             if step := int(fitted["bad_step"][i]):
@@ -217,10 +223,9 @@ def _run_round(
 
         wanted = [i for i in ran if run.settings.evaluate == "epoch" or reasons[i] is not None]
         tested: Any = None
-        eval_seconds = 0.0
         if wanted:
-            tested, eval_seconds = _timed(programs.evaluate, state, *data, *samples)
-            tested = jax.tree.map(np.asarray, tested)
+            tested, seconds = _timed(programs.evaluate, state, *data, *samples)
+            tested, eval_seconds = jax.tree.map(np.asarray, tested), eval_seconds + seconds
         for i in wanted:
             if not np.isfinite(tested["loss"][i]):
                 raise NonFiniteLoss(f"the test loss is not finite: {_where(leg, i, number, epoch)}")
@@ -284,7 +289,7 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
             check_start(f"round {number}", old, _template(run, leg, number, keys))
         return old
     first = number == 1
-    fresh = _fresh(programs, keys, 0 if first else number)
+    fresh = _fresh(programs, keys, 0 if first else 1 if run.settings.fresh == "first" else number)
     fresh, key = parallel.place((fresh, _fold(keys[_BOUNDARY], number)), programs.mesh)
     order, counts = samples
     starts = []

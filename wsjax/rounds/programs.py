@@ -56,6 +56,7 @@ class Programs(NamedTuple):
       epoch: `(state, active, train, test, order, counts, key) -> (state, metrics)`; it donates the state. The data and
         `counts`, the two of `Samples`, are the same for all replicas. A replica that is not active stays as it is.
       evaluate: `(state, train, test, order, counts) -> metrics`.
+      fit: likewise, of the train samples; None where the epoch's own metrics do.
       start: `(start, key, old, fresh, order, counts) -> state`, for any number of replicas.
     """
 
@@ -64,6 +65,7 @@ class Programs(NamedTuple):
     draw: Program
     epoch: Program
     evaluate: Program
+    fit: Program | None
     start: Callable[..., TrainState]
 
 
@@ -109,6 +111,10 @@ class Compiler:
         def evaluated(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:
             return evaluate(setup._replace(train=train, test=test), state, Samples(order, *counts))
 
+        def fitted(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:
+            assert setup.fit is not None
+            return setup.fit(setup._replace(train=train, test=test), state, Samples(order, *counts))
+
         def start(start: Start, key: Any, old: Any, fresh: Any, order: Any, counts: Any) -> TrainState:
             def started(key: Any, old: Any, fresh: Any, train: Data, test: Data, order: Any, counts: Any) -> Any:
                 here = setup._replace(train=train, test=test)
@@ -133,6 +139,7 @@ class Compiler:
             self._draw(given),
             self._program(epoch, (0, 0, None, None, 0, None, 0), mesh, donate_argnums=(0,)),
             self._program(evaluated, (0, None, None, 0, None), mesh),
+            None if setup.fit is None else self._program(fitted, (0, None, None, 0, None), mesh),
             start,
         )
 

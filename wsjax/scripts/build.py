@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from wsjax.data.datasets import Dataset
+    from wsjax.methods.starts import Start
     from wsjax.retraining.shelf import Model
     from wsjax.rounds.legs import Method, Round
     from wsjax.training.stopping import StopRule
@@ -41,6 +42,7 @@ def build_setup(config: Common, dataset: Dataset) -> Setup:
         test=(dataset.test_images, dataset.test_labels),
         batch_size=config.batch_size,
         judged=train.reestimated if config.evaluation == "reestimated" else None,
+        fit=build_fit(config),
     )
 
 
@@ -60,18 +62,31 @@ def build_task(
     from wsjax.training import task
 
     build = {
-        "resnet18": partial(models.resnet18, width=config.width, stem_pool=config.stem_pool, axis_name=axis_name),
-        "mlp": partial(models.mlp, hidden=config.hidden, activation=config.activation),
-        "logistic": models.logistic_regression,
+        "resnet18": partial(
+            models.resnet18,
+            width=config.width,
+            stem_pool=config.stem_pool,
+            axis_name=axis_name,
+            conv_init={"report": "he_normal", "paper": "uniform"}[config.conv_init],
+        ),
+        "mlp": partial(models.mlp, hidden=config.hidden, activation=config.activation, bias=config.bias),
+        "logistic": partial(models.logistic_regression, bias=config.bias),
     }
     return task.image_task(build[config.model](num_classes), image_shape, mean, std, config.precision)
+
+
+def build_fit(config: Training) -> Any:
+    """How the train accuracy is measured that stop rules look at, where it is not the epoch's own."""
+    from wsjax.training import train
+
+    return train.fit_after if config.train_accuracy == "after" else None
 
 
 def build_optimizer(config: Training) -> Any:
     """The settings' optimiser."""
     from wsjax.training.train import make_optimizer
 
-    return make_optimizer(config.optimizer, config.learning_rate, config.weight_decay)
+    return make_optimizer(config.optimizer, config.learning_rate, config.weight_decay, config.warmup)
 
 
 def build_rounds(config: Training, plan: Sequence[tuple[int, int]]) -> list[Round]:
@@ -92,19 +107,51 @@ def build_stop(config: Training) -> StopRule:
     return stopping.any_of(*(rules[name] for name in config.stop if name in rules))
 
 
-def build_methods(config: Common) -> dict[str, Method]:
-    """The settings' methods, by the names that rows and tables give them."""
-    from wsjax.methods.reinit import shrink_perturb, warm_start
-    from wsjax.methods.starts import mixed, scratch
+def build_methods(config: Common, setup: Setup, rounds: Sequence[Round]) -> dict[str, Method]:
+    """The settings' methods, by the names that rows and tables give them; all share the first of the rounds.
+
+    One with a learning rate of its own has its own setup in its rounds.
+    """
     from wsjax.rounds.legs import Method
 
-    def start(reinit: str, **factors: float) -> Any:
-        if reinit == names.RANDOM:
-            return scratch
-        chosen = {names.WARM: warm_start, names.SHRINK: partial(shrink_perturb, **factors)}[reinit]
-        return mixed(chosen, config.batch_stats, config.opt_state)  # type: ignore[arg-type]
+    table = methods_table(config)
+    rates = {spec["learning_rate"] for spec in table.values() if "learning_rate" in spec}
+    setups = {
+        rate: setup._replace(optimizer=build_optimizer(dataclasses.replace(config, learning_rate=rate)))
+        for rate in rates
+    }
 
-    return {name: Method(start(**spec)) for name, spec in methods_table(config).items()}
+    def rounds_at(rate: float | None) -> list[Round] | None:
+        return None if rate is None else [here._replace(setup=setups[rate]) for here in rounds[1:]]
+
+    return {
+        name: Method(build_start(config, spec), rounds=rounds_at(spec.get("learning_rate")))
+        for name, spec in table.items()
+    }
+
+
+def build_start(config: Common, spec: names.Spec) -> Start:
+    """How a method starts a round, by what it is."""
+    from wsjax.methods.reinit import shrink_perturb, warm_start
+    from wsjax.methods.starts import mixed, scratch
+
+    if spec["reinit"] == names.RANDOM:
+        return scratch
+    reinit = warm_start
+    if spec["reinit"] == names.SHRINK:
+        reinit = partial(shrink_perturb, shrink=spec["shrink"], perturb=spec["perturb"])
+    return mixed(reinit, config.batch_stats, config.opt_state)  # type: ignore[arg-type]
+
+
+def at_once(methods: Mapping[str, Method], table: names.Methods, rounds: Sequence[Round]) -> dict[str, Method]:
+    """The methods, but that those which shrink and perturb do so before the first round too, as the report's code."""
+    shared = next(iter(rounds))
+    return {
+        name: method._replace(after=0, at_once=True, rounds=[shared, *(method.rounds or rounds[1:])])
+        if table[name]["reinit"] == names.SHRINK
+        else method
+        for name, method in methods.items()
+    }
 
 
 def methods_table(config: Common) -> dict[str, names.Spec]:

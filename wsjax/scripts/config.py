@@ -13,6 +13,8 @@ from typing import Any
 
 import tyro
 
+from wsjax.errors import UsageError
+from wsjax.results import names
 from wsjax.scripts.cli import check, choose
 
 MODELS = ("resnet18", "mlp", "logistic")
@@ -22,10 +24,13 @@ STOPS = ("epochs", "accuracy", "plateau")
 CHOICES = {
     "model": MODELS,
     "activation": ("tanh", "relu"),
+    "conv_init": ("report", "paper"),
     "optimizer": OPTIMIZERS,
+    "train_accuracy": ("running", "after"),
     "precision": ("float32", "bfloat16"),
     "batch_stats": ("keep", "reset"),
     "opt_state": ("rebuild", "keep"),
+    "fresh": ("new", "first"),
     "evaluation": ("running", "reestimated", "batch"),
     "evaluate": ("epoch", "round"),
 }
@@ -81,10 +86,16 @@ class Training:
     """MLP: sizes of the hidden layers."""
     activation: str = "tanh"
     """MLP: tanh or relu."""
+    bias: tyro.conf.FlagConversionOff[bool] = True
+    """MLP and logistic regression: whether layers have biases."""
+    conv_init: str = "report"
+    """ResNet: how convolutions are drawn: report (He's normal, by outputs) or paper (PyTorch's default, uniform)."""
     optimizer: str = "sgd"
     """sgd, msgd (momentum 0.9) or adam."""
     learning_rate: float = 0.001
     """Step size."""
+    warmup: int = 0
+    """Steps over which the learning rate rises to its height, wherever the optimiser's state is new."""
     weight_decay: float = 0.0
     """Coupled L2, added to the gradient of every parameter."""
     batch_size: int = 128
@@ -101,6 +112,9 @@ class Training:
     """The plateau rule stops when the last epochs' train accuracies have a smaller standard deviation than this."""
     plateau_window: int = 3
     """How many last epochs the plateau rule looks at."""
+    train_accuracy: str = "running"
+    """What stop rules look at: running (the mean over an epoch's batches, each before its update) or after (a pass of
+    its own after each epoch, in train mode, as the report has it in Table 1 and Figure 2)."""
     checkpoint_every: int = 20
     """Epochs between checkpoints."""
     devices: int | None = None
@@ -112,7 +126,8 @@ class Common(Training, Source):
     """Settings that every experiment of the study has."""
 
     methods: tuple[str, ...] = METHODS
-    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb)."""
+    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb). NAME@RATE, as in RI@0.01,
+    has a learning rate of its own in the rounds after the first."""
     shrink: tuple[float, ...] = (0.3,)
     """SP: factors of the trained parameters; each is a method of its own."""
     perturb: tuple[float, ...] = (0.01,)
@@ -125,6 +140,8 @@ class Common(Training, Source):
     """BatchNorm's running statistics at a round's start: keep or reset."""
     opt_state: str = "rebuild"
     """The optimiser's state at a round's start: rebuild or keep."""
+    fresh: str = "new"
+    """The network that a start draws: new, or the seed's first one again (first, as in the report's Table 1)."""
     evaluation: str = "running"
     """BatchNorm's statistics in evaluation: running, reestimated (a pass over the round's train images) or batch."""
     evaluate: str = "epoch"
@@ -148,10 +165,13 @@ class Common(Training, Source):
 def check_config(config: Common) -> None:
     """Checks every field, once, where it comes in; raises UsageError."""
     check_training(config)
-    for name in ("batch_stats", "opt_state", "evaluation", "evaluate"):
+    for name in ("batch_stats", "opt_state", "fresh", "evaluation", "evaluate"):
         choose(name, getattr(config, name), CHOICES[name])
     for method in config.methods:
-        choose("method", method, METHODS)
+        name, rate = _split(method)
+        choose("method", name, METHODS)
+        if rate is not None:
+            check_positive(f"methods {method}", rate)
     if config.replicas is not None:
         choose("replicas", config.replicas, ("devices",))
         check(config.devices is None, "--devices splits batches and --replicas=devices spreads runs: give one of them")
@@ -171,7 +191,7 @@ def check_config(config: Common) -> None:
 
 def check_training(config: Training) -> None:
     """Checks the fields of `Training`; raises UsageError."""
-    for name in ("model", "activation", "optimizer", "precision"):
+    for name in ("model", "activation", "conv_init", "optimizer", "precision", "train_accuracy"):
         choose(name, getattr(config, name), CHOICES[name])
     for rule in config.stop:
         choose("stop", rule, STOPS)
@@ -180,6 +200,7 @@ def check_training(config: Training) -> None:
         check_positive(name, getattr(config, name), most)
     for size in config.hidden:
         check_positive("hidden", size, 2**20)
+    check(0 <= config.warmup < 2**31, f"--warmup must lie in [0, 2^31), not {config.warmup}")
     decay = config.weight_decay
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
@@ -200,6 +221,13 @@ def run_name(config: Common) -> str:
 def has_several_processes(config: Common) -> bool:
     """Whether this process is one of several of the run."""
     return config.coordinator is not None or config.num_processes is not None
+
+
+def _split(method: str) -> tuple[str, float | None]:
+    try:
+        return names.split(method)
+    except ValueError as error:
+        raise UsageError(f"--methods {method}: a learning rate is written as in RI@0.01") from error
 
 
 def _check_list(name: str, values: Sequence[Any]) -> None:

@@ -96,7 +96,7 @@ def run(
             own = stack.enter_context(open_run(folder, settings, _about(name, config, table)))
         parallel.wait_for_all("records")
         records = follow_run(folder) if own is None else own
-        left = len(config.seeds) * sum(size * cap for size, cap in caps.values()) - sum(_work(records.rows, caps))
+        left = sum(_most(config.seeds, methods, caps)) - sum(_work(records.rows, caps))
         advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main()))
         try:
             result = loop.run_rounds(
@@ -104,7 +104,7 @@ def run(
                 rounds,
                 methods,
                 config.seeds,
-                settings=loop.Settings(config.evaluate, config.checkpoint_every),  # type: ignore[arg-type]
+                settings=loop.Settings(config.evaluate, config.checkpoint_every, config.fresh),  # type: ignore[arg-type]
                 stack=is_stacked(config),
                 mesh=build_mesh(config),
                 records=records,
@@ -113,7 +113,7 @@ def run(
                 states=False,
             )
         except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"{error}, at learning rate {config.learning_rate:g}: lower it") from error
+            raise NonFiniteLoss(f"{error}; lower the learning rate ({config.learning_rate:g})") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         summary = summarize(result.rows, table)
@@ -174,6 +174,16 @@ def _caps(rounds: Sequence[Round], methods: Mapping[str, Method]) -> Caps:
         for name, own in planned(rounds, methods).items()
         for number, here in own.items()
     }
+
+
+def _most(seeds: Sequence[int], methods: Mapping[str, Method], caps: Caps) -> list[int]:
+    """The samples that every seed's rounds see at most."""
+    return [
+        size * cap
+        for (name, _), (size, cap) in caps.items()
+        for seed in seeds
+        if name not in methods or methods[name].runs(seed)
+    ]
 
 
 def _observe(advance: Callable[..., None], caps: Caps, rows: list[Row]) -> None:

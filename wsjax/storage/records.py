@@ -33,7 +33,16 @@ DROPPED = ".dropped"
 DATA = "data"
 """The setting that holds the digest of a run's data."""
 
-BEFORE = {"precision": "float32", "augment": False}
+BEFORE = {
+    "precision": "float32",
+    "augment": False,
+    "bias": True,
+    "conv_init": "report",
+    "warmup": 0,
+    "train_accuracy": "running",
+    "fresh": "new",
+    "at_once": False,
+}
 """Settings that runs did not always have, with what they were before; one that is not named here was None."""
 
 _ABOUT = {"experiment": str, "versions": dict, "devices": list, "host": str, "git_commit": str}

@@ -21,7 +21,8 @@ Metrics = dict[str, Any]
 Data = tuple[Any, Any]
 """(inputs, targets): two pytrees of arrays with one leading axis of samples."""
 
-_RANDOM = 2**31 - 1  # what the key of an epoch is folded with for all that tasks draw; unfolded it orders the samples
+# What the key of an epoch is folded with, for all that tasks and probes draw; unfolded it orders the samples.
+_RANDOM, _PROBE = 2**31 - 1, 2**31 - 2
 
 
 class TrainState(NamedTuple):
@@ -80,7 +81,9 @@ class Setup(NamedTuple):
       axis_name: the mapped axis over which batches are split, where there is one; `run_rounds` sets it, by its mesh.
       wrap: `(setup, step) -> step`, around every training step.
       judged: `(setup, state, samples) -> state`, what is tested in place of the state itself; see `reestimated`.
-      probe: `(setup, state, samples) -> {name: scalar}`, measured at each epoch's start, fields of its row.
+      fit: `(setup, state, samples) -> metrics`, the loss and accuracy on the train samples after an epoch, which its
+        row tells and its stop rule looks at; None takes their means over the epoch. See `fit_after`.
+      probe: `(setup, state, samples, key) -> {name: scalar}`, measured at each epoch's start, fields of its row.
     """
 
     task: Task
@@ -91,21 +94,28 @@ class Setup(NamedTuple):
     axis_name: str | None = None
     wrap: Callable[[Setup, Step], Step] | None = None
     judged: Callable[[Setup, TrainState, Samples], TrainState] | None = None
-    probe: Callable[[Setup, TrainState, Samples], Metrics] | None = None
+    fit: Callable[[Setup, TrainState, Samples], Metrics] | None = None
+    probe: Callable[[Setup, TrainState, Samples, jax.Array], Metrics] | None = None
 
 
-def make_optimizer(name: str, learning_rate: float, weight_decay: float = 0.0) -> optax.GradientTransformation:
+def make_optimizer(
+    name: str, learning_rate: float, weight_decay: float = 0.0, warmup: int = 0
+) -> optax.GradientTransformation:
     """The study's optimisers, with PyTorch's coupled L2 weight decay on every parameter.
 
     Args:
       name: "sgd", "msgd" (momentum 0.9) or "adam" (0.9, 0.999).
       learning_rate: a positive number.
       weight_decay: added to the gradient as `weight_decay * params`.
+      warmup: steps over which the rate rises to its full height, by equal amounts.
     """
+    rate: Any = learning_rate
+    if warmup:
+        rate = optax.linear_schedule(learning_rate / (warmup + 1), learning_rate, warmup)
     optimizers = {
-        "sgd": lambda: optax.sgd(learning_rate),
-        "msgd": lambda: optax.sgd(learning_rate, momentum=0.9),
-        "adam": lambda: optax.adam(learning_rate),
+        "sgd": lambda: optax.sgd(rate),
+        "msgd": lambda: optax.sgd(rate, momentum=0.9),
+        "adam": lambda: optax.adam(rate),
     }
     if name not in optimizers:
         raise TaskError(f"unknown optimizer '{name}'; available: {', '.join(optimizers)}")
@@ -216,7 +226,7 @@ def train_epoch(setup: Setup, state: TrainState, samples: Samples, key: jax.Arra
     """
     step = make_train_step(setup.task, setup.optimizer, setup.axis_name)
     step = step if setup.wrap is None else setup.wrap(setup, step)
-    probes = {} if setup.probe is None else setup.probe(setup, state, samples)
+    probes = {} if setup.probe is None else setup.probe(setup, state, samples, jax.random.fold_in(key, _PROBE))
 
     def body(i: jax.Array, carry: Any, batch: Batch) -> Any:
         state, loss, scores, bad = carry
@@ -244,16 +254,28 @@ def evaluate(setup: Setup, state: TrainState, samples: Samples) -> Metrics:
       samples: those of the round, for `judged`.
     """
     judged = state if setup.judged is None else setup.judged(setup, state, samples)
+    return _means(setup, judged, setup.test, all_samples(setup.test), train=False)
+
+
+def fit_after(setup: Setup, state: TrainState, samples: Samples) -> Metrics:
+    """The mean "loss" and "accuracy" over a round's samples, in train mode, of a state that stays as it is.
+
+    The report's code measured so, in a pass of its own after each epoch, what its stop rules look at: batch by batch
+    with the batch's own statistics. Nothing random is drawn.
+    """
+    return _means(setup, state, setup.train, samples, train=True)
+
+
+def _means(setup: Setup, state: TrainState, data: Data, samples: Samples, train: bool) -> Metrics:
+    """The mean "loss" and "accuracy" over samples of the data."""
 
     def body(_: jax.Array, sums: Any, batch: Batch) -> Any:
-        outputs, _ = setup.task.apply(judged.params, judged.batch_stats, batch.inputs, batch.weights, False, None)
+        outputs, _ = setup.task.apply(state.params, state.batch_stats, batch.inputs, batch.weights, train, None)
         return jax.tree.map(jnp.add, sums, _sums(setup.task, outputs, batch))
 
-    everything = all_samples(setup.test)
     zeros = (jnp.zeros(()), jnp.zeros(()))
-    loss, scores = over_batches(body, zeros, setup.test, everything, setup.batch_size, setup.axis_name)
-    count = everything.order.shape[0]
-    return {"loss": _total(loss, setup.axis_name) / count, "accuracy": _total(scores, setup.axis_name) / count}
+    loss, scores = over_batches(body, zeros, data, samples, setup.batch_size, setup.axis_name)
+    return {name: _total(x, setup.axis_name) / samples.size for name, x in (("loss", loss), ("accuracy", scores))}
 
 
 def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
