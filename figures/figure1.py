@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wsjax.results import captions, names, plots, published
+from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
@@ -29,22 +30,22 @@ PUBLISHED = Path(__file__).resolve().parent / "published"
 ROUND = 200  # epochs of each of the report's two rounds
 
 
-def draw(runs: Sequence[RunRecords]) -> tuple[Figure, str]:
+def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of offline runs and its caption."""
     run = merge_runs(runs, "offline", reinits=(names.RANDOM, names.WARM))
     settings, report = published.read(PUBLISHED, "settings", "report")
-    intro = "Figure 1: RI trains on all of the data from scratch, WS first on a part of them."
+    what = "Figure 1: RI trains on all of the data from scratch, WS first on a part of them."
     own, curves = settings["offline"], None
     if all(run.settings.get(name) == own[name] for name in ("dataset", "model")):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
         final = {published.RI: report["figure5_final"]["random"], published.WS: report["figure5_final"]["warm"]}
-        caption = captions.offline_caption(run, own, published.by_method(final, run.methods))
-        end = "Dashed: the report's curves (one seed) by the epochs of each round, as far as this run goes."
+        notes = "Dashed: the report's curves (one seed) by the epochs of each round, as far as this run goes."
+        caption = captions.offline_caption(run, what, own, published.by_method(final, run.methods), notes)
     else:
-        caption = captions.offline_caption(run)
-        end = "No published curve: the report's Figure 1 is ResNet-18 on CIFAR-10."
+        notes = "No published curve: the report's Figure 1 is ResNet-18 on CIFAR-10."
+        caption = captions.offline_caption(run, what, notes=notes)
     figure = plots.offline_curves(run.rows, run.methods, epochs=run.epochs, published=curves)
-    return figure, f"{intro} {caption} {end}"
+    return figure, caption
 
 
 def published_curves(curves: dict[str, Any], methods: names.Methods) -> published.Curves:

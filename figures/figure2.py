@@ -20,6 +20,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from wsjax.results import captions, names, plots, published, words
+from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
@@ -27,13 +28,12 @@ from wsjax.storage.records import RunRecords
 PUBLISHED = Path(__file__).resolve().parent / "published"
 
 
-def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, str]:
+def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, Caption]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online", reinits=(names.RANDOM, names.WARM))
     ends = summarize_drawn(run)
     settings, report = published.read(PUBLISHED, "settings", "report")
-    intro = "Figure 2: more images arrive every round; RI trains on all of them from scratch, WS on from the round "
-    intro += "before."
+    what = "Figure 2: images arrive every round; RI trains on all of them from scratch, WS on from the round before."
     curves = None
     panels = {name: settings["online"] | panel for name, panel in settings["figure2"].items()}
     compared = ("dataset", "model", "threshold")
@@ -43,19 +43,15 @@ def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, str
         pool = words.share(own["num_train"], own["pool"])
         curves = published.online(report["figure2_online"][panel], pool, run.methods)
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
-        caption = captions.online_caption(run, ends, own, points)
-        end = (
-            "Dashed: the report's curves (one seed, BatchNorm evaluated with each test batch's statistics), as far as "
-        )
-        end += "this run goes; its seconds are those of another machine and include evaluation."
+        notes = "Dashed: the report's curves (one seed, BatchNorm evaluated with each test batch's statistics), as far "
+        notes += "as this run goes; its seconds are those of another machine and include evaluation."
+        caption = captions.online_caption(run, what, ends, own, points, notes)
     else:
-        caption = captions.online_caption(run, ends)
-        end = (
-            "No published curve: the report's Figure 2 is ResNet-18 on CIFAR-10 stopped at 99 % train accuracy and on "
-        )
-        end += "SVHN at 99 % and 99.9 %."
+        notes = "No published curve: the report's Figure 2 is ResNet-18 on CIFAR-10 stopped at 99 % train accuracy and "
+        notes += "on SVHN at 99 % and 99.9 %."
+        caption = captions.online_caption(run, what, ends, notes=notes)
     figure = plots.online_curves(ends["rounds"], run.methods, published=curves, cost=cost)
-    return figure, f"{intro} {caption} {end}"
+    return figure, caption
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from wsjax.results import captions, names, plots, published
+from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
@@ -36,25 +37,22 @@ FINALS = {
 }  # fmt: skip
 
 
-def draw(runs: Sequence[RunRecords]) -> tuple[Figure, str]:
+def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of offline runs and its caption."""
     run = merge_runs(runs, "offline", first_round=False)
     settings, report = published.read(PUBLISHED, "settings", "report")
-    intro = "Figure 5: training on all of the data from scratch (RI), on from a part of them (WS), and after "
-    intro += "shrink-perturb (SP, by shrink)."
+    what = "Figure 5: training on all data from scratch (RI), from a part of them on (WS), and shrink-perturb (SP)."
     own, curves = settings["offline"], None
     if all(run.settings.get(name) == own[name] for name in ("dataset", "model")):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
         final = {name: report["figure5_final"][key] for name, key in published.by_method(FINALS, run.methods).items()}
-        caption = captions.offline_caption(run, own, final)
-        end = (
-            "Dashed: the report's curves (one seed), as far as this run goes; perturb 0.01 as run, 0.0001 in its text."
-        )
+        notes = "Dashed: the report's curves (one seed), as far as this run goes; perturb 0.01 as run, 0.0001 in its "
+        caption = captions.offline_caption(run, what, own, final, notes + "text.")
     else:
-        caption = captions.offline_caption(run)
-        end = "No published curve: the report's Figure 5 is ResNet-18 on CIFAR-10."
+        notes = "No published curve: the report's Figure 5 is ResNet-18 on CIFAR-10."
+        caption = captions.offline_caption(run, what, notes=notes)
     figure = plots.offline_curves(run.rows, run.methods, ["test_accuracy"], epochs=run.epochs, published=curves)
-    return figure, f"{intro} {caption} {end}"
+    return figure, caption
 
 
 def published_curves(curves: dict[str, Any], methods: names.Methods) -> published.Curves:

@@ -21,6 +21,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from wsjax.results import captions, names, plots, published, words
+from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
@@ -28,29 +29,27 @@ from wsjax.storage.records import RunRecords
 PUBLISHED = Path(__file__).resolve().parent / "published"
 
 
-def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, str]:
+def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, Caption]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online")
     ends = summarize_drawn(run)
     settings, report, paper = published.read(PUBLISHED, "settings", "report", "paper")
-    intro = "Figure 6: more images arrive every round; the parameters of the round before are shrunk and perturbed "
-    intro += "(SP, by shrink), kept (WS) or drawn anew (RI)."
+    what = "Figure 6: images arrive every round; parameters are shrunk and perturbed (SP, by shrink), kept (WS) or "
+    what += "drawn anew (RI)."
     own, curves = settings["online"] | settings["figure6"], None
     if all(run.settings.get(name) == own[name] for name in ("dataset", "model", "threshold")):
         pool = words.share(own["num_train"], own["pool"])
         curves = published.online(report["figure2_online"]["f2c99"], pool, run.methods)
         curves |= paper_points(paper, pool, run.methods)
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
-        caption = captions.online_caption(run, ends, own, points)
-        end = "Dashed: RI and WS of the report's Figure 2a (+1,000 images a round, one seed); diamonds: where the "
-        end += (
-            "paper's Figure 7 ends, ResNet-18 too. Both as far as this run goes; seconds are those of other machines."
-        )
+        notes = "Dashed: RI and WS of the report's Figure 2a (+1,000 images a round, one seed); diamonds: where the "
+        notes += "paper's Figure 7 ends, ResNet-18 too. Both as far as this run goes; seconds are those of other "
+        caption = captions.online_caption(run, what, ends, own, points, notes + "machines.")
     else:
-        caption = captions.online_caption(run, ends)
-        end = "No published curve: the report's Figure 6 is ResNet-18 on CIFAR-10, stopped at 99 %."
+        notes = "No published curve: the report's Figure 6 is ResNet-18 on CIFAR-10, stopped at 99 %."
+        caption = captions.online_caption(run, what, ends, notes=notes)
     figure = plots.online_curves(ends["rounds"], run.methods, published=curves, cost=cost)
-    return figure, f"{intro} {caption} {end}"
+    return figure, caption
 
 
 def paper_points(paper: dict[str, Any], pool: int, methods: names.Methods) -> published.Curves:

@@ -45,6 +45,14 @@ def run(rows, finished=True, experiment="offline", methods=None, **settings):
     return RunRecords(config, rows, {} if finished else None)
 
 
+def offline(drawn, *published):
+    return captions.offline_caption(drawn, "Figure 1.", *published).text
+
+
+def online(drawn, *more):
+    return captions.online_caption(drawn, "Figure 2.", *more).text
+
+
 def test_merging_joins_seeds_and_shrinks():
     one = run(curve("first", [0.1]) + curve("SP", [0.3]))
     two = run(curve("first", [0.1, 0.2]) + curve("SP", [0.5], seed=1), seeds=[1], shrink=[0.6])
@@ -85,17 +93,18 @@ def test_caption_gives_paired_interval_and_published_numbers():
     rows = [row for seed, (a, b) in enumerate([(0.60, 0.58), (0.62, 0.59), (0.64, 0.60)])
             for row in curve("RI", [0.1, 0.2, a], seed) + curve("WS", [0.1, 0.2, b], seed)]  # fmt: skip
     merged = merge_runs([run(rows)], "offline")
-    text = captions.offline_caption(merged, SETTINGS | {"epochs": 200}, {"RI": 60.3, "WS": 58.7})
+    text = offline(merged, SETTINGS | {"epochs": 200}, {"RI": 60.3, "WS": 58.7})
     assert "Not as published: 3 epochs a round instead of 200." in text
     assert "RI 62.0 [57.0, 67.0] (published 60.3); WS 59.0 [56.5, 61.5] (published 58.7)" in text
     assert "gap RI - WS 3.0 [0.5, 5.5] (published 1.6)" in text
-    assert "seeds 0 to 2; cpu, jax 0.10.1." in text
+    assert "seeds 0 to 2.\n" in text
+    assert text.endswith("Ran on cpu, jax 0.10.1.")
     assert "perturb" not in text  # nothing was shrunk and perturbed
 
 
 def test_caption_says_when_a_run_is_unfinished():
     rows = curve("RI", [0.1, 0.2, 0.3]) + curve("WS", [0.5, 0.5], stop=None)
-    text = captions.offline_caption(merge_runs([run(rows, finished=False)], "offline"))
+    text = offline(merge_runs([run(rows, finished=False)], "offline"))
     assert "UNFINISHED RUN, so far at seed 0, WS, round 2, epoch 2." in text
     assert "Final test accuracy in percent: RI 30.0." in text
 
@@ -103,8 +112,8 @@ def test_caption_says_when_a_run_is_unfinished():
 def test_caption_names_what_the_run_used():
     other = {"model": "mlp", "hidden": [100, 50], "activation": "relu", "dataset": "data/mine.npz", "optimizer": "adam"}
     stop = {"stop": ["accuracy", "plateau"], "threshold": 0.99, "opt_state": "keep"}
-    text = captions.offline_caption(merge_runs([run(curve("SP", [0.1]), **other, **stop)], "offline"))
-    assert text.startswith("MLP, hidden layers 100/50, relu, mine, 50,000 training images, Adam, ")
+    text = offline(merge_runs([run(curve("SP", [0.1]), **other, **stop)], "offline"))
+    assert text.splitlines()[1].startswith("MLP, hidden layers 100/50, relu, mine, 50,000 training images, Adam, ")
     assert "stop by accuracy/plateau, train accuracy 0.99, perturb 0.01; seed 0" in text
     assert "A seed that stopped earlier holds its last value." in text
     assert "width" not in text
@@ -126,13 +135,13 @@ def test_merging_goes_by_what_a_method_is():
 def test_merging_tells_perturbs_apart():
     runs = [run(curve("SP", [0.1]), perturb=[perturb]) for perturb in (0.01, 0.1)]
     assert [row["method"] for row in merge_runs(runs, "offline").rows] == ["SP 0.3/0.01", "SP 0.3/0.1"]
-    assert "perturb 0.01/0.1; seed 0" in captions.offline_caption(merge_runs(runs, "offline"))
+    assert "perturb 0.01/0.1; seed 0" in offline(merge_runs(runs, "offline"))
 
 
 def test_what_is_neutral_may_differ():
     neutral = {"stack": True, "devices": 2, "replicas": "devices", "checkpoint_every": 7, "evaluate": "round"}
     merged = merge_runs([run(curve("RI", [0.1])), run(curve("RI", [0.1], seed=1), seeds=[1], **neutral)], "offline")
-    assert "Settings as published." in captions.offline_caption(merged, SETTINGS)
+    assert "Settings as published." in offline(merged, SETTINGS)
 
 
 def test_only_wanted_methods_and_rounds_are_drawn():
@@ -159,7 +168,7 @@ def test_only_wanted_methods_and_rounds_are_drawn():
 )
 def test_every_setting_that_the_run_uses_is_compared(own, said):
     published = SETTINGS | {"batch_stats": "keep", "stem_pool": True, "learning_rate": 0.001}
-    text = captions.offline_caption(merge_runs([run(curve("RI", [0.1]), **own)], "offline"), published)
+    text = offline(merge_runs([run(curve("RI", [0.1]), **own)], "offline"), published)
     assert ("Settings as published." in text) == (said is None)
     if said is not None:
         assert f"Not as published: {said}" in text
@@ -167,9 +176,9 @@ def test_every_setting_that_the_run_uses_is_compared(own, said):
 
 def test_another_cap_makes_a_difference_where_a_round_ended_at_it():
     own, published = {"stop": ["accuracy"], "epochs": 100}, SETTINGS | {"stop": ["accuracy"], "epochs": None}
-    met = captions.offline_caption(merge_runs([run(curve("RI", [0.1], stop="accuracy"), **own)], "offline"), published)
+    met = offline(merge_runs([run(curve("RI", [0.1], stop="accuracy"), **own)], "offline"), published)
     assert "Settings as published." in met
-    capped = captions.offline_caption(merge_runs([run(curve("RI", [0.1]), **own)], "offline"), published)
+    capped = offline(merge_runs([run(curve("RI", [0.1]), **own)], "offline"), published)
     assert "Not as published: 100 epochs a round instead of no cap." in capped
 
 
@@ -208,8 +217,8 @@ def test_published_settings_are_complete():
 
 def test_text_from_records_stays_on_its_line():
     rows = curve("a\x1b[31m\nb", [0.1])
-    text = captions.offline_caption(merge_runs([run(rows, dataset="x\x07.npz")], "offline"))
-    assert text.isprintable()
+    text = offline(merge_runs([run(rows, dataset="x\x07.npz")], "offline"))
+    assert text.replace("\n", "").isprintable()
     assert "a\\x1b[31m\\nb 10.0" in text
 
 
@@ -224,6 +233,6 @@ def test_every_run_has_a_caption_or_one_line(rows, finished, first_round):
             assert not rows or {row["method"] for row in rows} == {"first"}
             continue
         ends = summarize_online(drawn.rows, drawn.methods)
-        texts = [captions.offline_caption(drawn, SETTINGS, {"RI": 60.0, "WS": 58.0})]
-        texts.append(captions.online_caption(drawn, ends, SETTINGS, {"RI": 60.0}))
-        assert all(text.isprintable() and "nan" not in text for text in texts)
+        texts = [offline(drawn, SETTINGS, {"RI": 60.0, "WS": 58.0})]
+        texts.append(online(drawn, ends, SETTINGS, {"RI": 60.0}))
+        assert all(text.replace("\n", "").isprintable() and "nan" not in text for text in texts)

@@ -71,7 +71,7 @@ def test_shrinking_before_the_first_round_gives_sp_a_first_round_of_its_own(tmp_
     }  # fmt: skip
     ends = [(row["method"], row["seed"], row["round"]) for row in summary["rounds"]]
     assert sorted(ends) == sorted((name, seed, n) for name in ("RI", "WS", "SP") for seed in (0, 1) for n in (1, 2))
-    first, own = ([row["train_loss"] for row in rows if row["method"] == name][0] for name in ("first", "SP"))
+    first, own = (next(row["train_loss"] for row in rows if row["method"] == name) for name in ("first", "SP"))
     assert first != own
 
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from test_summary import METHODS, made_up_rows
 
 from wsjax.results import names, plots, published
+from wsjax.results.captions import Caption
 from wsjax.results.summary import summarize_online
 
 BLACK = names.Style("#000000")
@@ -135,7 +136,10 @@ def test_save_keeps_what_was_there_when_it_fails(tmp_path, monkeypatch):
 
 def test_a_caption_is_wrapped_into_the_picture():
     figure = plots.offline_curves(curve("RI", [0.1, 0.2]), METHODS)
-    plots.add_caption(figure, "Wide Words: 50,000 WMWM images. " * 30)
+    long = Caption(
+        "What is drawn. " * 12, "Wide Words: 50,000 WMWM images. " * 30, "Other. " * 40, "RI 60.3; WS 58.7.", "No"
+    )
+    plots.add_caption(figure, long)
     figure.savefig("/dev/null", format="png")
     (caption,) = [
         text for text in figure.findobj(match=lambda artist: hasattr(artist, "get_text")) if "Wide" in text.get_text()
@@ -143,6 +147,12 @@ def test_a_caption_is_wrapped_into_the_picture():
     box, page = caption.get_window_extent(), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1
     assert page.y0 <= box.y0 < box.y1 < figure.axes[0].get_window_extent().y0
+    what, ran, differs, came = caption.get_text().split("\n")  # four lines, cut where they are too long
+    assert (ran[-2:], differs[-2:], what[-2:]) == (" …", " …", " …")
+    assert (ran[:4], came) == ("Wide", "RI 60.3; WS 58.7.")
+    short = plots.offline_curves(curve("RI", [0.1, 0.2]), METHODS)
+    plots.add_caption(short, Caption("What is drawn.", came="RI 60.3. " * 30))  # there is room for three lines of it
+    assert short._supxlabel.get_text().count("\n") == 2
 
 
 def test_online_curves_by_hand():
@@ -203,7 +213,7 @@ NASTY = [
 def test_names_are_drawn_as_they_are(tmp_path):
     rows = [row for name in NASTY for row in curve(name, [0.1, 0.2])]
     figure = plots.offline_curves(rows, {})
-    plots.save_captioned(figure, "; ".join(NASTY) + "x" * 2000, tmp_path / "figure")
+    plots.save_captioned(figure, Caption("; ".join(NASTY) + "x" * 2000), tmp_path / "figure")
     texts = figure.legends[0].get_texts()
     shown = [text.get_text() for text in texts]
     assert shown[:4] == NASTY[:4]

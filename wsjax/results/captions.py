@@ -1,10 +1,10 @@
-"""The caption of a figure: sentences that say what ran, how it ended, and how that differs from what was published."""
+"""The caption of a figure: what is drawn, what ran, how that differs from what was published, and what came out."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsjax.errors import printable
 from wsjax.results import names, words
@@ -14,61 +14,118 @@ from wsjax.results.summary import paired
 from wsjax.storage.rows import CAP, Row
 
 
+class Caption(NamedTuple):
+    """What is said of a figure.
+
+    Attributes:
+      what: what is drawn.
+      ran: with which settings, and seeds.
+      differs: how these are not the published ones, and what is missing.
+      came: what came out.
+      notes: all else, for the text beside the picture only.
+    """
+
+    what: str
+    ran: str = ""
+    differs: str = ""
+    came: str = ""
+    notes: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it, a line each."""
+        return "\n".join(printable(line) for line in self if line)
+
+
 def offline_caption(
-    run: DrawnRun, settings: Mapping[str, Any] | None = None, final: Mapping[str, float] | None = None
-) -> str:
-    """Says what ran, how it ended, and how that differs from what was published.
+    run: DrawnRun,
+    what: str,
+    settings: Mapping[str, Any] | None = None,
+    final: Mapping[str, float] | None = None,
+    notes: str = "",
+) -> Caption:
+    """The caption of an offline run: how its second round ended.
 
     Args:
         run: its rows are those drawn.
+        what: what is drawn.
         settings: the published settings, in the words of the run's; None where there is nothing to compare with.
         final: method to published final test accuracy, in percent.
+        notes: what the text beside the picture says more.
     """
-    unit, sentences = unit_of(run.rows), _what_ran(run, settings)
-    if run.finished and run.epochs is None:
-        sentences.append("A seed that stopped earlier holds its last value.")
+    unit, came = unit_of(run.rows), ""
     ends = [row for row in run.rows if row["round"] == 2 and row["stop"]]
     if ends:
-        numbers = "; ".join(_scores(run, ends, final or {}, unit))
-        sentences.append(f"Final test {_word(unit)}: {numbers}.")
-    return printable(" ".join([*sentences, *_bands(run)]))
+        came = f"Final test {_word(unit)}: {'; '.join(_scores(run, ends, final or {}, unit))}."
+    if run.finished and run.epochs is None:
+        notes += " A seed that stopped earlier holds its last value."
+    return compose(run, what, settings, came, notes)
 
 
 def online_caption(
     run: DrawnRun,
+    what: str,
     summary: Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     published: Mapping[str, float] | None = None,
-) -> str:
-    """Says what ran, how it stands at the last number of images that all methods and seeds have reached, what differs.
+    notes: str = "",
+) -> Caption:
+    """The caption of an online run: how it stands at the last number of images that all methods and seeds have reached.
 
     Args:
         run: its rows are those drawn.
+        what: what is drawn.
         summary: what `summarize_online` makes of those rows.
         settings: the published settings, in the words of the run's; None where there is nothing to compare with.
         published: method to published test accuracy, in percent, at that number of images.
+        notes: what the text beside the picture says more.
     """
-    unit, sentences = unit_of(run.rows), _what_ran(run, settings)
+    unit, came, more = unit_of(run.rows), "", [notes]
     samples = common_samples(summary["rounds"])
     if samples is not None:
         ends = [row for row in summary["rounds"] if row["samples"] == samples]
-        numbers = "; ".join(_scores(run, ends, published or {}, unit))
-        sentences.append(f"Test {_word(unit)} at {samples:,} images: {numbers}.")
+        came = f"Test {_word(unit)} at {samples:,} images: {'; '.join(_scores(run, ends, published or {}, unit))}."
     if slope := summary["gap_slope"]:
         low, high = slope["low"], slope["high"]
         bounds = "" if low is None else f" [{unit.number(low, sign=True)}, {unit.number(high, sign=True)}]"
         change = unit.number(slope["mean"], sign=True) + " points" * unit.percent
-        sentences.append(f"{_minus(slope)} changes by {change}{bounds} a round.")
+        more.append(f"{_minus(slope)} changes by {change}{bounds} a round.")
     shares = {name: share for name, share in summary["steps_of_RI"].items() if share is not None}
     if run.finished and shares:
         of = names.label(next(iter(shares.values()))["of"])
         took = "; ".join(f"{names.label(name)} {_share(share)}" for name, share in shares.items())
-        sentences.append(f"Steps over all rounds, in percent of {of}'s: {took}.")
+        more.append(f"Steps over all rounds, in percent of {of}'s: {took}.")
     capped = sum(row["capped_rounds"] for row in summary["rows"])
     if capped and run.settings.get("stop") != [CAP]:
         cap = run.settings.get("epochs")
-        sentences.append(f"{capped} of {len(summary['rounds'])} rounds ended at the cap of {cap} epochs.")
-    return printable(" ".join([*sentences, *_bands(run)]))
+        more.append(f"{capped} of {len(summary['rounds'])} rounds ended at the cap of {cap} epochs.")
+    return compose(run, what, settings, came, " ".join(filter(None, more)))
+
+
+def compose(run: DrawnRun, what: str, settings: Mapping[str, Any] | None, came: str, notes: str = "") -> Caption:
+    """A caption, with what is the same for all figures: what ran, how it differs, where, and what bands are.
+
+    Args:
+        run: its rows are those drawn.
+        what: what is drawn.
+        settings: the published settings, in the words of the run's; None where there is nothing to compare with.
+        came: what came out.
+        notes: what the text beside the picture says more.
+    """
+    own = words.told(run.settings)
+    seeds = _seeds(sorted({row["seed"] for row in run.rows}))
+    differs = [] if run.finished else [_progress(run.rows)]
+    if settings is not None:
+        differ = words.not_as_published(own, settings, capped=any(row["stop"] == CAP for row in run.rows))
+        differs.append(f"Not as published: {'; '.join(differ)}." if differ else "Settings as published.")
+    about = [f"Ran on {run.about}."] if run.about else []
+    return Caption(
+        what,
+        f"{words.ran(own)}; {seeds}.",
+        " ".join(differs),
+        came,
+        " ".join(filter(None, [*_bands(run), notes.strip(), *about])),
+    )
 
 
 def common_samples(rounds: Sequence[Row]) -> int | None:
@@ -77,19 +134,6 @@ def common_samples(rounds: Sequence[Row]) -> int | None:
     for row in rounds:
         largest[row["method"], row["seed"]] = max(largest.get((row["method"], row["seed"]), 0), row["samples"])
     return min(largest.values(), default=None)
-
-
-def _what_ran(run: DrawnRun, published: Mapping[str, Any] | None) -> list[str]:
-    """The sentences of the settings, of where they differ from those published, and of what is still to run."""
-    own = words.told(run.settings)
-    about = [words.ran(own), _seeds(sorted({row["seed"] for row in run.rows})), run.about]
-    sentences = ["; ".join(part for part in about if part) + "."]
-    if published is not None:
-        differ = words.not_as_published(own, published, capped=any(row["stop"] == CAP for row in run.rows))
-        sentences.append(f"Not as published: {'; '.join(differ)}." if differ else "Settings as published.")
-    if not run.finished:
-        sentences.append(_progress(run.rows))
-    return sentences
 
 
 def _progress(rows: Sequence[Row]) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from wsjax.errors import printable
 from wsjax.results import names
+from wsjax.results.captions import Caption
 from wsjax.results.names import Methods, Style
 from wsjax.results.published import Curves
 from wsjax.results.stats import Interval, Unit, mean_interval, unit_of
@@ -34,6 +35,7 @@ COSTS = {"seconds": ("train_seconds", "Seconds a round"), "steps": ("steps", "St
 
 WIDTH, HEIGHT = 6.5, 2.6  # inches: a paper's text width, so that the font sizes below are those on the page
 FONT, SMALL = 8, 7  # points
+LINES = 4  # of a caption in the picture
 DASHES = (0, (3, 1.5))
 
 _FIELDS = {"test_accuracy": "Test", "train_accuracy": "Train"}
@@ -134,10 +136,17 @@ def online_curves(
     return figure
 
 
-def add_caption(figure: Figure, text: str) -> None:
-    """Writes a caption under the picture, in room added to the figure's height."""
+def add_caption(figure: Figure, caption: Caption) -> None:
+    """Writes a caption under the picture, in room added to the figure's height: at most four lines.
+
+    What does not fit is cut with an ellipsis, the settings first, for the text beside the picture has all.
+    """
     width, height = figure.get_size_inches()
-    lines = _wrap(_drawable(text), 0.98 * width)
+    parts = [_wrap(_drawable(part), 0.98 * width) for part in caption[:4]]
+    for part in (1, 2, 0, 3):
+        if sum(map(len, parts)) > LINES and len(parts[part]) > 1:
+            parts[part] = [_cut(parts[part][0], 0.98 * width)]
+    lines = [line for part in parts for line in part]
     figure.set_size_inches(width, height + len(lines) * 1.25 * SMALL / 72 + 0.1)
     # A label of the whole figure is the one text at its foot that the layout makes room for.
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=SMALL, linespacing=1.25, parse_math=False)
@@ -166,11 +175,11 @@ def save(figure: Figure, stem: Path | str) -> tuple[Path, Path]:
     return paths[0], paths[1]
 
 
-def save_captioned(figure: Figure, caption: str, stem: Path) -> None:
-    """Writes stem.png and stem.pdf with the caption under the picture, and the caption alone as stem.txt."""
+def save_captioned(figure: Figure, caption: Caption, stem: Path) -> None:
+    """Writes stem.png and stem.pdf with the caption under the picture, and all of the caption as stem.txt."""
     add_caption(figure, caption)
     save(figure, stem)
-    write_whole(stem.with_name(f"{stem.name}.txt"), caption + "\n")
+    write_whole(stem.with_name(f"{stem.name}.txt"), caption.text + "\n")
 
 
 def _bounds(values: NDArray[np.float64]) -> Interval:
@@ -219,6 +228,13 @@ def _wrap(text: str, width: float) -> list[str]:
             head = max(int(len(lines[-1]) * width / _width(lines[-1])) - 1, 1)
             lines[-1:] = [lines[-1][:head], lines[-1][head:]]
     return [line for line in lines if line]
+
+
+def _cut(line: str, width: float) -> str:
+    """A line that says that it goes on."""
+    while line and _width(line + " …") > width:
+        line = line[:-1]
+    return line.rstrip() + " …"
 
 
 def _width(text: str) -> float:

@@ -19,7 +19,6 @@ WORDS = {  # in the order of a caption
     "conv_init": "convolutions drawn as in the {}",
     "dataset": "{}",
     "num_train": "{} training images",
-    "num_test": "{} test images",
     "fraction": "first round on {} of the training images",
     "increment": "{} images more a round",
     "pool": "a pool of {}",
@@ -42,6 +41,7 @@ WORDS = {  # in the order of a caption
     "perturb": "perturb {}",
     "at_once": "before the first round too: {}",
     "fresh": "the network drawn at a round's start: {}",
+    "num_test": "{} test images",
     "batch_stats": "batch statistics: {}",
     "evaluation": "evaluation with {} statistics",
 }
@@ -54,6 +54,7 @@ NEUTRAL = {
 """Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""
 
 _USUAL = {
+    "stem_pool": True,
     "bias": True,
     "conv_init": "report",
     "warmup": 0,
@@ -64,8 +65,12 @@ _USUAL = {
     "at_once": False,
     "fresh": "new",
     "stop": ["epochs"],
+    "fraction": 0.5,
+    "batch_stats": "keep",
+    "opt_state": "rebuild",
+    "evaluation": "running",
 }
-"""What goes without saying of a run, where nothing was published to compare with."""
+"""What goes without saying of a run; where something else was published, that is told all the same."""
 
 _NONE = {"epochs": "no cap", "max_rounds": "all", "first_epochs": "as many as later"}
 _OF_MODEL = {

@@ -16,6 +16,10 @@ from wsjax.storage.records import read_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from wsjax.results.captions import Caption
+
+    Draw = Callable[..., tuple[Figure, Caption]]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -35,9 +39,7 @@ class OnlineConfig(Config):
     """What a round costs: seconds, or steps, which do not depend on the machine."""
 
 
-def run_script(
-    draw: Callable[..., tuple[Figure, str]], script: str, text: str | None, config_type: type[Config] = Config
-) -> None:
+def run_script(draw: Draw, script: str, text: str | None, config_type: type[Config] = Config) -> None:
     """Draws the runs that the command line names, writes picture and caption, and prints the caption.
 
     Args:
@@ -49,10 +51,11 @@ def run_script(
     """
     config = tyro.cli(config_type, description=text)
     with cli.user_errors():
-        cli.say(write(draw, script, config))
+        for line in write(draw, script, config).text.splitlines():
+            cli.say(line)
 
 
-def write(draw: Callable[..., tuple[Figure, str]], script: str, config: Config) -> str:
+def write(draw: Draw, script: str, config: Config) -> Caption:
     """Draws runs, writes stem.png, stem.pdf and stem.txt, and returns the caption."""
     from wsjax.results import plots
 
