@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, names, plots, published
+from wsjax.results import captions, names, plots, published, words
 from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs
 from wsjax.scripts import draw as drawing
@@ -35,14 +35,15 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     run = merge_runs(runs, "offline", reinits=(names.RANDOM, names.WARM))
     settings, report = published.read(PUBLISHED, "settings", "report")
     what = "Figure 1: RI trains on all of the data from scratch, WS first on a part of them."
-    own, curves = settings["offline"], None
-    if all(run.settings.get(name) == own[name] for name in ("dataset", "model")):
+    own, final, curves = settings["offline"], report["figure5_final"], None
+    notes = "No published curve is drawn: the report's Figure 1 is ResNet-18 of width 64 on CIFAR-10 by SGD."
+    if words.is_published(run.settings, own):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
-        final = {published.RI: report["figure5_final"]["random"], published.WS: report["figure5_final"]["warm"]}
         notes = "Dashed: the report's curves (one seed) by the epochs of each round, as far as this run goes."
-        caption = captions.offline_caption(run, what, own, published.by_method(final, run.methods), notes)
+    if words.is_alike(run.settings, own):
+        ends = published.by_method({published.RI: final["random"], published.WS: final["warm"]}, run.methods)
+        caption = captions.offline_caption(run, what, own, ends, notes)
     else:
-        notes = "No published curve: the report's Figure 1 is ResNet-18 on CIFAR-10."
         caption = captions.offline_caption(run, what, notes=notes)
     figure = plots.offline_curves(run.rows, run.methods, epochs=run.epochs, published=curves)
     return figure, caption

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, names, plots, published
+from wsjax.results import captions, names, plots, published, words
 from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs
 from wsjax.scripts import draw as drawing
@@ -43,13 +43,16 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     settings, report = published.read(PUBLISHED, "settings", "report")
     what = "Figure 5: training on all data from scratch (RI), from a part of them on (WS), and shrink-perturb (SP)."
     own, curves = settings["offline"], None
-    if all(run.settings.get(name) == own[name] for name in ("dataset", "model")):
+    notes = "No published curve is drawn: the report's Figure 5 is ResNet-18 of width 64 on CIFAR-10 by SGD."
+    if words.is_published(run.settings, own):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
-        final = {name: report["figure5_final"][key] for name, key in published.by_method(FINALS, run.methods).items()}
-        notes = "Dashed: the report's curves (one seed), as far as this run goes; perturb 0.01 as run, 0.0001 in its "
-        caption = captions.offline_caption(run, what, own, final, notes + "text.")
+        notes = (
+            "Dashed: the report's curves (one seed), as far as this run goes; perturb 0.01 as run, 0.0001 in its text."
+        )
+    if words.is_alike(run.settings, own):
+        ends = {name: report["figure5_final"][key] for name, key in published.by_method(FINALS, run.methods).items()}
+        caption = captions.offline_caption(run, what, own, ends, notes)
     else:
-        notes = "No published curve: the report's Figure 5 is ResNet-18 on CIFAR-10."
         caption = captions.offline_caption(run, what, notes=notes)
     figure = plots.offline_curves(run.rows, run.methods, ["test_accuracy"], epochs=run.epochs, published=curves)
     return figure, caption

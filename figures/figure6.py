@@ -36,19 +36,24 @@ def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, Cap
     settings, report, paper = published.read(PUBLISHED, "settings", "report", "paper")
     what = "Figure 6: images arrive every round; parameters are shrunk and perturbed (SP, by shrink), kept (WS) or "
     what += "drawn anew (RI)."
-    own, curves = settings["online"] | settings["figure6"], None
-    if all(run.settings.get(name) == own[name] for name in ("dataset", "model", "threshold")):
+    own, drawn = settings["online"] | settings["figure6"], {}
+    notes = "No published curve is drawn: the report's Figure 6 is ResNet-18 of width 64 on CIFAR-10, stopped at 99 %."
+    if words.is_alike(run.settings, own, "threshold"):
         pool = words.share(own["num_train"], own["pool"])
         curves = published.online(report["figure2_online"]["f2c99"], pool, run.methods)
         curves |= paper_points(paper, pool, run.methods)
+        if words.is_published(run.settings, own):
+            drawn = curves
+            notes = (
+                "Dashed: RI and WS of the report's Figure 2a (+1,000 images a round, one seed); diamonds: where the "
+            )
+            notes += "paper's Figure 7 ends, ResNet-18 too. Both as far as this run goes; seconds are those of other "
+            notes += "machines."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
-        notes = "Dashed: RI and WS of the report's Figure 2a (+1,000 images a round, one seed); diamonds: where the "
-        notes += "paper's Figure 7 ends, ResNet-18 too. Both as far as this run goes; seconds are those of other "
-        caption = captions.online_caption(run, what, ends, own, points, notes + "machines.")
+        caption = captions.online_caption(run, what, ends, own, points, notes)
     else:
-        notes = "No published curve: the report's Figure 6 is ResNet-18 on CIFAR-10, stopped at 99 %."
         caption = captions.online_caption(run, what, ends, notes=notes)
-    figure = plots.online_curves(ends["rounds"], run.methods, published=curves, cost=cost)
+    figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)
     return figure, caption
 
 

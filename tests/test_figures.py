@@ -3,6 +3,7 @@ import os
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -195,29 +196,43 @@ def test_caption_compares_with_the_published_run(tmp_path):
         "4 epochs a round instead of 200." in text
     )
     assert "RI 60.5" in text
-    assert "(published 60.3)" in text
-    assert "(published 58.7)" in text
+    assert "(60.3)" in text
+    assert "(58.7)" in text
     assert "Ran on cpu, jax 0.10.1, commit abcdef012." in text
     assert "SP" not in text  # Figure 1 has none
 
 
+@pytest.mark.parametrize(("number", "write"), [(1, "offline"), (5, "offline"), (2, "online"), (6, "online")])
+def test_published_curves_stand_behind_those_of_the_same_network_only(tmp_path, number, write):
+    make = {"offline": partial(write_run, num_train=50000), "online": write_online_run}[write]
+
+    def dashed(width):
+        run = read_run(make(tmp_path / str(width), width=width, batch_stats="keep", evaluation="running"))
+        figure, caption = runpy.run_path(str(FIGURES / f"figure{number}.py"))["draw"]([run])
+        assert ("No published curve is drawn" in caption.notes) == (width != 64)
+        return sum(line.get_linestyle() == "--" for axis in figure.axes for line in axis.get_lines())
+
+    assert dashed(64) >= 2
+    assert dashed(8) == 0
+
+
 def test_figure5_compares_every_shrink(tmp_path):
     text = draw(5, write_run(tmp_path / "run", seeds=[0]))
-    assert "SP 0.1 80.0 (published 80.9); SP 0.3 65.0 (published 64.7); gap RI - WS 2.5 (published 1.6)." in text
+    assert "SP 0.1 80.0 (80.9); SP 0.3 65.0 (64.7); RI - WS 2.5 (1.6)." in text
 
 
 def test_figure2_compares_at_the_images_that_the_run_reached(tmp_path):
     text = draw(2, write_online_run(tmp_path / "run"))
     assert (
-        "Not as published: width 8 instead of 64; 4 epochs a round instead of no cap; "
-        "evaluation with running statistics instead of batch." in text
+        "Not as published: width 8 instead of 64; 4 epochs a round instead of no cap; train accuracy running instead "
+        "of after; evaluation with running statistics instead of batch." in text
     )
     # the report's third round: RI 48.92, WS 48.78
-    assert "at 3,000 images: RI 36.5 [30.1, 42.9] (published 48.9); WS 33.5 [27.1, 39.9] (published 48.8)" in text
-    assert "gap RI - WS 3.0 [3.0, 3.0] (published 0.1)" in text
+    assert "at 3,000 images in percent (published): RI 36.5 ± 6.4 (48.9); WS 33.5 ± 6.4 (48.8)" in text
+    assert "RI - WS 3.0 ± 0.0 (0.1)" in text
     assert "RI - WS changes by +1.00 points [+1.00, +1.00] a round." in text
     # RI takes 2 + 20 + 30 steps (the first round is common), WS 2 + 4 + 6
-    assert "Steps over all rounds, in percent of RI's: WS 23.1 [23.1, 23.1]." in text
+    assert "Steps over all rounds, in percent of RI's: WS 23.1 ± 0.0." in text
     assert "2 of 12 rounds ended at the cap of 4 epochs." in text
     assert "SP" not in text
 
@@ -225,7 +240,7 @@ def test_figure2_compares_at_the_images_that_the_run_reached(tmp_path):
 def test_figure2_has_a_curve_for_each_panel_and_none_for_other_runs(tmp_path):
     svhn = {"dataset": "svhn", "num_train": 73257, "threshold": 0.999}
     text = draw(2, write_online_run(tmp_path / "c", **svhn))
-    assert "published 78.6" in text  # panel c, RI at 3,000
+    assert "(78.6)" in text  # panel c, RI at 3,000
     assert "(published" not in draw(2, write_online_run(tmp_path / "a", threshold=0.9))
     assert "(published" not in draw(2, write_online_run(tmp_path / "b", model="mlp"))
 
@@ -233,10 +248,7 @@ def test_figure2_has_a_curve_for_each_panel_and_none_for_other_runs(tmp_path):
 def test_figure6_compares_with_the_paper_at_the_pools_end(tmp_path):
     sizes = (1000, 2000, 33334)
     text = draw(6, write_online_run(tmp_path / "run", sizes=sizes, seeds=[0]))
-    assert (
-        "RI 36.0 (published 78.3); WS 33.0 (published 73.2); SP 0 36.0 (published 76.5); SP 0.4 36.0 (published 78.0)"
-        in text
-    )
+    assert "RI 36.0 (78.3); WS 33.0 (73.2); SP 0 36.0 (76.5); SP 0.4 36.0 (78.0)" in text
     assert "1,000 images more a round instead of 2,500" in text
 
 
@@ -246,7 +258,7 @@ def test_an_online_run_under_way_is_drawn_as_far_as_all_ways_are(tmp_path):
     (folder / "records.jsonl").write_text("".join(lines[:4]))  # first, RI 2, RI 3, WS 2
     text = draw(2, folder)
     assert "UNFINISHED RUN" in text
-    assert "at 2,000 images: RI 34.0 (published 43.5); WS 32.0 (published 45.6)" in text
+    assert "at 2,000 images in percent (published): RI 34.0 (43.5); WS 32.0 (45.6)" in text
     assert "Steps over all rounds" not in text
 
 
@@ -262,7 +274,7 @@ def test_settings_as_published_are_said_to_be(tmp_path):
 @pytest.mark.parametrize("other", [{"dataset": "svhn"}, {"model": "mlp"}])
 def test_another_data_set_or_model_gets_no_published_curve(tmp_path, number, other):
     text = draw(number, write_run(tmp_path / "run", **other))
-    assert f"No published curve: the report's Figure {number} is ResNet-18 on CIFAR-10." in text
+    assert f"No published curve is drawn: the report's Figure {number} is ResNet-18 of width 64" in text
     assert "(published" not in text
 
 
@@ -292,9 +304,9 @@ def test_methods_of_any_name_are_drawn_by_what_they_are(tmp_path, number):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "records.jsonl").write_text(rows)
     text = draw(number, folder)
-    assert "scratch 60.0 (published 60.3); $x_1$ <b> 57.5 (published 58.7); " in text
-    assert "gap scratch - $x_1$ <b> 2.5 (published 1.6)." in text
-    assert ("_ 65.0 (published 64.7); SP 80.0; gap" in text) == (number == 5)
+    assert "scratch 60.0 (60.3); $x_1$ <b> 57.5 (58.7); " in text
+    assert "scratch - $x_1$ <b> 2.5 (1.6)." in text
+    assert ("_ 65.0 (64.7); SP 80.0; scratch" in text) == (number == 5)
 
 
 @pytest.mark.parametrize("number", [2, 6])
@@ -302,7 +314,7 @@ def test_methods_of_any_name_are_drawn_by_what_they_are(tmp_path, number):
 def test_one_round_is_drawn(tmp_path, number, cost):
     text = draw(number, write_online_run(tmp_path / "run", sizes=(1000,), seeds=[0], max_rounds=1), cost=cost)
     assert "at most 1 rounds" in text
-    assert "Test accuracy in percent at 1,000 images: first round 31.0." in text
+    assert "Test accuracy at 1,000 images in percent: first round 31.0." in text
 
 
 @pytest.mark.parametrize("number", [2, 6])

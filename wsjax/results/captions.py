@@ -56,7 +56,7 @@ def offline_caption(
     unit, came = unit_of(run.rows), ""
     ends = [row for row in run.rows if row["round"] == 2 and row["stop"]]
     if ends:
-        came = f"Final test {_word(unit)}: {'; '.join(_scores(run, ends, final or {}, unit))}."
+        came = scores(run, f"Final test {unit.word}", ends, final)
     if run.finished and run.epochs is None:
         notes += " A seed that stopped earlier holds its last value."
     return compose(run, what, settings, came, notes)
@@ -84,7 +84,7 @@ def online_caption(
     samples = common_samples(summary["rounds"])
     if samples is not None:
         ends = [row for row in summary["rounds"] if row["samples"] == samples]
-        came = f"Test {_word(unit)} at {samples:,} images: {'; '.join(_scores(run, ends, published or {}, unit))}."
+        came = scores(run, f"Test {unit.word} at {samples:,} images", ends, published)
     if slope := summary["gap_slope"]:
         low, high = slope["low"], slope["high"]
         bounds = "" if low is None else f" [{unit.number(low, sign=True)}, {unit.number(high, sign=True)}]"
@@ -146,8 +146,16 @@ def _progress(rows: Sequence[Row]) -> str:
     return f"UNFINISHED RUN, so far at seed {last['seed']}, {method}, round {last['round']}, epoch {last['epoch']}."
 
 
-def _scores(run: DrawnRun, ends: Sequence[Row], published: Mapping[str, float], unit: Unit) -> list[str]:
-    """Each method's mean test score, and the paired gap, beside the published numbers where there are some."""
+def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str, float] | None = None) -> str:
+    """A sentence of each method's mean test score and the paired gap, with published percentages in brackets.
+
+    Args:
+        run: what is drawn.
+        what: what the scores are.
+        ends: a row for each method and seed.
+        published: method to published test accuracy, in percent.
+    """
+    published, unit = published or {}, unit_of(run.rows)
     values: dict[str, list[float]] = {}
     for row in ends:
         values.setdefault(row["method"], []).append(row["test_accuracy"])
@@ -159,8 +167,9 @@ def _scores(run: DrawnRun, ends: Sequence[Row], published: Mapping[str, float], 
     if gap := paired(ends, random, warm):
         a, b = gap["minuend"], gap["subtrahend"]
         known = published[a] - published[b] if {a, b} <= published.keys() else None
-        numbers.append(f"gap {_minus(gap)} {_number(gap['mean'], gap['low'], gap['high'], known, unit)}")
-    return numbers
+        numbers.append(f"{_minus(gap)} {_number(gap['mean'], gap['low'], gap['high'], known, unit)}")
+    of = " in percent" * unit.percent + " (published)" * any(name in published for name in values)
+    return f"{what}{of}: {'; '.join(numbers)}."
 
 
 def _bands(run: DrawnRun) -> list[str]:
@@ -169,7 +178,7 @@ def _bands(run: DrawnRun) -> list[str]:
     counts = {count for count in seeds.values() if count > 1}
     if not counts:
         return []
-    bounds = "bands ranges, brackets" if counts == {2} else "bands and brackets"
+    bounds = "bands ranges, what follows ±" if counts == {2} else "bands and what follows ±"
     also = "" if counts == {2} or 2 not in counts else ", bands of two seeds their range"
     return [f"Lines are means over seeds, {bounds} 95 % t-intervals of the mean{also}."]
 
@@ -181,20 +190,13 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _number(mean: float, low: float | None, high: float | None, published: float | None, unit: Unit) -> str:
-    """A mean over seeds, its bounds where there are several, and the published percentage where there is one."""
-    bounds = ""
-    if low is not None and high is not None and low == low:  # a bound of one value is NaN
-        bounds = f" [{unit.number(low, 1)}, {unit.number(high, 1)}]"
-    there = f" (published {published:.1f})" if published is not None and unit.percent else ""
-    return unit.number(mean, 1) + bounds + there
+    """A mean over seeds, half of its interval where there are several, and the published percentage in brackets."""
+    half = "" if low is None or high is None or low != low else f" ± {unit.number((high - low) / 2, 1)}"
+    return unit.number(mean, 1) + half + (f" ({published:.1f})" if published is not None and unit.percent else "")
 
 
 def _share(share: Mapping[str, Any]) -> str:
     return _number(share["mean"], share["low"], share["high"], None, ACCURACY)
-
-
-def _word(unit: Unit) -> str:
-    return f"{unit.word} in percent" if unit.percent else unit.word
 
 
 def _minus(difference: Mapping[str, Any]) -> str:

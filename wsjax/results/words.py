@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wsjax.storage.records import BEFORE
+
 Settings = Mapping[str, Any]
 
 WORDS = {  # in the order of a caption
@@ -39,7 +41,7 @@ WORDS = {  # in the order of a caption
     "plateau_window": "over {} epochs",
     "train_accuracy": "train accuracy {}",
     "perturb": "perturb {}",
-    "at_once": "before the first round too: {}",
+    "at_once": "shrunk before the first round too: {}",
     "fresh": "the network drawn at a round's start: {}",
     "num_test": "{} test images",
     "batch_stats": "batch statistics: {}",
@@ -106,7 +108,7 @@ def told(settings: Settings) -> dict[str, Any]:
     unused = {name for name, needed in _OF_MODEL.items() if model != needed}
     unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
-        unused.add("perturb")
+        unused |= {"perturb", "at_once"}
     if own.get("model") == "resnet18":
         unused.add("bias")
     if stop == ["epochs"]:
@@ -140,6 +142,21 @@ def not_as_published(own: Settings, published: Settings, capped: bool) -> list[s
     return [f"{phrase(name, own[name])} instead of {_value(name, there.get(name))}" for name in names]
 
 
+def is_alike(own: Settings, published: Settings, *names: str) -> bool:
+    """Whether a run's ends may stand beside published numbers: the same data set, model, and further settings."""
+    return all(own.get(name) == published.get(name) for name in ("dataset", "model", *names))
+
+
+def is_published(own: Settings, published: Settings) -> bool:
+    """Whether a run's curves may be drawn over published ones: the same data, network, optimiser and stop rule.
+
+    A narrow network's curve under a wide one's would mislead.
+    """
+    one, other = told(own), told(published)
+    same = ("dataset", "num_train", *_OF_MODEL, "model", "optimizer", "learning_rate", "stop", "threshold")
+    return all(one.get(name) == other.get(name) for name in same if name not in ("batch_stats", "evaluation"))
+
+
 def phrase(name: str, value: Any) -> str:
     """A setting in words."""
     text = _value(name, value)
@@ -153,7 +170,8 @@ def share(total: int, fraction: float) -> int:
 
 def _alike(settings: Settings) -> dict[str, Any]:
     """Settings with one value for everything that comes to the same."""
-    own = dict(settings)
+    before = {name: value for name, value in BEFORE.items() if name != "at_once" or "increment" in settings}
+    own = before | dict(settings)
     if len(rules := sorted(own.get("stop") or [])) > 1:
         own["stop"] = [rule for rule in rules if rule != "epochs"]  # the cap is in force with every other rule
     if own.get("first_epochs") is not None and own["first_epochs"] == own.get("epochs"):
