@@ -195,5 +195,9 @@ def _value(name: str, value: Any) -> str:
         return short if float(short := f"{value:.5g}") == value else repr(value)
     if isinstance(value, list | tuple):
         return "/".join(_value(name, one) for one in value)
-    text = str(value)
-    return _NAMES.get(text, Path(text).stem if name == "dataset" else text)  # a data set may be a file
+    return label(str(value), name)
+
+
+def label(value: str, name: str = "dataset") -> str:
+    """A data set, model or optimiser as it is called in a text; a data set may be a file."""
+    return _NAMES.get(value, Path(value).stem if name == "dataset" else value)

@@ -1,0 +1,128 @@
+"""Verdicts on claims, from made-up runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_captions import run
+from test_plots import curve
+
+from wsjax.results import claims
+from wsjax.results.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNDECIDED, Estimate, StudyRun, judge
+
+CLAIMS = json.loads((Path(__file__).parents[1] / "figures" / "published" / "claims.json").read_text())["claims"]
+RI, WS = {"reinit": "random_init"}, {"reinit": "warm_start"}
+PART = {
+    "what": "RI - WS", "runs": [{"experiment": "offline", "dataset": "cifar10"}], "measure": "difference",
+    "of": [RI, WS], "lies_in": [0, None],
+}  # fmt: skip
+
+
+def offline(random, warm, **settings):
+    """A run of these final accuracies, a seed each."""
+    rows = [row for seed, (a, b) in enumerate(zip(random, warm, strict=True))
+            for row in curve("RI", [0.1, a], seed) + curve("WS", [0.1, b], seed)]  # fmt: skip
+    return StudyRun(Path("run"), run(rows, seeds=list(range(len(random))), **settings))
+
+
+def verdict(*runs, **changes):
+    return judge({"parts": [PART | changes]}, list(runs))
+
+
+@pytest.mark.parametrize(
+    ("warm", "expected"),
+    [
+        ((0.50, 0.51, 0.49), REPRODUCED),
+        ((0.70, 0.71, 0.69), NOT_REPRODUCED),
+        ((0.50, 0.71, 0.59), UNDECIDED),
+    ],
+)
+def test_the_interval_decides(warm, expected):
+    found = verdict(offline((0.60, 0.61, 0.59), warm))
+    assert found.verdict == expected
+    (estimate,) = found.estimates
+    assert (estimate.what, estimate.seeds) == ("RI - WS", 3)
+    assert estimate.mean == pytest.approx(0.6 - sum(warm) / 3)
+    assert found.scale == "CIFAR-10, width 64, 50,000 images, 3 epochs, 3 seeds"
+
+
+def test_one_seed_decides_nothing_and_no_run_is_not_run():
+    assert verdict(offline((0.9,), (0.1,))).verdict == UNDECIDED
+    assert verdict().verdict == NOT_RUN
+    assert verdict(offline((0.9, 0.9), (0.1, 0.1), dataset="svhn")).verdict == NOT_RUN
+    assert verdict(offline((0.9, 0.9), (0.1, 0.1)), of=[RI, {"reinit": "shrink_perturb"}]).missing == ["RI - WS"]
+
+
+def test_ranges_are_open_or_closed_at_either_end():
+    bounds = [
+        ((0, None), REPRODUCED),
+        ((None, 0), NOT_REPRODUCED),
+        ((0.15, 0.25), UNDECIDED),
+        ((0.3, 0.4), NOT_REPRODUCED),
+    ]
+    for lies_in, expected in bounds:
+        assert Estimate("", 0.2, 0.1, 0.25, 3, "points", lies_in).verdict == expected
+
+
+def test_a_claim_of_several_parts_needs_them_all():
+    good, bad = offline((0.6, 0.61), (0.5, 0.51)), offline((0.5, 0.51), (0.6, 0.61), dataset="cifar100")
+    parts = [PART, PART | {"what": "other", "runs": [{"experiment": "offline", "dataset": "cifar100"}]}]
+    assert judge({"parts": parts}, [good]).verdict == UNDECIDED
+    assert judge({"parts": parts}, [good]).missing == ["other"]
+    assert judge({"parts": parts}, [good, bad]).verdict == NOT_REPRODUCED
+    assert judge({"parts": parts}, [good, offline((0.7, 0.71), (0.6, 0.61), dataset="cifar100")]).verdict == REPRODUCED
+
+
+def test_the_largest_run_decides_and_seeds_of_several_runs_are_one():
+    small = offline((0.5, 0.51), (0.6, 0.61), width=8)
+    assert verdict(small, offline((0.6, 0.61), (0.5, 0.51))).verdict == REPRODUCED
+    alone = offline((0.6,), (0.5,))  # a larger run of one seed has no interval
+    assert verdict(small, alone).verdict == NOT_REPRODUCED
+    other = StudyRun(Path("b"), run(curve("RI", [0.62], 7) + curve("WS", [0.52], 7), seeds=[7]))
+    found = verdict(small, alone, other)
+    assert (found.verdict, found.estimates[0].seeds) == (REPRODUCED, 2)
+
+
+def test_the_change_of_a_gap_between_two_runs_is_paired():
+    more, less = (
+        offline((0.6, 0.7), (0.5, 0.6), weight_decay=0.001),
+        offline((0.6, 0.7), (0.59, 0.68), weight_decay=0.1),
+    )
+    runs = [{"experiment": "offline", "weight_decay": 0.1}, {"experiment": "offline", "weight_decay": 0.001}]
+    found = verdict(more, less, measure="change", runs=runs, lies_in=[None, 0])
+    assert found.estimates[0].mean == pytest.approx(0.015 - 0.1)
+    assert found.verdict == REPRODUCED
+
+
+def test_a_mean_is_compared_in_combined_standard_errors():
+    """Mean 0.60, error 0.01 / sqrt(3); the published one 0.58 with 0.2 points of 5 seeds: 0.002 sqrt(1.25)."""
+    found = verdict(offline((0.59, 0.60, 0.61), (0.5, 0.5, 0.5)), measure="mean", of=[RI], published=[58.0, 0.2],
+                    lies_in=[-2, 2])  # fmt: skip
+    expected = 0.02 / (0.01**2 / 3 + 0.002**2 * 1.25) ** 0.5
+    assert found.estimates[0].mean == pytest.approx(expected)
+    assert found.verdict == NOT_REPRODUCED
+
+
+def test_the_growth_of_steps_over_rounds():
+    rows = []
+    for seed in (0, 1):
+        rows += curve("first", [0.5], seed)
+        for number, (random, warm) in enumerate([(10, 5), (20, 5), (30, 6)], 2):
+            for name, steps in (("RI", random + seed), ("WS", warm)):
+                rows += [row | {"round": number, "steps": steps} for row in curve(name, [0.5], seed)]
+    part = {"measure": "growth", "runs": [{"experiment": "online"}], "unit": ""}
+    online = StudyRun(Path("online"), run(rows, experiment="online"))
+    assert verdict(online, of=[RI], **part).estimates[0].mean == pytest.approx(10)
+    share = verdict(online, of=[WS, RI], **part | {"lies_in": [-0.25, 0.25]})
+    assert share.estimates[0].mean == pytest.approx(0.05)
+    assert share.verdict == REPRODUCED
+
+
+def test_every_claim_is_whole():
+    assert len({claim["id"] for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert claim.keys() >= {"id", "figure", "claim", "published", "command", "parts"}
+        for part in claim["parts"]:
+            assert part["measure"] in claims.MEASURES
+            assert len(part["lies_in"]) == 2
+        assert judge(claim, []).verdict == NOT_RUN

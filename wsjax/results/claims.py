@@ -1,0 +1,283 @@
+"""Verdicts on published claims, computed from runs.
+
+A claim is data (figures/published/claims.json): parts, each with the runs that it is about, what is measured of them,
+and the range that the claim puts it in. A part holds where the whole interval lies in the range, and does not where it
+lies outside; a claim is reproduced where all of its parts hold, and not where one does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wsjax.errors import RunError
+from wsjax.results import words
+from wsjax.results.merge import DrawnRun, merge_runs
+from wsjax.results.stats import mean_interval
+from wsjax.results.summary import paired, summarize_offline, summarize_online
+from wsjax.storage.records import BEFORE, CONFIG, RunRecords, differing, read_run
+from wsjax.storage.rows import FIRST, Row
+
+REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"
+
+
+class Estimate(NamedTuple):
+    """What was measured for one part of a claim.
+
+    Attributes:
+      what: in words.
+      mean: over seeds.
+      low: of its interval; None of one seed.
+      high: likewise.
+      seeds: how many.
+      unit: "points", "percent" or "" of plain numbers; the first two are fractions here.
+      lies_in: the range that the claim puts it in; None is open.
+    """
+
+    what: str
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+    unit: str
+    lies_in: tuple[float | None, float | None]
+
+    @property
+    def verdict(self) -> str:
+        """What it says of its part of the claim."""
+        if self.low is None or self.high is None:
+            return UNDECIDED
+        least, most = (bound if bound is not None else end for bound, end in zip(self.lies_in, _ENDS, strict=True))
+        if least <= self.low and self.high <= most:
+            return REPRODUCED
+        return NOT_REPRODUCED if self.high < least or self.low > most else UNDECIDED
+
+
+class Verdict(NamedTuple):
+    """What the runs say of a claim; `missing` are the parts that no run tells of, `scale` is that of the runs."""
+
+    claim: Mapping[str, Any]
+    verdict: str
+    estimates: list[Estimate]
+    missing: list[str]
+    scale: str
+
+
+class StudyRun(NamedTuple):
+    """A run and its folder."""
+
+    folder: Path
+    records: RunRecords
+
+
+_ENDS = (-math.inf, math.inf)
+
+
+def read_study(folder: Path) -> list[StudyRun]:
+    """All runs in a folder, at any depth, by their names. Raises RunError where one is damaged."""
+    return [StudyRun(path.parent, read_run(path.parent)) for path in sorted(folder.rglob(CONFIG))]
+
+
+def verdicts(claims: Iterable[Mapping[str, Any]], runs: Sequence[StudyRun]) -> list[Verdict]:
+    """The verdict on each claim; see the module for what a claim is."""
+    return [judge(claim, runs) for claim in claims]
+
+
+def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
+    """The verdict on one claim, by the largest runs that tell of each of its parts."""
+    estimates: list[Estimate] = []
+    missing, scales = [], []
+    for part in claim["parts"]:
+        found = _measure(part, runs)
+        if found is None:
+            missing.append(part["what"])
+        else:
+            estimates += found[0]
+            scales.append(found[1])
+    told = {estimate.verdict for estimate in estimates}
+    if not estimates:
+        verdict = NOT_RUN
+    elif NOT_REPRODUCED in told:
+        verdict = NOT_REPRODUCED
+    else:
+        verdict = UNDECIDED if missing or UNDECIDED in told else REPRODUCED
+    return Verdict(claim, verdict, estimates, missing, "; ".join(dict.fromkeys(scales)))
+
+
+def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[DrawnRun]:
+    """The runs of those settings, "experiment" among them, merged where they differ in seeds and methods only.
+
+    The largest comes first: several seeds before one, then by width, images, epochs and seeds.
+    """
+    settings = {name: value for name, value in wanted.items() if name != "experiment"}
+    together: list[list[RunRecords]] = []
+    for run in (run.records for run in runs):
+        own = run.config["config"]
+        if run.config.get("experiment") != wanted["experiment"] or not run.rows:
+            continue
+        if any(own.get(name, BEFORE.get(name)) != value for name, value in settings.items()):
+            continue
+        for group in together:
+            if not differing(group[0].config["config"], own).keys() - words.NEUTRAL - {"perturb"}:
+                group.append(run)
+                break
+        else:
+            together.append([run])
+    merged = []
+    for group in together:
+        try:
+            merged.append(merge_runs(group, wanted["experiment"]))
+        except RunError:  # they mean different things by a name: each stands alone
+            merged += [merge_runs([run], wanted["experiment"]) for run in group]
+    return sorted(merged, key=_size, reverse=True)
+
+
+def scale(run: DrawnRun) -> str:
+    """How large a run is, in words."""
+    own, seeds = run.settings, len({row["seed"] for row in run.rows})
+    parts = [f"width {own['width']}"] if own.get("model") == "resnet18" and own.get("width") else []
+    parts += [f"{own['num_train']:,} images"] if own.get("num_train") else []
+    parts += [f"{own['epochs']} epochs" if own.get("stop") == ["epochs"] else "to " + _stop(own)]
+    return ", ".join([words.label(own.get("dataset", "")), *parts, f"{seeds} seed{'s' * (seeds > 1)}"])
+
+
+def _stop(own: Mapping[str, Any]) -> str:
+    return f"{own['threshold']:.4g} train accuracy" if "accuracy" in own.get("stop", ()) else "a plateau"
+
+
+def _size(run: DrawnRun) -> tuple[Any, ...]:
+    own, seeds = run.settings, len({row["seed"] for row in run.rows})
+    width = own.get("width") or 0 if own.get("model") == "resnet18" else 0
+    return seeds > 1, width, own.get("num_train") or 0, own.get("epochs") or 0, seeds
+
+
+def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Estimate], str] | None:
+    """What a part of a claim comes to, and the scale; None where no run tells of it."""
+    among = [groups(runs, wanted) for wanted in part["runs"]]
+    for number in range(max(map(len, among), default=0)):  # the largest that has what is measured
+        if all(number < len(own) for own in among):
+            own = [group[number] for group in among]
+            if found := MEASURES[part["measure"]](part, *own):
+                estimates = [
+                    Estimate(part["what"] if len(found) == 1 else f"{part['what']}: {what}", mean, low, high, seeds,
+                             part.get("unit", "points"), tuple(part["lies_in"]))
+                    for what, mean, low, high, seeds in found
+                ]  # fmt: skip
+                return estimates, scale(own[0])
+    return None
+
+
+Found = list[tuple[str, float, float | None, float | None, int]]
+"""What was measured: in words, mean, bounds and the number of seeds."""
+
+
+def _difference(part: Mapping[str, Any], run: DrawnRun) -> Found:
+    """The paired difference of two methods at the end of the last round, in a field, by default test accuracy."""
+    one, other = (_named(run, spec) for spec in part["of"])
+    return _found(paired(_ends(run), one, other, part.get("field", "test_accuracy")))
+
+
+def _change(part: Mapping[str, Any], run: DrawnRun, other: DrawnRun) -> Found:
+    """How much larger the difference of two methods is in one run than in another, paired by seed."""
+    gaps = [_by_seed(each, part["of"]) for each in (run, other)]
+    both = sorted(gaps[0].keys() & gaps[1].keys())
+    return _interval([gaps[0][seed] - gaps[1][seed] for seed in both])
+
+
+def _summary(part: Mapping[str, Any], run: DrawnRun) -> Found:
+    """An interval that the experiment's summary holds, by its place there."""
+    at: Any = SUMMARIES[part["runs"][0]["experiment"]](run.rows, run.methods)
+    for key in part["at"]:
+        at = at.get(key) if isinstance(at, Mapping) else at[key] if isinstance(at, list) and len(at) > key else None
+        if at is None:
+            return []
+    return _found(at)
+
+
+def _share(part: Mapping[str, Any], run: DrawnRun) -> Found:
+    """The steps of an online method over all rounds, as a share of random initialisation's."""
+    return _found(summarize_online(run.rows, run.methods)["steps_of_RI"].get(_named(run, part["of"][0])))
+
+
+def _growth(part: Mapping[str, Any], run: DrawnRun) -> Found:
+    """How much a round's steps grow from round to round, by least squares for each seed, or that as a share of
+    another method's growth."""
+    slopes = [_slopes(run, spec) for spec in part["of"]]
+    if len(slopes) == 1:
+        return _interval(list(slopes[0].values()))
+    return _interval([slopes[0][seed] / slopes[1][seed] for seed in sorted(slopes[0].keys() & slopes[1].keys())])
+
+
+def _slopes(run: DrawnRun, spec: Mapping[str, Any]) -> dict[int, float]:
+    """The slope of a method's steps over its rounds, by seed."""
+    name = _named(run, spec)
+    steps: dict[int, dict[int, int]] = {}
+    for row in run.rows:
+        if row["method"] == name and row["stop"] and row["round"] > 1:
+            steps.setdefault(row["seed"], {})[row["round"]] = row["steps"]
+    return {seed: float(np.polyfit(list(own), list(own.values()), 1)[0]) for seed, own in steps.items() if len(own) > 2}
+
+
+def _mean(part: Mapping[str, Any], run: DrawnRun) -> Found:
+    """How far a method's mean is from the published one, in their combined standard errors."""
+    name = _named(run, part["of"][0])
+    values = [end["test_accuracy"] for end in _ends(run) if end["method"] == name]
+    if len(values) < 2:
+        return []
+    own = _error(values)
+    # The report's standard errors are of 5 seeds and have no degree of freedom taken off.
+    combined = math.hypot(own, part["published"][1] / 100 * math.sqrt(5 / 4))
+    distance = (sum(values) / len(values) - part["published"][0] / 100) / combined
+    return [("", distance, distance, distance, len(values))]
+
+
+MEASURES: dict[str, Callable[..., Found]] = {
+    "difference": _difference,
+    "change": _change,
+    "summary": _summary,
+    "mean": _mean,
+    "share": _share,
+    "growth": _growth,
+}
+SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {"offline": summarize_offline, "online": summarize_online}
+
+
+def _error(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _named(run: DrawnRun, spec: Mapping[str, Any]) -> str | None:
+    """The name of the method that is what `spec` says, and nothing more where several are."""
+    found = [name for name, own in run.methods.items() if spec.items() <= own.items()]
+    return min(found, key=lambda name: len(run.methods[name]), default=None)
+
+
+def _ends(run: DrawnRun) -> list[Row]:
+    """The last row of each method and seed that have ended the last round."""
+    ends = [row for row in run.rows if row["stop"] and row["method"] != FIRST]
+    last = max((row["round"] for row in ends), default=0)
+    return [row for row in ends if row["round"] == last]
+
+
+def _by_seed(run: DrawnRun, of: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    one, other = (
+        {row["seed"]: row["test_accuracy"] for row in _ends(run) if row["method"] == _named(run, spec)} for spec in of
+    )
+    return {seed: one[seed] - other[seed] for seed in one.keys() & other.keys()}
+
+
+def _interval(values: Sequence[float]) -> Found:
+    if not values:
+        return []
+    mean, low, high = mean_interval(values)
+    several = len(values) > 1
+    return [("", mean, low if several else None, high if several else None, len(values))]
+
+
+def _found(value: Mapping[str, Any] | None) -> Found:
+    return [] if value is None else [("", value["mean"], value["low"], value["high"], value["seeds"])]
