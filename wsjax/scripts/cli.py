@@ -52,15 +52,20 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with user_errors():
-        peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-        peek.add_argument("--dataset")
-        try:
-            default = defaults(peek.parse_known_args()[0].dataset)
-        except argparse.ArgumentError:  # --dataset without a value: tyro says it better
-            default = defaults(None)
+        default = defaults(peeked(sys.argv[1:]))
         config = tyro.cli(type(default), default=default, description=text, use_underscores=True)
         warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
         main(config)
+
+
+def peeked(flags: Sequence[str]) -> str | None:
+    """The data set that a command line names, for its defaults; None where it names none."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--dataset")
+    try:
+        return peek.parse_known_args(list(flags))[0].dataset
+    except argparse.ArgumentError:  # --dataset without a value: tyro says it better
+        return None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,148 @@
+"""The whole study by one command: runs what is missing of its jobs, most valuable first, and draws the page.
+
+    python experiments/reproduce.py --scale=digits         the newcomer's tour: embedded data, every figure, minutes
+    python experiments/reproduce.py --scale=cpu            real data, narrow networks and fewer images, hours
+    python experiments/reproduce.py --scale=full           the report's own settings; a GPU, or many
+    python experiments/reproduce.py --scale=full --dry_run what would run, with estimates, and the commands
+
+It may be killed at any moment and given again: what is complete is skipped, what was under way continues. A job that
+fails leaves the others alone. With --launcher=slurm the jobs are one array of Slurm's.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
+import dataclasses
+import runpy
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from wsjax.scripts import cli, launch, study
+from wsjax.scripts.launch import Job
+from wsjax.storage.files import user_path
+
+HERE = Path(__file__).resolve().parent
+
+# Figure to jobs, each a script and its flags; the name of a job is the figure's, and a number from the second on. The
+# figures of a scale stand in the order of their value for the time they take.
+DIGITS = {
+    "figure5": ["offline --shrink 0.1 0.3 0.6"],
+    "figure6": ["online --shrink 0.2 0.4 0.6 0.9"],
+    "figure3": ["early_stopping"],
+    "figure8": ["gradients"],
+    "figure7": ["shrink_only"],
+    "figure11": ["transfer"],
+    "figure4": ["hyperparameters", "hyperparameters --chained"],
+    "table2": [f"offline --methods RI WS --weight_decay={decay}" for decay in (0.1, 0.01, 0.001)],
+    "figure9": ["offline --augment --methods RI WS"],
+    "figure10": ["gradients --augment"],
+    "controls": ["offline --methods RI WS SP RI@0.003 WS@0.003 RI@0.01 WS@0.01"],
+    "table1": [
+        f"offline --model={model} --optimizer={optimizer} --stop accuracy plateau --methods RI WS"
+        for model in ("mlp", "logistic")
+        for optimizer in ("adam", "sgd")
+    ],
+}
+GRIDS = {"digits": DIGITS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What of the study to run, and where."""
+
+    scale: str = "digits"
+    """digits (embedded data), cpu (CIFAR, as far as 2 cores go) or full (as the report ran)."""
+    only: tuple[str, ...] = ()
+    """Run the jobs of these figures and tables only, such as figure5 table2."""
+    seeds: int | None = None
+    """Seeds 0, 1, ... of every run. Default: as the scale has them."""
+    budget: str | None = None
+    """Run what fits into so much time, by what was measured: 90s, 30m, 8h or 2d."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say what would run: the time, about, and the commands, one a line."""
+    status: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Say how far every job is, and where its log lies."""
+    jobs: int = 1
+    """Local: so many jobs side by side."""
+    launcher: str = "local"
+    """local (processes of this machine) or slurm (one array of jobs)."""
+    partition: str | None = None
+    """Slurm: the partition."""
+    account: str | None = None
+    """Slurm: the account."""
+    gpus_per_job: int | None = None
+    """Slurm: GPUs of each job."""
+    time: str = "24h"
+    """Slurm: what a job may take before it is queued again."""
+    parallel: int = 16
+    """Slurm: the most jobs that run at a time."""
+    workdir: Path | None = None
+    """Folder for runs, logs and the page. Default: runs/study-SCALE."""
+
+
+def main(config: Config) -> None:
+    """Runs what is missing, and draws the page."""
+    check(config)
+    workdir = user_path(config.workdir or Path("runs") / f"study-{config.scale}")
+    more = "" if config.seeds is None else f"--seeds {' '.join(map(str, range(config.seeds)))}"
+    figures = study.select(study.make_jobs(GRIDS[config.scale], HERE, workdir, more), config.only)
+    jobs = list({job.name: job for own in figures.values() for job in own}.values())
+    if config.status:
+        return cli.print_table(str(workdir), ["job", "state", "rows", "took", "log"], study.states(jobs, workdir))
+    waiting, factor = [job for job in jobs if not job.done], study.speed(jobs, workdir)
+    budget = None if config.budget is None else study.seconds_of(config.budget)
+    chosen, left_out = study.within(waiting, budget, factor)
+    about = cli.duration(sum(job.seconds for job in chosen) * factor)
+    cli.say(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are complete; {len(chosen)} to run, about {about}")
+    if left_out:
+        cli.say(f"left out, for they do not fit into {config.budget}: {', '.join(job.name for job in left_out)}")
+    if config.dry_run:
+        for job in chosen:
+            cli.say(f"{shlex.join(['python', *job.command])}  # about {cli.duration(job.seconds * factor)}")
+        return None
+    study.write_study(figures, workdir)
+    if config.launcher == "slurm":
+        return submit(chosen, workdir, config)
+    failed = study.run(chosen, workdir, factor, config.jobs)
+    draw(workdir)
+    return study.explain(failed, workdir)
+
+
+def check(config: Config) -> None:
+    """Checks every field; raises UsageError."""
+    cli.choose("scale", config.scale, list(GRIDS))
+    cli.choose("launcher", config.launcher, ("local", "slurm"))
+    for name in ("seeds", "jobs", "parallel", "gpus_per_job"):
+        value = getattr(config, name)
+        cli.check(value is None or value > 0, f"--{name} must be positive, not {value}")
+    study.seconds_of(config.time)
+
+
+def submit(jobs: Sequence[Job], workdir: Path, config: Config) -> None:
+    """Hands the jobs to Slurm as one array."""
+    numbers = launch.run_slurm(
+        jobs, workdir / "slurm", config.parallel, partition=config.partition, account=config.account,
+        gpus_per_node=config.gpus_per_job, time=max(int(study.seconds_of(config.time) / 60), 1),
+    )  # fmt: skip
+    for name, number in numbers.items():
+        cli.say(f"{name}: job {number}")
+    cli.say(
+        "the same command with --status shows how far they are; given again when all are complete it draws the page"
+    )
+
+
+def draw(workdir: Path) -> None:
+    """Draws the page from what there is."""
+    page = runpy.run_path(str(HERE.parent / "figures" / "report.py"))
+    cli.say(f"Page: {page['write']([workdir], workdir / 'index.html')}")
+
+
+if __name__ == "__main__":
+    cli.run_script(main, lambda dataset: Config(), __doc__)

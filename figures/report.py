@@ -1,0 +1,88 @@
+"""The study's page: verdicts on the claims, every figure and table, and how it was run, as one HTML file.
+
+    python figures/report.py [STUDY_FOLDER ...] [--out figures/results/index.html]
+
+Reads the folders of experiments/reproduce.py, by default figures/results, and draws all from their records. The file
+needs no network. Takes a minute at most.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
+import dataclasses
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from wsjax.errors import RunError
+from wsjax.results import claims, page
+from wsjax.results.page import Shown
+from wsjax.scripts import cli
+from wsjax.scripts.study import STUDY
+from wsjax.storage.files import read_json, user_path, write_whole
+from wsjax.storage.records import read_run
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to show, and where to."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of studies. Default: figures/results."""
+    out: Path | None = None
+    """The file to write. Default: index.html in the first of the folders."""
+
+
+def main(config: Config) -> None:
+    """Writes the page and says where it is."""
+    folders = [user_path(folder) for folder in config.folders] or [HERE / "results"]
+    cli.say(f"Page: {write(folders, user_path(config.out) if config.out else folders[0] / 'index.html')}")
+
+
+def write(folders: Sequence[Path], out: Path) -> Path:
+    """Draws the page of all studies in some folders. Raises RunError where a run is damaged, or there is none."""
+    runs = [run for folder in folders for run in claims.read_study(folder)]
+    if not runs:
+        raise RunError(f"there is no run in {', '.join(map(str, folders))}: experiments/reproduce.py makes some")
+    known = read_json(HERE / "published" / "claims.json")["claims"]
+    write_whole(out, page.render(claims.verdicts(known, runs), figures(folders), runs))
+    return out
+
+
+def figures(folders: Sequence[Path]) -> list[Shown]:
+    """Every figure and table that the studies have runs of, in the report's order."""
+    found: list[Shown] = []
+    for study in sorted(path for folder in folders for path in folder.rglob(STUDY)):
+        for name, runs in read_json(study).items():
+            paths = [study.parent / run for run in runs]
+            if present := [path for path in paths if (path / "config.json").exists()]:
+                found.append(show(name, present))
+    return sorted(found, key=lambda shown: (shown.name.rstrip("0123456789"), _number(shown.name)))
+
+
+def show(name: str, runs: Sequence[Path]) -> Shown:
+    """A figure as the page has it; where it cannot be drawn, the caption says why."""
+    draw = runpy.run_path(str(HERE / f"{name}.py"))["draw"]
+    try:
+        figure, caption = draw([read_run(run) for run in runs])
+    except RunError as error:
+        return Shown(name, [f"Not drawn: {error}"])
+    return Shown(name, caption.text.splitlines(), page.picture(figure))
+
+
+def _number(name: str) -> int:
+    digits = name[len(name.rstrip("0123456789")) :]
+    return int(digits) if digits else 0
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main(tyro.cli(Config, description=__doc__))

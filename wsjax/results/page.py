@@ -1,0 +1,170 @@
+"""The page of the study: one HTML file of verdicts, figures and how it was run; opens from disk, needs no network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+from matplotlib.figure import Figure
+
+from wsjax.errors import printable
+from wsjax.results.claims import (
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    UNDECIDED,
+    Estimate,
+    StudyRun,
+    Verdict,
+)
+from wsjax.results.tables import Table
+
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN)
+
+
+class Shown(NamedTuple):
+    """A figure or table as the page shows it.
+
+    Attributes:
+      name: "figure5" or "table1".
+      caption: its lines.
+      image: the picture, as PNG; None where there is none.
+      table: columns and rows; None where there is none.
+    """
+
+    name: str
+    caption: Sequence[str]
+    image: bytes | None = None
+    table: Table | None = None
+
+
+def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence[StudyRun]) -> str:
+    """The page's HTML; all text from records is escaped. The same input gives the same bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("wsjax.results"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    known = {figure.name for figure in figures}
+    return environment.get_template("page.html").render(
+        sentences=sentences(verdicts),
+        counts={name: counts[name] for name in VERDICTS if counts[name]},
+        rows=[_row(verdict, known) for verdict in verdicts],
+        csv=numbers(verdicts),
+        figures=[_shown(figure) for figure in figures],
+        runs=[_ran(run) for run in runs],
+    )
+
+
+def picture(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None}, dpi=160)
+    return file.getvalue()
+
+
+def sentences(verdicts: Sequence[Verdict]) -> list[str]:
+    """What the study says, in five sentences at most."""
+    by_id = {verdict.claim["id"]: verdict for verdict in verdicts}
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    told = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
+    said = [f"Of {len(verdicts)} claims: {told}."]
+    for name, what in SAID.items():
+        verdict = by_id.get(name)
+        if verdict is not None and verdict.estimates:
+            shown = "; ".join(map(measured, verdict.estimates[:3]))
+            said.append(f"{what} {_ANSWERS[verdict.verdict]} ({shown}; {verdict.scale}).")
+    return said[:5]
+
+
+SAID = {
+    "gap": "A warm start ends below random initialisation:",
+    "shrink-perturb": "Shrink-perturb ends above random initialisation:",
+    "matched-rate": "Shrink-perturb stays ahead of random initialisation at raised learning rates:",
+    "online-gap": "Online there is a gap, and only training from scratch gets dearer with every round:",
+}
+"""The claims that the page's head tells, in its order."""
+_ANSWERS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", UNDECIDED: "cannot be told", NOT_RUN: "not run"}
+
+
+def measured(estimate: Estimate) -> str:
+    """An estimate in words: its mean and its interval."""
+    scale, unit = {"points": (100, " points"), "percent": (100, " %")}.get(
+        estimate.unit, (1, f" {estimate.unit}".rstrip())
+    )
+    sign = "+" if estimate.unit == "points" else ""
+    mean = f"{scale * estimate.mean:{sign}.2f}{unit}"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.what} = {mean} (1 seed)"
+    if estimate.low == estimate.high == estimate.mean:
+        return f"{estimate.what} = {mean}"
+    return f"{estimate.what} = {mean} ({scale * estimate.low:{sign}.2f} to {scale * estimate.high:{sign}.2f})"
+
+
+def numbers(verdicts: Iterable[Verdict]) -> str:
+    """All estimates as CSV."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["claim", "what", "mean", "low", "high", "seeds", "unit", "verdict", "scale"])
+    for verdict in verdicts:
+        for own in verdict.estimates:
+            writer.writerow(
+                [
+                    verdict.claim["id"],
+                    own.what,
+                    own.mean,
+                    own.low,
+                    own.high,
+                    own.seeds,
+                    own.unit,
+                    own.verdict,
+                    verdict.scale,
+                ]
+            )
+    return file.getvalue()
+
+
+def title(figure: str) -> str:
+    """ "figure5" as "Figure 5"."""
+    name = figure.rstrip("0123456789")
+    return f"{name.capitalize()} {figure.removeprefix(name)}".strip()
+
+
+def _row(verdict: Verdict, known: set[str]) -> Mapping[str, Any]:
+    claim = verdict.claim
+    return {
+        **{name: claim[name] for name in ("id", "claim", "published", "command", "figure")},
+        "paper": claim.get("paper"),
+        "title": title(claim["figure"]) if claim["figure"] in known else "",
+        "measured": [measured(estimate) for estimate in verdict.estimates],
+        "missing": verdict.missing,
+        "scale": verdict.scale,
+        "verdict": verdict.verdict,
+    }
+
+
+def _shown(figure: Shown) -> Mapping[str, Any]:
+    caption = [printable(line) for line in figure.caption]
+    return {
+        "name": figure.name,
+        "title": title(figure.name),
+        "caption": caption,
+        "text": " ".join(caption),
+        "image": None if figure.image is None else base64.b64encode(figure.image).decode(),
+        "table": figure.table,
+    }
+
+
+def _ran(run: StudyRun) -> list[str]:
+    config, rows = run.records.config, run.records.rows
+    seconds = sum(row["train_seconds"] + row["eval_seconds"] for row in rows)
+    devices = dict.fromkeys(config.get("devices") or [])
+    return [
+        printable(run.folder.name), str(config.get("experiment")), ", ".join(devices),
+        str((config.get("versions") or {}).get("jax") or ""), (config.get("git_commit") or "")[:10], f"{len(rows):,}",
+        f"{seconds / 3600:.2f}",
+    ]  # fmt: skip

@@ -1,0 +1,175 @@
+"""The study's jobs: which there are, what each costs, which are chosen, and running them. Imports no jax."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import re
+import runpy
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from wsjax.errors import RunError, UsageError
+from wsjax.scripts import cli, launch, plan
+from wsjax.scripts.launch import Ended, Job
+from wsjax.storage.files import read_json, write_json
+
+STUDY = "study.json"
+"""What of a study's folder belongs to which figure."""
+TOOK = "took.json"
+"""The seconds that each job took here, of all calls together."""
+LOGS = "logs"
+
+Grid = Mapping[str, Sequence[str]]
+"""Figure to jobs, each a script's name and its flags. Jobs of one text are one job, named by the first figure."""
+
+
+def make_jobs(grid: Grid, scripts: Path, workdir: Path, more: str = "") -> dict[str, list[Job]]:
+    """Each figure's jobs, with what they cost by the scripts' own settings.
+
+    Args:
+      grid: see `Grid`.
+      scripts: folder of the experiments' scripts.
+      workdir: where runs go.
+      more: flags for every job.
+
+    Raises:
+      UsageError: a script does not take its flags.
+    """
+    names: dict[str, str] = {}
+    figures: dict[str, list[Job]] = {}
+    for figure, texts in grid.items():
+        for text in texts:
+            if text not in names:
+                number = sum(name.split("-")[0] == figure for name in names.values())
+                names[text] = figure if number == 0 else f"{figure}-{number + 1}"
+        figures[figure] = [_job(names[text], f"{text} {more}", scripts, workdir) for text in texts]
+    return figures
+
+
+def _job(name: str, text: str, scripts: Path, workdir: Path) -> Job:
+    script, *flags = shlex.split(text)
+    flags += [f"--run={name}", f"--workdir={workdir}"]
+    costs = plan.cost(script, parsed(scripts / f"{script}.py", tuple(flags)))
+    return Job(name, (str(scripts / f"{script}.py"), *flags), workdir / script / name, costs.seconds)
+
+
+@functools.cache
+def _script(path: Path) -> dict[str, Any]:
+    return runpy.run_path(str(path))
+
+
+def parsed(path: Path, flags: Sequence[str]) -> Any:
+    """A script's settings by its flags, as the script itself reads them. Raises UsageError where it would not."""
+    script = _script(path)
+    default = script["defaults"](cli.peeked(flags))
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
+            return tyro.cli(type(default), default=default, args=list(flags), use_underscores=True)
+    except SystemExit as error:
+        raise UsageError(f"{path.name} does not take {shlex.join(flags)}") from error
+
+
+def select(figures: Mapping[str, list[Job]], only: Sequence[str]) -> dict[str, list[Job]]:
+    """The figures asked for; all where none is. Raises UsageError for one that there is not."""
+    return {cli.choose("figure", name, list(figures)): figures[name] for name in only or figures}
+
+
+def seconds_of(budget: str) -> float:
+    """A time as "90s", "30m", "8h" or "2d" in seconds; raises UsageError where it is none."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", budget)) or float(match[1]) == 0:
+        raise UsageError(f"a time is written as 90s, 30m, 8h or 2d, not '{budget}'")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def speed(jobs: Sequence[Job], workdir: Path) -> float:
+    """How much longer jobs take here than guessed: of those that are complete; 1 where none is."""
+    took = read_took(workdir)
+    known = [(took[job.name], job.seconds) for job in jobs if job.done and job.name in took]
+    return sum(own for own, _ in known) / sum(guess for _, guess in known) if known else 1.0
+
+
+def read_took(workdir: Path) -> dict[str, float]:
+    """The seconds that each job took so far."""
+    return read_json(workdir / TOOK) if (workdir / TOOK).exists() else {}
+
+
+def within(jobs: Sequence[Job], budget: float | None, factor: float) -> tuple[list[Job], list[Job]]:
+    """The jobs that fit into so many seconds, in their order, and those that do not."""
+    chosen, left_out, total = [], [], 0.0
+    for job in jobs:
+        if budget is None or total + job.seconds * factor <= budget:
+            chosen.append(job)
+            total += job.seconds * factor
+        else:
+            left_out.append(job)
+    return chosen, left_out
+
+
+def write_study(figures: Mapping[str, Sequence[Job]], workdir: Path) -> None:
+    """Writes which runs belong to which figure, beside what other calls wrote."""
+    path = workdir / STUDY
+    known = read_json(path) if path.exists() else {}
+    own = {figure: [str(job.folder.relative_to(workdir)) for job in jobs] for figure, jobs in figures.items()}
+    if known != known | own:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, known | own)
+
+
+def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> list[Ended]:
+    """Runs jobs on this machine under one progress bar; returns those that failed."""
+    if not jobs:
+        return []
+    total = sum(job.seconds for job in jobs) * factor
+    took, over = read_took(workdir), 0.0
+
+    with cli.progress(total / parallel) as advance:
+        advance(0, "starting")
+        ended_work = 0.0
+
+        def observe(running: Sequence[tuple[Job, float]], ended: Ended | None) -> None:
+            nonlocal over, ended_work
+            if ended is not None:
+                ended_work += ended.job.seconds * factor
+                took[ended.job.name] = took.get(ended.job.name, 0.0) + ended.seconds
+                write_json(workdir / TOOK, took)
+            # A job counts as its guess at most, until it ends.
+            work = ended_work + sum(min(seconds, 0.95 * job.seconds * factor) for job, seconds in running)
+            step = max(work / parallel - over, 0.0)
+            over += step
+            advance(step, ", ".join(job.name for job, _ in running) or "ending")
+
+        ended = launch.run_local(jobs, workdir / LOGS, parallel, observe)
+    return [end for end in ended if end.code or not end.job.done]
+
+
+def states(jobs: Sequence[Job], workdir: Path) -> list[list[str]]:
+    """A line a job: name, state, how far, seconds so far, and its log."""
+    took = read_took(workdir)
+    lines = []
+    for job in jobs:
+        records = job.folder / "records.jsonl"
+        rows = records.read_bytes().count(b"\n") if records.exists() else 0
+        state = "complete" if job.done else "running" if launch.is_held(job.folder) else "begun" if rows else "waiting"
+        log = launch.log_of(job, workdir / LOGS)
+        last = launch.last_lines(log, 1) if state == "begun" else []
+        seconds = cli.duration(took[job.name]) if job.name in took else ""
+        lines.append([job.name, state, f"{rows:,}", seconds, str(log) if log.exists() else "", *last][:5])
+    return lines
+
+
+def explain(failed: Sequence[Ended], workdir: Path) -> None:
+    """Says which jobs failed, with the ends of their logs; raises RunError where one did."""
+    for end in failed:
+        log = launch.log_of(end.job, workdir / LOGS)
+        cli.say(f"FAILED: {end.job.name} ended with {end.code}. The end of {log}:")
+        for line in launch.last_lines(log):
+            cli.say(f"    {line}")
+    if failed:
+        raise RunError(f"{len(failed)} jobs failed, the others are complete; the same command tries them again")
