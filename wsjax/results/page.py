@@ -49,13 +49,15 @@ def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence
         loader=jinja2.PackageLoader("wsjax.results"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     counts = Counter(verdict.verdict for verdict in verdicts)
-    known = {figure.name for figure in figures}
+    left = {figure.name: figure for figure in figures}
+    drawn = set(left)
+    rows = [_row(verdict, left.pop(verdict.claim["figure"], None), drawn) for verdict in verdicts]
     return environment.get_template("page.html").render(
         sentences=sentences(verdicts),
         counts={name: counts[name] for name in VERDICTS if counts[name]},
-        rows=[_row(verdict, known) for verdict in verdicts],
+        rows=rows,
         csv=numbers(verdicts),
-        figures=[_shown(figure) for figure in figures],
+        figures=[_shown(figure) for figure in left.values()],
         runs=[_ran(run) for run in runs],
     )
 
@@ -134,12 +136,17 @@ def title(figure: str) -> str:
     return f"{name.capitalize()} {figure.removeprefix(name)}".strip()
 
 
-def _row(verdict: Verdict, known: set[str]) -> Mapping[str, Any]:
-    claim = verdict.claim
+def _row(verdict: Verdict, figure: Shown | None, drawn: set[str]) -> Mapping[str, Any]:
+    """A claim's row; its figure stands under the first claim that it belongs to, and is linked by others."""
+    claim, counts = verdict.claim, Counter(estimate.verdict for estimate in verdict.estimates)
     return {
         **{name: claim[name] for name in ("id", "claim", "published", "command", "figure")},
         "paper": claim.get("paper"),
-        "title": title(claim["figure"]) if claim["figure"] in known else "",
+        "title": title(claim["figure"]),
+        "shown": None if figure is None else _shown(figure),
+        "link": figure is None and claim["figure"] in drawn,
+        "told": f"{len(verdict.estimates)} parts: "
+        + ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name]),
         "measured": [measured(estimate) for estimate in verdict.estimates],
         "missing": verdict.missing,
         "scale": verdict.scale,
@@ -155,8 +162,12 @@ def _shown(figure: Shown) -> Mapping[str, Any]:
         "caption": caption,
         "text": " ".join(caption),
         "image": None if figure.image is None else base64.b64encode(figure.image).decode(),
-        "table": figure.table,
+        "table": None if figure.table is None else _printable(figure.table),
     }
+
+
+def _printable(table: Table) -> Table:
+    return [printable(cell) for cell in table[0]], [[printable(cell) for cell in line] for line in table[1]]
 
 
 def _ran(run: StudyRun) -> list[str]:

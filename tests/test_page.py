@@ -1,0 +1,179 @@
+"""The study's page: what it says, that text from records is only text, and, in a real browser, that it works."""
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from test_captions import run
+from test_claims import CLAIMS, offline
+from test_plots import curve
+
+from wsjax.errors import RunError
+from wsjax.results import page
+from wsjax.results.claims import StudyRun, verdicts
+from wsjax.results.page import Shown
+
+ROOT = Path(__file__).resolve().parent.parent
+NASTY = "<script>alert(1)</script>\x1b[31m\n\u202e"
+GAP = {"optimizer": "sgd", "augment": False, "weight_decay": 0.0}
+
+
+def study():
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1], [0, 1])
+    runs = [
+        offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), **GAP),
+        StudyRun(Path(NASTY), run(curve(NASTY, [0.5]), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY)),
+    ]
+    for row in (row for run in runs for row in run.records.rows):
+        row |= {"train_seconds": 1800.0, "eval_seconds": 0.0}
+    figures = [
+        Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),
+        Shown("figure12", ["More."], page.picture(figure)),
+        Shown("table1", ["Table 1."], None, (["model", NASTY], [["MLP", "38.2"]])),
+    ]
+    return page.render(verdicts(CLAIMS, runs), figures, runs)
+
+
+HTML = study()
+
+
+class Elements(HTMLParser):
+    """The tags with their attributes, and the text outside of scripts."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.inside = [], [], []
+        self.feed(HTML)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and tag == self.inside[-1]:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.text.append(data)
+
+
+def test_the_page_is_one_file_that_needs_no_network():
+    elements = Elements()
+    for tag, attributes in elements.tags:
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), (tag, attributes)
+    assert "@import" not in HTML
+    assert "url(" not in HTML
+
+
+def test_text_from_records_is_only_text():
+    elements = Elements()
+    assert [tag for tag, _ in elements.tags].count("script") == 1  # the page's own
+    text = " ".join(elements.text)
+    assert "<script>alert(1)</script>" in text
+    assert "\x1b" not in HTML
+    assert "\u202e" not in HTML
+
+
+def test_every_picture_says_what_it_shows():
+    pictures = [attributes for tag, attributes in Elements().tags if tag == "img"]
+    assert len(pictures) == 2
+    assert pictures[0]["alt"].startswith("Figure 1: what.")
+
+
+def test_the_same_runs_give_the_same_bytes():
+    assert study() == HTML
+
+
+def test_the_head_and_the_rows_say_what_the_verdicts_are():
+    text = " ".join(" ".join(Elements().text).split())
+    assert f"Of {len(CLAIMS)} claims: 1 reproduced, {len(CLAIMS) - 1} not run." in text
+    assert "A warm start ends below random initialisation: yes (RI - WS = +10.00 points" in text
+    assert "CIFAR-10, width 64, 50,000 images, 3 epochs, 3 seeds" in text
+
+
+def test_the_numbers_as_csv():
+    lines = page.numbers(verdicts(CLAIMS, [offline((0.6, 0.7), (0.5, 0.6), **GAP)])).splitlines()
+    assert lines[0] == "claim,what,mean,low,high,seeds,unit,verdict,scale"
+    assert lines[1].startswith("gap,RI - WS,0.09999999999999")
+    assert lines[1].endswith('2,points,reproduced,"CIFAR-10, width 64, 50,000 images, 3 epochs, 2 seeds"')
+    assert len(lines) == 2
+
+
+def test_the_script_draws_what_is_there_and_says_what_cannot_be(tmp_path):
+    source = ROOT / "figures" / "results" / "cifar10-resnet18-width8-5000"
+    shutil.copytree(source, tmp_path / "offline" / "figure5")
+    empty = tmp_path / "offline" / "figure9"
+    empty.mkdir()
+    shutil.copy(source / "config.json", empty)
+    figures = {"figure5": ["offline/figure5", "offline/missing"], "figure1": ["offline/figure9"]}
+    (tmp_path / "study.json").write_text(json.dumps(figures))
+    write = runpy.run_path(str(ROOT / "figures" / "report.py"))["write"]
+    text = write([tmp_path], tmp_path / "page.html").read_text()
+    assert text.count("data:image/png") == 1
+    assert "Not drawn: there are no epochs to draw yet" in text
+    assert len(text) < 5e6
+    with pytest.raises(RunError, match=r"there is no run in .*nothing: experiments/reproduce.py makes some"):
+        write([tmp_path / "nothing"], tmp_path / "page.html")
+
+
+# --- In a browser ---
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """
+<script>
+const found = {errors: []}; addEventListener("error", event => found.errors.push(event.message));
+</script>
+"""
+ACTIONS = """
+<script>
+const shown = () => claims().filter(claim => !claim.hidden).map(claim => claim.id);
+const choose = value => { const list = document.getElementById("filter"); list.value = value;
+  list.dispatchEvent(new Event("change")); };
+found.all = shown().length;
+choose("reproduced"); found.reproduced = shown(); choose("");
+const button = table.tHead.querySelectorAll("button")[0];
+button.click(); found.up = claims().map(claim => claim.rows[0].cells[0].textContent.trim()); 
+found.sort = button.parentElement.getAttribute("aria-sort");
+button.click(); found.down = claims().map(claim => claim.rows[0].cells[0].textContent.trim());
+found.pictures = [...document.images].map(image => image.complete && image.naturalWidth > 0);
+found.wide = document.documentElement.scrollWidth - innerWidth;
+found.keys = [...document.querySelectorAll("button, select, summary")].every(part => part.tabIndex >= 0);
+document.getElementById("csv").click();
+document.title = JSON.stringify(found);
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here, to open the page in")
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_works_in_a_browser(tmp_path, width, dark):
+    file = tmp_path / "page.html"
+    file.write_text(HTML.replace("<head>", "<head>" + PROBE).replace("</body>", ACTIONS + "</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
+             f"--window-size={width},900", "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
+    flags += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    done = subprocess.run([str(BROWSER), *flags, file.as_uri()], capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title, done.stderr
+    found = json.loads(title[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert found["errors"] == []
+    assert found["all"] == len(CLAIMS)
+    assert found["reproduced"] == ["claim-gap"]
+    assert found["up"] == sorted(found["up"], key=str.lower)
+    assert found["up"] == found["down"][::-1]
+    assert found["sort"] == "ascending"
+    assert found["pictures"] == [True, True]
+    assert found["wide"] <= 0  # nothing to scroll sideways for
+    assert found["keys"]
