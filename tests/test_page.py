@@ -31,7 +31,7 @@ def study():
         offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), **GAP),
         StudyRun(Path(NASTY), run(curve(NASTY, [0.5]), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY)),
     ]
-    for row in (row for run in runs for row in run.records.rows):
+    for row in (row for own in runs for row in own.records.rows):
         row |= {"train_seconds": 1800.0, "eval_seconds": 0.0}
     figures = [
         Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),

@@ -174,8 +174,9 @@ def _ran(run: StudyRun) -> list[str]:
     config, rows = run.records.config, run.records.rows
     seconds = sum(row["train_seconds"] + row["eval_seconds"] for row in rows)
     devices = dict.fromkeys(config.get("devices") or [])
-    return [
-        printable(run.folder.name), str(config.get("experiment")), ", ".join(devices),
+    told = [
+        run.folder.name, str(config.get("experiment")), ", ".join(devices),
         str((config.get("versions") or {}).get("jax") or ""), (config.get("git_commit") or "")[:10], f"{len(rows):,}",
         f"{seconds / 3600:.2f}",
     ]  # fmt: skip
+    return [printable(text) for text in told]
