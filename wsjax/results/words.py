@@ -35,6 +35,7 @@ WORDS = {  # in the order of a caption
     "precision": "computed in {}",
     "epochs": "{} epochs a round",
     "first_epochs": "{} in the first",
+    "every": "warm starts {} epochs of it apart",
     "stop": "stop by {}",
     "threshold": "train accuracy {}",
     "plateau_tolerance": "plateau within {}",
