@@ -28,8 +28,8 @@ from wsjax.storage.records import RunRecords
 
 PUBLISHED = Path(__file__).resolve().parent / "published"
 WHAT = (
-    "Figure 3: test accuracy while training on a part of the data (left), and what a warm start (WS) from there loses "
-    "on all of them (right; positive: it ends below RI)."
+    "Figure 3: test accuracy while training on a part of the data (left); what a warm start from there loses on all "
+    "(right)."
 )
 NOTES = (
     "The report draws 100 (WS - RI) / RI, the opposite sign, of one seed; its text has a gap after 20 epochs already. "

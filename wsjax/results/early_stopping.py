@@ -174,7 +174,7 @@ def _by_seed(values: Mapping[tuple[int, int], float]) -> dict[int, dict[int, flo
 
 def _matrix(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> np.ndarray:
     """[S, X], NaN where a seed has no value."""
-    return np.array([[own.get(x, np.nan) for x in xs] for own in values.values()]).reshape(-1, len(xs))
+    return np.array([[own.get(x, np.nan) for x in xs] for own in values.values()]).reshape(len(values), len(xs))
 
 
 def _means(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> list[float]:

@@ -113,7 +113,8 @@ def run(
                 states=False,
             )
         except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"{error}; lower the learning rate ({config.learning_rate:g})") from error
+            rates = ", ".join(f"{rate:g}" for rate in getattr(config, "learning_rates", [config.learning_rate]))
+            raise NonFiniteLoss(f"{error}; lower the learning rate ({rates})") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         summary = summarize(result.rows, table)
