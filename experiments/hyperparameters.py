@@ -22,17 +22,14 @@ if __name__ == "__main__":  # before the imports that take a second
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
 from typing import Any
 
 import tyro
 
 from wsjax.results import hyperparameters
-from wsjax.results.hyperparameters import Cell
-from wsjax.scripts import build, cli, config, run
+from wsjax.scripts import build, cells, cli, config, run
 
 METHODS = ("RI", "WS")
-SECOND = 4  # what a seed's key is folded with to draw second settings; the loop folds it with smaller numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +73,11 @@ def main(settings: Config) -> None:
     sizes = datasets.fraction_size(total, settings.fraction), total
     half, whole = build.build_rounds(settings, [(size, settings.epochs) for size in sizes])
     setup = build.build_setup(settings, dataset)
-    cells = list(itertools.product(settings.learning_rates, settings.batch_sizes))
-    setups = {cell: setup._replace(optimizer=optimizer_at(settings, cell), batch_size=cell[1]) for cell in cells}
+    grid = list(itertools.product(settings.learning_rates, settings.batch_sizes))
+    setups = {cell: cells.build_setup(settings, setup, cell) for cell in grid}
+    planned = cells.plan(grid, settings.seeds, settings.chained)
     methods, table = {}, {}
-    for start, own, seeds in plan(settings, cells):
+    for start, own, seeds in [method for method in planned if method[0] in settings.methods]:
         name = hyperparameters.name_of(start, own)
         table[name] = hyperparameters.spec_of(start, own)
         parts = [half if start == "WS" else whole, *[whole] * (len(own) - 1)]
@@ -87,37 +85,10 @@ def main(settings: Config) -> None:
         methods[name] = Method(build.build_start(settings, table[name]), after=0, rounds=rounds, seeds=seeds)
     outcome = run.run("hyperparameters", settings, setup, [whole], methods, hyperparameters.summarize, table)
     summary = outcome.summary
-    picture = tradeoff.panels({"": summary["rows"]})
+    picture = tradeoff.panels({"": summary})
     run.conclude(
         outcome, "On all of the data", hyperparameters.table(summary), picture, hyperparameters.verdict(summary)
     )
-
-
-def plan(settings: Config, cells: Sequence[Cell]) -> list[tuple[str, Sequence[Cell], Collection[int] | None]]:
-    """What trains: a start, the cell of each of its rounds, and the seeds that it is for, None for all."""
-    planned: list[Any] = [("RI", [cell], None) for cell in cells]
-    for number, cell in enumerate(cells):
-        second = [draw(seed, number, cells) for seed in settings.seeds]
-        if settings.chained:
-            planned.append(("WS", [cell, *second], None))
-            continue
-        for other in dict.fromkeys(second):
-            seeds = [seed for seed, own in zip(settings.seeds, second, strict=True) if own == other]
-            planned.append(("WS", [cell, other], seeds))
-    return [own for own in planned if own[0] in settings.methods]
-
-
-def draw(seed: int, number: int, cells: Sequence[Cell]) -> Cell:
-    """The settings with which the warm start of a cell goes on: another cell's, where there is another."""
-    import jax
-
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), SECOND), number)
-    return cells[(number + int(jax.random.randint(key, (), 1, max(len(cells), 2)))) % len(cells)]
-
-
-def optimizer_at(settings: Config, cell: Cell) -> Any:
-    """The settings' optimiser at a cell's learning rate."""
-    return build.build_optimizer(dataclasses.replace(settings, learning_rate=cell[0]))
 
 
 def check(settings: Config) -> None:

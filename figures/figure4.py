@@ -30,10 +30,11 @@ from wsjax.storage.records import RunRecords, differing
 
 PUBLISHED = Path(__file__).resolve().parent / "published"
 TITLES = {False: "a half-data network for each warm start", True: "chained warm starts, as the report ran"}
-WHAT = "Figure 4: test accuracy by the cost of training on all of the data; a point a run, hollow where it hit the cap."
+WHAT = "Figure 4: test accuracy by the cost of training on all of the data, a point a run (learning rates and batches)."
 NOTES = (
-    "Colours tell RI from WS; markers and sizes the learning rate and batch of the round that is drawn. What the first "
-    "part of the data cost a warm start is not counted, as in the report. No published point is drawn: the report's "
+    "Markers and their sizes tell the learning rate and batch of the round that is drawn. The best cell is chosen by "
+    "its mean accuracy over these same seeds, among those whose rounds all converged; a warm start's cell is that of "
+    "its first round. What that round cost is not counted, as in the report. No published point is drawn: the report's "
     "numbers were not published."
 )
 
@@ -52,8 +53,8 @@ def draw(runs: Sequence[RunRecords], cost: str = "samples_seen") -> tuple[Figure
     summaries = {chained: hyperparameters.summarize(run.rows, run.methods) for chained, run in drawn.items()}
     if not any(summary["rows"] for summary in summaries.values()):
         raise RunError("no round on all of the data has ended yet: wait for the first one")
-    sets = {TITLES[chained]: summary["rows"] for chained, summary in summaries.items()}
-    return tradeoff.panels(sets, cost), _caption(drawn, summaries, cost)
+    panels = {TITLES[chained]: summary for chained, summary in summaries.items()}
+    return tradeoff.panels(panels, cost), _caption(drawn, summaries, cost)
 
 
 def _merged(runs: Sequence[RunRecords]) -> dict[bool, DrawnRun]:
@@ -110,8 +111,8 @@ def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:
         return f"{word}: no cell of both RI and WS has all rounds converged."
     accuracy = {(own["start"], tuple(own["cell"])): own["test_accuracy"] for own in summary["cells"]}
     cells = [
-        f"{start} {best[start][0]:g}/{best[start][1]} {_number(accuracy[start, tuple(best[start])])}"
-        for start in ("RI", "WS")
+        f"{what} {best[start][0]:g}/{best[start][1]}: {_number(accuracy[start, tuple(best[start])])}"
+        for start, what in (("RI", "RI"), ("WS", "WS, first"))
     ]
     share = best["of_RI"].get(cost)
     took = "" if share is None else f", for {_number(share)} % of RI's {hyperparameters.COSTS[cost]}"
