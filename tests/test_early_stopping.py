@@ -1,14 +1,16 @@
 """The early-stopping script end to end, tiny; what its rows come to; and Figure 3."""
 
+import dataclasses
 import json
+import runpy
 from functools import partial
 
 import numpy as np
 import pytest
-from test_figures import CONFIG, command, draw, write_folder, write_online_run
+from test_figures import CONFIG, FIGURES, command, draw, write_folder, write_online_run
 
 from wsjax.errors import RunError
-from wsjax.results import early_stopping
+from wsjax.results import early_stopping, words
 from wsjax.storage.records import read_run
 
 TINY = ("--hidden", 8, "--num_train", 60, "--num_test", 50, "--seeds", 0, 1)
@@ -200,6 +202,13 @@ def test_figure3_tells_damage_and_slope(tmp_path):
         "Damage in percent of RI: +3.5 ± 19.1 after 2 epochs; +10.0 ± 0.0 after 4 epochs; +3.250 ± 9.530 an epoch."
     )
     assert "the opposite sign" in notes
+
+
+def test_the_published_settings_are_complete():
+    published = json.loads((FIGURES / "published" / "settings.json").read_text())
+    config = runpy.run_path(str(FIGURES.parent / "experiments" / "early_stopping.py"))["Config"]
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert {*published["offline"], *published["figure3"]} == fields - words.NEUTRAL
 
 
 def test_figure3_draws_what_there_is(tmp_path):

@@ -36,7 +36,7 @@ def spec_of(start: str, cells: Sequence[Cell]) -> Spec:
 
 def name_of(start: str, cells: Sequence[Cell]) -> str:
     """A method's name: "RI 0.1/128", "WS 0.1/128, 0.01/64", or "WS 0.1/128, chained" where more rounds follow."""
-    first, *later = (f"{rate:g}/{size}" for rate, size in cells)
+    first, *later = (f"{rate!r}/{size}" for rate, size in cells)  # exact, so that no two are alike
     return ", ".join([f"{start} {first}", *(["chained"] if len(later) > 1 else later)])
 
 
@@ -57,11 +57,11 @@ def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       shares with the same settings on all of the data, the mean over a seed's warm starts. None where one is missing.
     """
     ends = [_with_cells(end, methods[end["method"]]) for end in round_ends(rows) if end["method"] in methods]
-    final = [end for end in ends if end["start"] == "RI" or end["round"] > 1]
+    final = [end for end in ends if _is_final(end)]
     groups = _groups(final)
     return {
         "rows": final,
-        "first_rounds": [end for end in ends if end not in final],
+        "first_rounds": [end for end in ends if not _is_final(end)],
         "cells": [_cell(start, cell, own) for (start, cell), own in groups.items()],
         "best": _best(groups),
         "same": _same(final),
@@ -110,6 +110,11 @@ def _with_cells(end: Row, spec: Spec) -> Row:
     rate, size = spec["cells"][end["round"] - 1]
     own = {"start": _STARTS[spec["reinit"]], "cell": spec["cells"][0], "learning_rate": rate, "batch_size": size}
     return end | own | {"converged": end["stop"] != CAP}
+
+
+def _is_final(end: Row) -> bool:
+    """Whether a round was on all of the data."""
+    return end["start"] == "RI" or end["round"] > 1
 
 
 def _groups(ends: Sequence[Row]) -> dict[tuple[str, Cell], list[Row]]:
