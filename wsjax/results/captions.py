@@ -102,7 +102,14 @@ def online_caption(
     return compose(run, what, settings, came, " ".join(filter(None, more)))
 
 
-def compose(run: DrawnRun, what: str, settings: Mapping[str, Any] | None, came: str, notes: str = "") -> Caption:
+def compose(
+    run: DrawnRun,
+    what: str,
+    settings: Mapping[str, Any] | None,
+    came: str,
+    notes: str = "",
+    means: str | None = None,
+) -> Caption:
     """A caption, with what is the same for all figures: what ran, how it differs, where, and what bands are.
 
     Args:
@@ -111,6 +118,7 @@ def compose(run: DrawnRun, what: str, settings: Mapping[str, Any] | None, came: 
         settings: the published settings, in the words of the run's; None where there is nothing to compare with.
         came: what came out.
         notes: what the text beside the picture says more.
+        means: what is said of means over seeds, where they are not lines in bands.
     """
     own = words.told(run.settings)
     seeds = _seeds(sorted({row["seed"] for row in run.rows}))
@@ -124,7 +132,7 @@ def compose(run: DrawnRun, what: str, settings: Mapping[str, Any] | None, came: 
         f"{words.ran(own)}; {seeds}.",
         " ".join(differs),
         came,
-        " ".join(filter(None, [*_bands(run), notes.strip(), *about])),
+        " ".join(filter(None, [*([means] if means else _bands(run)), notes.strip(), *about])),
     )
 
 

@@ -98,7 +98,7 @@ def offline_curves(
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, offset + x, y, stop, styles[method])
-        _dress(axis, _score_label(field, unit), end)
+        dress(axis, _score_label(field, unit), end)
         if start:
             _mark_round(axis, 0, start, first)
             _mark_round(axis, start, end, second)
@@ -131,7 +131,7 @@ def online_curves(
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, x, y, max(samples), styles[method])
-        _dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="Train images")
+        dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="Train images")
     _legend(figure, {method: styles[method] for method in curves}, published)
     return figure
 
@@ -262,7 +262,8 @@ def _dashed(axis: Axes, x: NDArray[Any], y: NDArray[Any], stop: float, style: St
     axis.plot(x[there], y[there], color=light, linewidth=0.9, linestyle=DASHES, marker=marker, markersize=3, zorder=1.5)
 
 
-def _dress(axis: Axes, label: str, end: int, x_label: str = "Epoch") -> None:
+def dress(axis: Axes, label: str, end: int, x_label: str = "Epoch") -> None:
+    """Labels, grid and fonts of a panel whose x goes from 0 to `end`."""
     axis.set_xlabel(x_label, fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.set_xlim(0, max(end, 1) * 1.01)

@@ -21,8 +21,8 @@ def offline_table(summary: Mapping[str, Any]) -> Table:
         [
             names.label(name),
             str(len(own)),
-            _over_seeds(own, "test_accuracy", unit),
-            _over_seeds(own, "train_accuracy", unit),
+            over_seeds(own, "test_accuracy", unit),
+            over_seeds(own, "train_accuracy", unit),
             f"{_mean(own, 'epochs'):.4g}",
             f"{_mean(own, 'steps'):,.0f}",
             f"{_mean(own, 'train_seconds'):.3g}",
@@ -43,7 +43,7 @@ def online_table(summary: Mapping[str, Any]) -> Table:
             [
                 names.label(name),
                 str(len(own)),
-                _over_seeds(own, "test_accuracy", unit),
+                over_seeds(own, "test_accuracy", unit),
                 unit.number(_mean(own, "mean_test_accuracy")),
                 f"{_mean(own, 'steps'):,.0f}",
                 "" if share is None else f"{share['mean']:.0%}",
@@ -65,7 +65,7 @@ def _mean(ends: Sequence[Row], field: str) -> float:
     return sum(end[field] for end in ends) / len(ends)
 
 
-def _over_seeds(ends: Sequence[Row], field: str, unit: Unit) -> str:
+def over_seeds(ends: Sequence[Row], field: str, unit: Unit) -> str:
     """The mean over seeds and, where there are several, half of its interval."""
     interval = mean_interval([end[field] for end in ends])
     half = interval.high - interval.mean

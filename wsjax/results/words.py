@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsjax.storage.records import BEFORE
+from wsjax.storage.records import BEFORE, DATA
 
 Settings = Mapping[str, Any]
 
@@ -29,18 +29,22 @@ WORDS = {  # in the order of a caption
     "optimizer": "{}",
     "opt_state": "its state at a round's start: {}",
     "learning_rate": "learning rate {}",
+    "learning_rates": "learning rates {}",
     "warmup": "rising over {} steps",
     "weight_decay": "weight decay {}",
     "batch_size": "batch {}",
+    "batch_sizes": "batches {}",
     "precision": "computed in {}",
     "epochs": "{} epochs a round",
     "first_epochs": "{} in the first",
+    "every": "warm starts {} epochs of it apart",
     "stop": "stop by {}",
     "threshold": "train accuracy {}",
     "plateau_tolerance": "plateau within {}",
     "plateau_window": "over {} epochs",
     "train_accuracy": "train accuracy {}",
     "perturb": "perturb {}",
+    "chained": "warm starts chained: {}",
     "at_once": "shrunk before the first round too: {}",
     "fresh": "the network drawn at a round's start: {}",
     "num_test": "{} test images",
@@ -65,6 +69,7 @@ _USUAL = {
     "precision": "float32",
     "train_accuracy": "running",
     "at_once": False,
+    "chained": False,
     "fresh": "new",
     "stop": ["epochs"],
     "fraction": 0.5,
@@ -113,9 +118,11 @@ def told(settings: Settings) -> dict[str, Any]:
         unused.add("bias")
     if stop == ["epochs"]:
         unused.add("train_accuracy")
+    if "learning_rates" in own:  # every cell has its own
+        unused |= {"learning_rate", "batch_size"}
     if own.get("optimizer") == "sgd":  # has no state
         unused.add("opt_state")
-    names = [*WORDS, *sorted(own.keys() - WORDS.keys() - NEUTRAL)]
+    names = [*WORDS, *sorted(own.keys() - WORDS.keys() - NEUTRAL - {DATA})]
     return {name: own[name] for name in names if name in own and name not in unused}
 
 

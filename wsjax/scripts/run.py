@@ -113,7 +113,8 @@ def run(
                 states=False,
             )
         except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"{error}; lower the learning rate ({config.learning_rate:g})") from error
+            rates = ", ".join(f"{rate:g}" for rate in getattr(config, "learning_rates", [config.learning_rate]))
+            raise NonFiniteLoss(f"{error}; lower the learning rate ({rates})") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         summary = summarize(result.rows, table)
@@ -122,15 +123,25 @@ def run(
     return Outcome(folder, table, result.rows, summary)
 
 
-def conclude(outcome: Outcome, title: str, table: Table, figure: Figure) -> None:
-    """Says what a run came to, draws its picture, and tells what its folder holds."""
+def conclude(
+    outcome: Outcome, title: str, table: Table, figure: Figure, sentences: Sequence[str] | None = None
+) -> None:
+    """Says what a run came to, draws its picture, and tells what its folder holds.
+
+    Args:
+      outcome: the run's.
+      title: the table's.
+      table: its columns and rows.
+      figure: the picture.
+      sentences: what the numbers say; None takes what `summary.verdict` says of them.
+    """
     from wsjax import parallel
     from wsjax.results import plots, summary
 
     if not parallel.is_main():
         return
     print_table(title, *table)
-    for sentence in summary.verdict(outcome.summary):
+    for sentence in summary.verdict(outcome.summary) if sentences is None else sentences:
         say(sentence)
     picture, _ = plots.save(figure, outcome.folder / "figure")
     checkpoints = outcome.folder / "checkpoints"

@@ -1,0 +1,210 @@
+"""What an early-stopping run comes to: how much a warm start loses, by how long the network trained before it.
+
+*Damage* is how far a warm start ends below random initialisation, in test accuracy: RI - WS, positive where warm
+starting loses. Of RI in percent it is 100 (RI - WS) / RI; the report's Figure 3 draws its opposite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wsjax.results import names
+from wsjax.results.names import Methods
+from wsjax.results.stats import ACCURACY, mean_interval
+from wsjax.results.summary import in_points, interval
+from wsjax.results.tables import Table, over_seeds
+from wsjax.storage.rows import FIRST, Row, round_ends
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AFTER = "after"
+"""What the table of methods calls the epochs that a warm start's network trained on the first part of the data."""
+
+
+def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
+    """The summary of an early-stopping run.
+
+    Args:
+      rows: a row an epoch.
+      methods: what each method is, by name; a warm start's `AFTER` says after how many epochs it branches off.
+
+    Returns:
+      "rows": each method's and seed's end, with its "after", None for random initialisation; "first_rounds": the end of
+      each shared round, whose "after" is its epochs and those of all before it; "damage": by "after", from the
+      shortest, RI - WS in accuracy ("points") and in percent of RI ("percent"), paired over seeds; "slope": how these
+      two change an epoch, by least squares over "after" for each seed, None where no seed has two of them.
+    """
+    final = [end | {AFTER: methods.get(end["method"], {}).get(AFTER)} for end in round_ends(rows)]
+    final = [end for end in final if end["method"] != FIRST]
+    damage = damages(final, methods)
+    by_after = {after: [own[after] for own in damage.values() if after in own] for after in _afters(damage)}
+    slopes = [_slope(own) for own in damage.values() if len(own) > 1]
+    return {
+        "rows": final,
+        "first_rounds": [row | {AFTER: row["epoch"]} for row in trunk(rows) if row["stop"]],
+        "damage": [{AFTER: after, **_both(values)} for after, values in by_after.items()],
+        "slope": _both(slopes) if slopes else None,
+    }
+
+
+def trunk(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the shared rounds, with their epochs counted on from round to round."""
+    last = {(row["seed"], row["round"]): row["epoch"] for row in rows if row["method"] == FIRST}
+    return [
+        row | {"epoch": row["epoch"] + sum(last.get((row["seed"], before), 0) for before in range(1, row["round"]))}
+        for row in rows
+        if row["method"] == FIRST
+    ]
+
+
+def damages(ends: Sequence[Row], methods: Methods) -> dict[int, dict[int, tuple[float, float]]]:
+    """By seed and epochs before the warm start, the damage in accuracy and in percent of random initialisation."""
+    random = {end["seed"]: end["test_accuracy"] for end in ends if _is(methods, end, names.RANDOM)}
+    found: dict[int, dict[int, tuple[float, float]]] = {}
+    for end in ends:
+        if _is(methods, end, names.WARM) and random.get(end["seed"]):
+            scratch = random[end["seed"]]
+            lost = scratch - end["test_accuracy"]
+            found.setdefault(end["seed"], {})[methods[end["method"]][AFTER]] = (lost, 100 * lost / scratch)
+    return {seed: dict(sorted(found[seed].items())) for seed in sorted(found)}
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """Columns and rows of its table: a row for each time to start from, and one for random initialisation."""
+    columns = ["start", "epochs before", "their test %", "seeds", "test %", "RI - WS", "% of RI"]
+    damage = {own[AFTER]: own for own in summary["damage"]}
+    lines = []
+    for after in dict.fromkeys(end[AFTER] for end in summary["rows"]):
+        own = [end for end in summary["rows"] if end[AFTER] == after]
+        first = [end for end in summary["first_rounds"] if end[AFTER] == after]
+        lost = [] if after not in damage else [_with_half(damage[after][kind], s) for kind, s in _SCALES.items()]
+        lines.append(
+            [
+                "RI" if after is None else "WS",
+                "" if after is None else str(after),
+                over_seeds(first, "test_accuracy", ACCURACY) if first else "",
+                str(len(own)),
+                over_seeds(own, "test_accuracy", ACCURACY),
+                *(lost or ["", ""]),
+            ]
+        )
+    return columns, lines
+
+
+def verdict(summary: Mapping[str, Any]) -> list[str]:
+    """What the numbers say, in sentences: is there a gap after the first epochs already, and does it grow."""
+    damage, slope = summary["damage"], summary["slope"]
+    if not damage:
+        return []
+    sentences = [_gap_sentence(damage[0], " already")]
+    if len(damage) > 1:
+        sentences.append(_gap_sentence(damage[-1]))
+    if slope is not None:
+        sentences.append(_slope_sentence(slope["points"], damage[1][AFTER] - damage[0][AFTER]))
+    return sentences
+
+
+def curves(rows: Sequence[Row], methods: Methods) -> Figure:
+    """Draws the test accuracy while training on the first part, and what a warm start from there loses."""
+    from matplotlib.figure import Figure
+
+    from wsjax.results import plots
+
+    shared, damage = trunk(rows), damages(round_ends(rows), methods)
+    length, afters = max((row["epoch"] for row in shared), default=1), _afters(damage)
+    figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+
+    tests = _by_seed({(row["seed"], row["epoch"]): 100 * row["test_accuracy"] for row in shared if _is_tested(row)})
+    style = names.Style(names.styles([FIRST], {})[FIRST].color)
+    epochs = sorted({epoch for own in tests.values() for epoch in own})
+    plots.mean_band(left, epochs, _matrix(tests, epochs), label="first part", style=style)
+    marked = [epoch for epoch in epochs if epoch in afters]
+    left.plot(marked, _means(tests, marked), "o", color=style.color, markersize=3)
+    plots.dress(left, "Test accuracy (%)", length, "Epochs on the first part of the data")
+
+    style = names.Style(names.styles(["WS"], {"WS": {"reinit": names.WARM}})["WS"].color)
+    lost = {seed: {after: percent for after, (_, percent) in own.items()} for seed, own in damage.items()}
+    plots.mean_band(right, afters, _matrix(lost, afters), label="damage", style=style)
+    right.plot(afters, _means(lost, afters), "o", color=style.color, markersize=3)
+    right.axhline(0, color="#777777", linewidth=0.8, zorder=1)
+    if not afters:
+        at = {"transform": right.transAxes, "ha": "center", "va": "bottom", "fontsize": plots.SMALL}
+        right.text(0.5, 0.55, "no seed has both RI and WS yet", **at)
+    plots.dress(right, "Damage (RI - WS) / RI (%)", length, "Epochs before the warm start")
+    return figure
+
+
+_SCALES = {"points": 100, "percent": 1}
+
+
+def _is(methods: Methods, end: Row, reinit: str) -> bool:
+    return methods.get(end["method"], {}).get("reinit") == reinit
+
+
+def _is_tested(row: Row) -> bool:
+    return row["test_accuracy"] is not None
+
+
+def _afters(damage: Mapping[int, Mapping[int, Any]]) -> list[int]:
+    return sorted({after for own in damage.values() for after in own})
+
+
+def _slope(damage: Mapping[int, tuple[float, float]]) -> tuple[float, float]:
+    """The change an epoch of one seed's two damages, by least squares."""
+    slopes = np.polyfit(list(damage), np.array(list(damage.values())), 1)[0]
+    return float(slopes[0]), float(slopes[1])
+
+
+def _both(values: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    points, percent = zip(*values, strict=True)
+    return {"points": interval(points), "percent": interval(percent)}
+
+
+def _by_seed(values: Mapping[tuple[int, int], float]) -> dict[int, dict[int, float]]:
+    found: dict[int, dict[int, float]] = {}
+    for (seed, x), value in values.items():
+        found.setdefault(seed, {})[x] = value
+    return found
+
+
+def _matrix(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> np.ndarray:
+    """[S, X], NaN where a seed has no value."""
+    return np.array([[own.get(x, np.nan) for x in xs] for own in values.values()]).reshape(len(values), len(xs))
+
+
+def _means(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> list[float]:
+    return [mean_interval([own[x] for own in values.values() if x in own]).mean for x in xs]
+
+
+def _with_half(own: Mapping[str, Any], scale: float) -> str:
+    half = "" if own["high"] is None else f" ± {scale * (own['high'] - own['mean']):.2f}"
+    return f"{scale * own['mean']:+.2f}{half}"
+
+
+def _gap_sentence(damage: Mapping[str, Any], already: str = "") -> str:
+    points = damage["points"]
+    lost = f"RI - WS = {in_points(points, ACCURACY)}, {damage['percent']['mean']:+.1f} % of RI"
+    after = f"fter {damage[AFTER]} epochs on the first part"
+    if points["low"] is None:
+        return f"A{after}: {lost}; one seed gives no interval, so this says nothing sure about a gap."
+    if points["low"] <= 0 <= points["high"]:
+        return f"No warm-starting gap can be told a{after}: {lost}."
+    return f"Warm starting {'costs' if points['low'] > 0 else 'gains'} accuracy{already} a{after}: {lost}."
+
+
+def _slope_sentence(slope: Mapping[str, Any], step: int) -> str:
+    """What an epoch changes, told for as many as lie between two warm starts."""
+    scaled = dict(slope) | {key: slope[key] and step * slope[key] for key in ("mean", "low", "high")}
+    change = f"RI - WS changes by {in_points(scaled, ACCURACY)} with every {step} epochs before"
+    if slope["low"] is None:
+        return f"{change}."
+    if slope["low"] > 0:
+        return f"The gap grows with the epochs before the warm start: {change}."
+    if slope["high"] < 0:
+        return f"The gap shrinks with the epochs before the warm start: {change}."
+    return f"The gap cannot be told to grow or to shrink with the epochs before the warm start: {change}."

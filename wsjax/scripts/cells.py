@@ -1,0 +1,55 @@
+"""A grid of learning rates and batch sizes: what trains with which cell's settings. Imports jax where it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from wsjax.results.hyperparameters import Cell
+from wsjax.scripts import build
+from wsjax.scripts.config import Training
+
+if TYPE_CHECKING:
+    from wsjax.training.train import Setup
+
+_SECOND = 4  # what a seed's key is folded with to draw second settings; the loop of rounds folds it with 0 to 3
+
+Planned = tuple[str, Sequence[Cell], Collection[int] | None]
+"""A start, "RI" or "WS", the cell of each of its rounds, and the seeds that it is for, None for all."""
+
+
+def plan(grid: Sequence[Cell], seeds: Sequence[int], chained: bool) -> list[Planned]:
+    """What trains: every cell from scratch and, from a first round with its settings, with those of another cell.
+
+    Args:
+      grid: the cells.
+      seeds: the run's; for each of them and each cell the other cell is drawn.
+      chained: one warm start a cell for all seeds, which goes through all that were drawn for it, in the seeds' order,
+        as the report's code does; else one for each that was drawn, for those seeds for which it was.
+    """
+    planned: list[Planned] = [("RI", [cell], None) for cell in grid]
+    for number, cell in enumerate(grid):
+        drawn = {seed: draw(seed, grid, number) for seed in seeds}
+        if chained:
+            planned.append(("WS", [cell, *drawn.values()], None))
+        else:
+            for other in dict.fromkeys(drawn.values()):
+                planned.append(("WS", [cell, other], [seed for seed, own in drawn.items() if own == other]))
+    return planned
+
+
+def draw(seed: int, grid: Sequence[Cell], number: int) -> Cell:
+    """The settings with which the warm start of a cell, by its number, goes on: another's, where there is another."""
+    import jax
+
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _SECOND), number)
+    further = int(jax.random.randint(key, (), 1, max(len(grid), 2)))
+    return grid[(number + further) % len(grid)]
+
+
+def build_setup(config: Training, setup: Setup, cell: Cell) -> Setup:
+    """A setup with a cell's learning rate and batch size."""
+    rate, size = cell
+    optimizer = build.build_optimizer(dataclasses.replace(config, learning_rate=rate))
+    return setup._replace(optimizer=optimizer, batch_size=size)
