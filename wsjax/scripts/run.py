@@ -40,7 +40,12 @@ class Outcome(NamedTuple):
 
 
 def load_data(config: Common) -> Dataset:
-    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices.
+    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices."""
+    return load_several(config, [config.dataset])[0]
+
+
+def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
+    """Loads data sets, or the subset of each that the settings ask for; before it, sets up the devices.
 
     Joins the processes of several hosts, or has a CPU pass for as many devices as are wanted.
     """
@@ -56,8 +61,8 @@ def load_data(config: Common) -> Dataset:
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
         use_devices(config.devices or (os.cpu_count() if config.replicas else None))
-    dataset = datasets.load(config.dataset, config.data_dir)
-    return datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test)
+    loaded = [datasets.load(name, config.data_dir) for name in names]
+    return [datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test) for dataset in loaded]
 
 
 def run(
@@ -122,15 +127,17 @@ def run(
     return Outcome(folder, table, result.rows, summary)
 
 
-def conclude(outcome: Outcome, title: str, table: Table, figure: Figure) -> None:
-    """Says what a run came to, draws its picture, and tells what its folder holds."""
+def conclude(
+    outcome: Outcome, title: str, table: Table, figure: Figure, sentences: Sequence[str] | None = None
+) -> None:
+    """Says what a run came to, by default in the verdict's sentences, draws it, and tells what its folder holds."""
     from wsjax import parallel
     from wsjax.results import plots, summary
 
     if not parallel.is_main():
         return
     print_table(title, *table)
-    for sentence in summary.verdict(outcome.summary):
+    for sentence in summary.verdict(outcome.summary) if sentences is None else sentences:
         say(sentence)
     picture, _ = plots.save(figure, outcome.folder / "figure")
     checkpoints = outcome.folder / "checkpoints"
