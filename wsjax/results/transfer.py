@@ -7,16 +7,32 @@ A method of such a run is one of the usual, a *kind*, on a share of a target. It
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from wsjax.results import names
+from wsjax.errors import RunError
+from wsjax.results import names, words
+from wsjax.results.merge import DrawnRun, merge_runs
 from wsjax.results.names import Methods
-from wsjax.results.stats import Unit, mean_interval
+from wsjax.results.stats import Unit, mean_interval, unit_of
 from wsjax.results.summary import paired, unit_of_summary
 from wsjax.results.tables import Table
+from wsjax.storage.records import DATA, RunRecords, differing
 from wsjax.storage.rows import FIRST, Row, round_ends
 
 _PLACE = ("kind", "target", "fraction")
+_OF_SOURCE = {"dataset", "datasets", "num_train", "num_test", DATA}  # settings that runs of other sources differ in
+
+
+class Pair(NamedTuple):
+    """A source and a target."""
+
+    source: str
+    target: str
+
+    @property
+    def title(self) -> str:
+        """As figures and captions have it."""
+        return f"{words.phrase('dataset', self.source)} to {words.phrase('dataset', self.target)}"
 
 
 def spec_of(kind: str, spec: names.Spec, target: str, fraction: float) -> dict[str, Any]:
@@ -123,6 +139,104 @@ def transfer_sentences(summary: Mapping[str, Any], source: str) -> list[str]:
     return sentences
 
 
+def merge_sources(runs: Sequence[RunRecords]) -> tuple[DrawnRun, dict[Pair, list[Row]]]:
+    """Merges the runs of several sources.
+
+    Returns:
+      What is drawn, whose methods are the kinds, and the ends of each pair, see `ends_by_kind`.
+
+    Raises:
+      RunError: as `merge_runs`; runs of two sources differ in more than that, or no transfer has ended yet.
+    """
+    if not runs:
+        merge_runs(runs, "transfer")  # which says so
+    by_source: dict[str, list[RunRecords]] = {}
+    for run in runs:
+        settings = run.config.get("config")
+        source = str(settings.get("dataset")) if isinstance(settings, dict) else ""
+        by_source.setdefault(source, []).append(run)
+    merged = {source: merge_runs(own, "transfer") for source, own in by_source.items()}
+    one, *others = (run.settings for run in merged.values())
+    for other in others:
+        free = words.NEUTRAL | _OF_SOURCE | {"perturb"}
+        pairs = {name: pair for name, pair in differing(one, other).items() if name not in free}
+        if differ := [f"{name} {first} and {second}" for name, (first, second) in pairs.items()]:
+            raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
+    table, renamed = names.merge([kinds(run.methods) for run in merged.values()])
+    found: dict[Pair, list[Row]] = {}
+    rows = []
+    for (source, run), own in zip(merged.items(), renamed, strict=True):
+        rows += [row | {"method": f"{source}: {row['method']}"} for row in run.rows]
+        for end in ends_by_kind(run.rows, run.methods):
+            found.setdefault(Pair(source, end["target"]), []).append(end | {"method": own[end["method"]]})
+    if not found:
+        raise RunError("no transfer has ended yet: wait for the first one")
+    settings = {name: value for name, value in one.items() if name not in _OF_SOURCE}
+    settings["datasets"] = list(dict.fromkeys(name for run in merged.values() for name in run.settings["datasets"]))
+    about = "; ".join(dict.fromkeys(run.about for run in merged.values()))
+    finished = all(run.finished for run in merged.values())
+    return DrawnRun(settings, table, rows, finished, about), found
+
+
+def of_source(pair: Pair, pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> list[Row]:
+    """How random initialisation ended on the shares of a pair's source, which other pairs have as their target."""
+    random = names.find(table, names.RANDOM)
+    for other, ends in pairs.items():
+        if other.target == pair.source:
+            return [end for end in ends if end["method"] == random]
+    return []
+
+
+def told(pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> tuple[str, str]:
+    """What came out: how often each difference lies above and below 0, and all of them in numbers."""
+    signs: dict[str, list[int]] = {}
+    for ends in pairs.values():
+        for difference in _differences(ends, table):
+            low, high = difference["low"], difference["high"]
+            side = 2 if low is None or low <= 0 <= high else 0 if low > 0 else 1
+            signs.setdefault(_minus(difference), [0, 0, 0])[side] += 1
+    counts = [
+        f"{title} is above 0 in {above} of {above + below + open_}, below in {below}, not to be told in {open_}"
+        for title, (above, below, open_) in signs.items()
+    ]
+    numbers = {pair: _numbers(ends, table, _unit(pairs)) for pair, ends in pairs.items()}
+    every = [f"{pair.title}: {_joined(own)}." for pair, own in numbers.items() if own]
+    points = " in points" * _unit(pairs).percent
+    came = f"Over pairs and shares {'; '.join(counts)}." if counts else ""
+    return came, f"Differences of test {_unit(pairs).word}{points}: {' '.join(every)}" if every else ""
+
+
+def told_wrong(pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> str:
+    """What the differences would read if random initialisation were taken from the source, as the report did."""
+    random, said, without = names.find(table, names.RANDOM), [], []
+    for pair, ends in pairs.items():
+        wrong = of_source(pair, pairs, table)
+        others = [end for end in ends if end["method"] != random]
+        if numbers := _numbers([*others, *wrong], table, _unit(pairs)) if wrong else {}:
+            said.append(f"{pair.title}: {_joined(numbers)}.")
+        else:
+            without.append(pair.title)
+    text = []
+    if said:
+        text.append(f"With the RI of the source in the place of the target's, as the report drew it: {' '.join(said)}")
+    if without:
+        text.append(f"No run has the source as a target, so that its RI is not known: {', '.join(without)}.")
+    return " ".join(text)
+
+
+def missing(pairs: Mapping[Pair, Sequence[Row]]) -> str:
+    """Which ends are not there that others of the figure have, in a sentence; empty where none is missing."""
+    kinds_, seeds = ({end[name] for ends in pairs.values() for end in ends} for name in ("method", "seed"))
+    fractions = sorted({end["fraction"] for ends in pairs.values() for end in ends})
+    lacks = []
+    for pair, ends in pairs.items():
+        there = {(end["method"], end["fraction"], end["seed"]) for end in ends}
+        due = {(kind, fraction, seed) for kind in kinds_ for fraction in fractions for seed in seeds}
+        if count := len(due - there):
+            lacks.append(f"{pair.title} lacks {count} of {len(due)}")
+    return f"Not all ends are there: {'; '.join(lacks)}." if lacks else ""
+
+
 def _signs(places: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
     """Which of two is better at which fractions, as far as intervals tell."""
     first, second = (names.label(places[0][1][side]) for side in ("minuend", "subtrahend"))
@@ -137,6 +251,31 @@ def _signs(places: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
         if where := [exact(fraction) for fraction, low, high in known if holds(low, high)]:
             said.append(f"{word} at {', '.join(where)}.")
     return " ".join(said) or "One seed gives no interval."
+
+
+def _differences(ends: Sequence[Row], table: Methods) -> list[dict[str, Any]]:
+    """The differences of one pair, with the "fraction" of each."""
+    found = []
+    for fraction in sorted({end["fraction"] for end in ends}):
+        own = differences([end for end in ends if end["fraction"] == fraction], table)
+        found += [each | {"fraction": fraction} for each in (own["gap"], *own["gain"].values()) if each]
+    return found
+
+
+def _numbers(ends: Sequence[Row], table: Methods, unit: Unit) -> dict[float, list[str]]:
+    """The differences of one pair at each share, in words."""
+    numbers: dict[float, list[str]] = {}
+    for each in _differences(ends, table):
+        numbers.setdefault(each["fraction"], []).append(f"{_minus(each)} {_told(each, unit)}")
+    return numbers
+
+
+def _joined(numbers: Mapping[float, Sequence[str]]) -> str:
+    return "; ".join(f"at {exact(fraction)} {', '.join(texts)}" for fraction, texts in numbers.items())
+
+
+def _unit(pairs: Mapping[Pair, Sequence[Row]]) -> Unit:
+    return unit_of([end for ends in pairs.values() for end in ends])
 
 
 def _told(difference: Mapping[str, Any], unit: Unit) -> str:

@@ -20,6 +20,8 @@ WORDS = {  # in the order of a caption
     "bias": "biases {}",
     "conv_init": "convolutions drawn as in the {}",
     "dataset": "{}",
+    "datasets": "between {}",
+    "fractions": "on {} of the target",
     "num_train": "{} training images",
     "fraction": "first round on {} of the training images",
     "increment": "{} images more a round",
@@ -196,4 +198,4 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return "/".join(_value(name, one) for one in value)
     text = str(value)
-    return _NAMES.get(text, Path(text).stem if name == "dataset" else text)  # a data set may be a file
+    return _NAMES.get(text, Path(text).stem if name in ("dataset", "datasets") else text)  # a data set may be a file
