@@ -49,10 +49,7 @@ def draw(runs: Sequence[RunRecords], *, as_report: bool = False) -> tuple[Figure
     came, notes = transfer.told(pairs, run.methods)
     if as_report:
         notes += " " + transfer.told_wrong(pairs, run.methods)
-    what = (
-        "Figure 11: trained on one data set, then on a share of another: from scratch (RI), from the first network's "
-    )
-    what += "parameters (WS), from their shrink-perturb (SP)."
+    what = "Figure 11: a share of a data set from scratch (RI), after another set (WS), after its shrink-perturb (SP)."
     published_sets = set(run.settings["datasets"]) <= set(own["datasets"]) and run.settings["model"] == own["model"]
     caption = captions.compose(run, what, own if published_sets else None, came, notes)
     return figure, caption._replace(differs=f"{caption.differs} {transfer.missing(pairs)}".strip())

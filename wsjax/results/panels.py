@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,3 +93,37 @@ def _curve(axis: Axes, ends: Sequence[Row], x: str, scale: float, label: str, st
     else:
         plots.mean_band(axis, places, scale * scores, label=label, style=style)
         axis.plot(places, scale * np.nanmean(scores, axis=0), "o", color=style.color, markersize=2.5)
+
+
+def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, float]) -> Figure:
+    """Draws test scores by the learning rate of the second round, on a log axis: means over seeds, 95 % t-intervals.
+
+    Args:
+        ends: a row for each method, seed and "learning_rate".
+        methods: what each method is, by name.
+        marks: learning rates to mark with a vertical line in a method's colour.
+    """
+    unit, styles = unit_of(ends), names.styles({row["method"]: None for row in ends}, methods)
+    drawn = names.ordered(dict.fromkeys(row["method"] for row in ends), methods)
+    figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
+    axis = figure.subplots()
+    for number, name in enumerate(drawn):
+        rates, scores = by_seed([row for row in ends if row["method"] == name], "learning_rate")
+        mean, low, high = (
+            unit.scale * value for value in np.transpose([plots.bounds(s[~np.isnan(s)]) for s in scores.T])
+        )
+        # Side by side, by 3 % of the rate: several methods have the very same ones.
+        x = np.array(rates) * 1.03 ** (number - (len(drawn) - 1) / 2)
+        style = styles[name]
+        axis.errorbar(
+            x, mean, [mean - low, high - mean], color=style.color, linestyle=style.line, linewidth=1.2,
+            marker="o", markersize=3.5, capsize=2, elinewidth=0.9,
+        )  # fmt: skip
+    for name, rate in marks.items():
+        axis.axvline(rate, color=styles[name].color, linewidth=0.9, linestyle=":", zorder=1)
+    plots.dress(axis, plots.score_label("test_accuracy", unit), 1, "Learning rate of the second round")
+    axis.set_xscale("log")
+    rates = [row["learning_rate"] for row in ends]
+    axis.set_xlim(min(rates) / 1.5, max([*rates, *marks.values()]) * 1.5)
+    plots.legend(figure, {name: styles[name] for name in drawn}, {})
+    return figure

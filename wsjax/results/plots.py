@@ -53,7 +53,7 @@ def mean_band(axis: Axes, x: ArrayLike, curves: ArrayLike, *, label: str, style:
     """
     columns = [column[~np.isnan(column)] for column in np.asarray(curves, float).T]
     x = np.asarray(x)[[len(column) > 0 for column in columns]]
-    mean, low, high = np.array([_bounds(column) for column in columns if len(column)]).reshape(-1, 3).T
+    mean, low, high = np.array([bounds(column) for column in columns if len(column)]).reshape(-1, 3).T
     marker = "o" if len(x) == 1 else None  # a line of one point cannot be seen
     axis.plot(x, mean, label=label, color=style.color, linestyle=style.line, linewidth=1.2, marker=marker, markersize=3)
     axis.fill_between(x, low, high, color=style.color, alpha=0.22, linewidth=0)
@@ -182,7 +182,8 @@ def save_captioned(figure: Figure, caption: Caption, stem: Path) -> None:
     write_whole(stem.with_name(f"{stem.name}.txt"), caption.text + "\n")
 
 
-def _bounds(values: NDArray[np.float64]) -> Interval:
+def bounds(values: NDArray[np.float64]) -> Interval:
+    """A mean over seeds and its band: the 95 % t-interval, or the range of fewer than three."""
     if len(values) > 2:
         return mean_interval(values.tolist())
     return Interval(float(values.mean()), float(values.min()), float(values.max()))  # two values' t is 13 times as wide

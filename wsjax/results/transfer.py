@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 
 from wsjax.errors import RunError
 from wsjax.results import names, words
-from wsjax.results.merge import DrawnRun, merge_runs
+from wsjax.results.groups import merge_groups
+from wsjax.results.merge import DrawnRun
 from wsjax.results.names import Methods
 from wsjax.results.stats import Unit, mean_interval, unit_of
 from wsjax.results.summary import paired, unit_of_summary
 from wsjax.results.tables import Table
-from wsjax.storage.records import DATA, RunRecords, differing
+from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row, round_ends
 
 _PLACE = ("kind", "target", "fraction")
-_OF_SOURCE = {"dataset", "datasets", "num_train", "num_test", DATA}  # settings that runs of other sources differ in
+_OF_SOURCE = ("datasets", "num_train", "num_test")  # settings that runs of other sources differ in
 
 
 class Pair(NamedTuple):
@@ -148,34 +149,18 @@ def merge_sources(runs: Sequence[RunRecords]) -> tuple[DrawnRun, dict[Pair, list
     Raises:
       RunError: as `merge_runs`; runs of two sources differ in more than that, or no transfer has ended yet.
     """
-    if not runs:
-        merge_runs(runs, "transfer")  # which says so
-    by_source: dict[str, list[RunRecords]] = {}
-    for run in runs:
-        settings = run.config.get("config")
-        source = str(settings.get("dataset")) if isinstance(settings, dict) else ""
-        by_source.setdefault(source, []).append(run)
-    merged = {source: merge_runs(own, "transfer") for source, own in by_source.items()}
-    one, *others = (run.settings for run in merged.values())
-    for other in others:
-        free = words.NEUTRAL | _OF_SOURCE | {"perturb"}
-        pairs = {name: pair for name, pair in differing(one, other).items() if name not in free}
-        if differ := [f"{name} {first} and {second}" for name, (first, second) in pairs.items()]:
-            raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
+    groups = merge_groups(runs, "transfer", ["dataset"], _OF_SOURCE)
+    merged = {str(source): run for (source,), run in groups.runs.items()}
     table, renamed = names.merge([kinds(run.methods) for run in merged.values()])
     found: dict[Pair, list[Row]] = {}
-    rows = []
     for (source, run), own in zip(merged.items(), renamed, strict=True):
-        rows += [row | {"method": f"{source}: {row['method']}"} for row in run.rows]
         for end in ends_by_kind(run.rows, run.methods):
             found.setdefault(Pair(source, end["target"]), []).append(end | {"method": own[end["method"]]})
     if not found:
         raise RunError("no transfer has ended yet: wait for the first one")
-    settings = {name: value for name, value in one.items() if name not in _OF_SOURCE}
-    settings["datasets"] = list(dict.fromkeys(name for run in merged.values() for name in run.settings["datasets"]))
-    about = "; ".join(dict.fromkeys(run.about for run in merged.values()))
-    finished = all(run.finished for run in merged.values())
-    return DrawnRun(settings, table, rows, finished, about), found
+    sets = list(dict.fromkeys(name for run in merged.values() for name in run.settings["datasets"]))
+    settings = {name: value for name, value in groups.whole.settings.items() if name != "dataset"} | {"datasets": sets}
+    return groups.whole._replace(settings=settings, methods=table), found
 
 
 def of_source(pair: Pair, pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> list[Row]:

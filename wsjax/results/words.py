@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsjax.storage.records import BEFORE
+from wsjax.storage.records import BEFORE, DATA
 
 Settings = Mapping[str, Any]
 
@@ -107,7 +107,7 @@ def told(settings: Settings) -> dict[str, Any]:
     """
     own = _alike(settings)
     model, stop = own.get("model"), own.get("stop", [])
-    unused = {name for name, needed in _OF_MODEL.items() if model != needed}
+    unused = {DATA} | {name for name, needed in _OF_MODEL.items() if model != needed}
     unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
         unused |= {"perturb", "at_once"}
