@@ -34,7 +34,7 @@ def merge_groups(
     runs: Sequence[RunRecords],
     experiment: str,
     by: Sequence[str],
-    free: Collection[str] = (),
+    free: Collection[str] | None = (),
     **options: Any,
 ) -> Groups:
     """Merges runs in groups: those of one group differ in seeds and methods only.
@@ -43,7 +43,7 @@ def merge_groups(
         runs: as `read_run` gives them.
         experiment: the one that they must be of.
         by: the settings that groups differ in.
-        free: further settings that may differ between groups; the whole has them where they do not.
+        free: further settings that may differ between groups, None for all; the whole has them where they do not.
         options: those of `merge_runs`.
 
     Raises:
@@ -59,6 +59,7 @@ def merge_groups(
     if not merged:
         merge_runs(runs, experiment, **options)  # which says why
     one, *others = (run.settings for run in merged.values())
+    free = {name for run in merged.values() for name in run.settings} if free is None else free
     varied = {*by, *free, *UNITED, DATA}
     for other in others:
         pairs = differing(one, other).items()
@@ -73,7 +74,7 @@ def _whole(merged: Mapping[Key, DrawnRun], by: Sequence[str], free: Collection[s
     settings = dict(first.settings)
     for name in by:
         settings[name] = _one_or_all([_value(run.settings, name) for run in merged.values()])
-    for name in free:
+    for name in set(free) - {*by, *UNITED}:
         if len({_value(run.settings, name) for run in merged.values()}) > 1:
             settings.pop(name, None)
     for name in UNITED:

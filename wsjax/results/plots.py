@@ -80,15 +80,31 @@ def offline_curves(
         epochs: a round's length where it is fixed, so that an unfinished run is drawn in its final frame.
         published: drawn dashed behind the measured curves of the same method, cut where the measured round ends.
     """
+    styles = names.styles(dict.fromkeys(row["method"] for row in rows), methods)
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots(1, len(fields), squeeze=False)[0]
+    drawn = draw_offline(axes, rows, methods, fields, styles, epochs=epochs, published=published)
+    legend(figure, {method: styles[method] for method in drawn}, published or {})
+    return figure
+
+
+def draw_offline(
+    axes: Sequence[Axes],
+    rows: Sequence[Row],
+    methods: Methods,
+    fields: Sequence[str],
+    styles: Mapping[str, Style],
+    *,
+    epochs: int | None = None,
+    published: Curves | None = None,
+) -> list[str]:
+    """Draws the panels of `offline_curves`, on axes that there are; returns the methods drawn, in the legend's order."""
     published, unit = published or {}, unit_of(rows)
     first, second = ([row for row in rows if row["round"] == number] for number in (1, 2))
     start = (epochs or max(row["epoch"] for row in first)) if first else 0
     end = start + (epochs or max((row["epoch"] for row in second), default=0))
     curves = _by_method([*first, *second], methods)
-    styles = names.styles(curves, methods)
-
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    for axis, field in zip(figure.subplots(1, len(fields), squeeze=False)[0], fields, strict=True):
+    for axis, field in zip(axes, fields, strict=True):
         for method, own in curves.items():
             offset, stop = (0, start) if method == FIRST else (start, end)
             length = max(row["epoch"] for row in own)
@@ -102,8 +118,7 @@ def offline_curves(
         if start:
             _mark_round(axis, 0, start, first)
             _mark_round(axis, start, end, second)
-    legend(figure, {method: styles[method] for method in curves}, published)
-    return figure
+    return list(curves)
 
 
 def online_curves(

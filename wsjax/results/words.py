@@ -165,6 +165,11 @@ def phrase(name: str, value: Any) -> str:
     return WORDS[name].format(text) if name in WORDS else f"{name.replace('_', ' ')} {text}"
 
 
+def shown(name: str, value: Any) -> str:
+    """A setting's value in words."""
+    return _value(name, value)
+
+
 def share(total: int, fraction: float) -> int:
     """How many images a fraction of them is, as data sets are cut."""
     return math.ceil(round(total * fraction, 6))
