@@ -5,7 +5,7 @@
 Reads runs of experiments/offline.py, any number of the 27 cells, and writes Markdown and LaTeX with the caption beside
 them as TXT. Takes seconds. A run of a cell, as the report ran it:
 
-    python experiments/offline.py --dataset=cifar10 --model=mlp --optimizer=adam --stop accuracy plateau \
+    python experiments/offline.py --dataset=cifar10 --model=mlp --optimizer=adam --stop accuracy plateau \\
       --train_accuracy=after --opt_state=keep --fresh=first --methods RI WS --seeds 42 43 44 45 46 --epochs=1000
 
 ResNet-18 has further columns where runs with --evaluation=batch, the report's way, or reestimated are given.

@@ -226,7 +226,7 @@ def _caption(by: Sequence[str], made: Sequence[_Cell], known: int, whole: DrawnR
 
 
 _MARKS = (
-    "Behind ± stand standard errors of means over seeds (ddof 1; the report's were taken with ddof 0) and, for RI - WS, "
+    "Behind ± stand standard errors of means over seeds (ddof 1; the report's were taken with ddof 0), and for RI - WS "
     f"half of its paired 95 % t-interval. {MARK}: further than 2 combined standard errors from the published mean."
 )
 

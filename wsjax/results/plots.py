@@ -98,7 +98,7 @@ def draw_offline(
     epochs: int | None = None,
     published: Curves | None = None,
 ) -> list[str]:
-    """Draws the panels of `offline_curves`, on axes that there are; returns the methods drawn, in the legend's order."""
+    """Draws the panels of `offline_curves`, on given axes; returns the methods drawn, in the legend's order."""
     published, unit = published or {}, unit_of(rows)
     first, second = ([row for row in rows if row["round"] == number] for number in (1, 2))
     start = (epochs or max(row["epoch"] for row in first)) if first else 0
