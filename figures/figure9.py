@@ -35,9 +35,9 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     as_published = settings["offline"] | settings["figure9"]
     if not words.is_alike(whole.settings, as_published):
         as_published = None
-    came = augmentation.told(own, unit_of(whole.rows))
+    came, notes = augmentation.told(own, unit_of(whole.rows))
     what = "Figure 9: all of the data from scratch (RI) and after a part of them (WS), without and with augmentation."
-    notes = "Train accuracy is that of the images as they are trained on, augmented ones in the lower row."
+    notes += " Train accuracy is that of the images as they are trained on, augmented ones in the lower row."
     caption = captions.compose(whole, what, as_published, came, notes)
     return augmentation.panels(own), caption._replace(differs=f"{caption.differs} {augmentation.missing(own)}".strip())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -54,25 +55,36 @@ def panels(runs: Mapping[bool, DrawnRun]) -> Figure:
     return figure
 
 
-def told(runs: Mapping[bool, DrawnRun], unit: Unit) -> str:
-    """How both ended, and how much of the gap augmentation takes, paired over seeds."""
-    ends = {augment: [end for end in round_ends(run.rows) if end["round"] == 2] for augment, run in runs.items()}
-    said = [
-        scores(runs[augment], f"Final test {unit.word} {TITLES[augment]}", own) for augment, own in ends.items() if own
+def told(runs: Mapping[bool, DrawnRun], unit: Unit) -> tuple[str, str]:
+    """How much of the gap augmentation takes, paired over seeds; and how every method ended."""
+    gaps: dict[str, Mapping[str, Any] | None] = {TITLES[augment]: gap_of(run) for augment, run in runs.items()}
+    gaps["the second less the first"] = change_of_gap(runs)
+    numbers = [f"{title} {_number(gap, unit)}" for title, gap in gaps.items() if gap is not None]
+    points = " in points" * unit.percent
+    ended = [
+        scores(run, f"Final test {unit.word} {TITLES[augment]}", ends)
+        for augment, run in runs.items()
+        if (ends := _ends(run))
     ]
-    if len(runs) == 2 and (change := change_of_gap(runs)):
-        half = "" if change["low"] is None else f" ± {unit.number((change['high'] - change['low']) / 2, 1)}"
-        said.append(f"The gap with augmentation less that without: {unit.number(change['mean'], 1, sign=True)}{half}.")
-    return " ".join(said)
+    return f"RI - WS{points}: {'; '.join(numbers)}." if numbers else "", " ".join(ended)
 
 
-def change_of_gap(runs: Mapping[bool, DrawnRun]) -> dict[str, float] | None:
+def gap_of(run: DrawnRun) -> dict[str, Any] | None:
+    """The gap RI - WS at the end of the second round, paired by seed."""
+    random, warm = (names.find(run.methods, reinit) for reinit in (names.RANDOM, names.WARM))
+    return paired(_ends(run), random, warm)
+
+
+def change_of_gap(runs: Mapping[bool, DrawnRun]) -> dict[str, Any] | None:
     """The gap RI - WS with augmentation less the gap without, paired by seed; None where no seed has all four."""
     gaps: list[Row] = []
     for augment, run in runs.items():
-        ends = [end for end in round_ends(run.rows) if end["round"] == 2]
         random, warm = (
-            {end["seed"]: end["test_accuracy"] for end in ends if end["method"] == names.find(run.methods, reinit)}
+            {
+                end["seed"]: end["test_accuracy"]
+                for end in _ends(run)
+                if end["method"] == names.find(run.methods, reinit)
+            }
             for reinit in (names.RANDOM, names.WARM)
         )
         gaps += [
@@ -86,3 +98,12 @@ def missing(runs: Mapping[bool, DrawnRun]) -> str:
     """Which of the two is not there, in a sentence; empty where both are."""
     lacks = [title for augment, title in TITLES.items() if augment not in runs]
     return f"There is no run {lacks[0]}." if lacks else ""
+
+
+def _ends(run: DrawnRun) -> list[Row]:
+    return [end for end in round_ends(run.rows) if end["round"] == 2]
+
+
+def _number(difference: Mapping[str, Any], unit: Unit) -> str:
+    half = "" if difference["low"] is None else f" ± {unit.number((difference['high'] - difference['low']) / 2, 1)}"
+    return unit.number(difference["mean"], 1, sign=True) + half

@@ -103,7 +103,7 @@ def told(comparisons: Sequence[Mapping[str, Any]], unit: Unit) -> str:
     if not sentences:
         return ""
     points = " in points" * unit.percent
-    what = f"Final test {unit.word}, paired{points}, to RI and WS at the same and at their best rates"
+    what = f"Paired differences{points}, at SP's own rate and at the best ones"
     return f"{what}: {'. '.join(sentences)}."
 
 
