@@ -20,6 +20,8 @@ WORDS = {  # in the order of a caption
     "bias": "biases {}",
     "conv_init": "convolutions drawn as in the {}",
     "dataset": "{}",
+    "datasets": "between {}",
+    "fractions": "on {} of the target",
     "num_train": "{} training images",
     "fraction": "first round on {} of the training images",
     "increment": "{} images more a round",
@@ -110,7 +112,7 @@ def told(settings: Settings) -> dict[str, Any]:
     """
     own = _alike(settings)
     model, stop = own.get("model"), own.get("stop", [])
-    unused = {name for name, needed in _OF_MODEL.items() if model != needed}
+    unused = {DATA} | {name for name, needed in _OF_MODEL.items() if model != needed}
     unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
         unused |= {"perturb", "at_once"}
@@ -170,6 +172,11 @@ def phrase(name: str, value: Any) -> str:
     return WORDS[name].format(text) if name in WORDS else f"{name.replace('_', ' ')} {text}"
 
 
+def shown(name: str, value: Any) -> str:
+    """A setting's value in words."""
+    return _value(name, value)
+
+
 def share(total: int, fraction: float) -> int:
     """How many images a fraction of them is, as data sets are cut."""
     return math.ceil(round(total * fraction, 6))
@@ -207,4 +214,4 @@ def _value(name: str, value: Any) -> str:
 
 def label(value: str, name: str = "dataset") -> str:
     """A data set, model or optimiser as it is called in a text; a data set may be a file."""
-    return _NAMES.get(value, Path(value).stem if name == "dataset" else value)
+    return _NAMES.get(value, Path(value).stem if name in ("dataset", "datasets") else value)

@@ -154,6 +154,27 @@ def at_once(methods: Mapping[str, Method], table: names.Methods, rounds: Sequenc
     }
 
 
+def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: bool) -> dict[str, Method]:
+    """The settings' methods with rounds of their own on other data, after a trunk that they share.
+
+    Args:
+      config: the settings.
+      setup: with the data and the task of the later rounds.
+      later: those rounds.
+      new_head: whether that task has another number of classes: then a head is newly drawn, and not shrunk.
+    """
+    from wsjax.methods.starts import Mixed, new_heads
+
+    own = [here._replace(setup=setup) for here in later]
+    made = {}
+    for name, method in build_methods(config, setup, [*own[:1], *own]).items():
+        start = method.start
+        if new_head and isinstance(start, Mixed):
+            start = start._replace(reinit=new_heads(start.reinit))
+        made[name] = method._replace(start=start, rounds=method.rounds or own)
+    return made
+
+
 def methods_table(config: Common) -> dict[str, names.Spec]:
     """What each of the settings' methods is, by name."""
     return names.from_settings(config.methods, config.shrink, config.perturb)

@@ -46,7 +46,8 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
 
     Args:
       main: takes the config, a dataclass.
-      defaults: the config for a data set, by the value of --dataset; None where it is not given.
+      defaults: the config for a data set, by the value of --dataset, or the first of --datasets; None where neither
+        is given.
       text: what the help says first.
     """
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
@@ -61,7 +62,7 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
 def peeked(flags: Sequence[str]) -> str | None:
     """The data set that a command line names, for its defaults; None where it names none."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument("--dataset")
+    peek.add_argument("--dataset", "--datasets", dest="dataset")
     try:
         return peek.parse_known_args(list(flags))[0].dataset
     except argparse.ArgumentError:  # --dataset without a value: tyro says it better

@@ -40,7 +40,12 @@ class Outcome(NamedTuple):
 
 
 def load_data(config: Common) -> Dataset:
-    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices.
+    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices."""
+    return load_several(config, [config.dataset])[0]
+
+
+def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
+    """Loads data sets, or the subset of each that the settings ask for; before it, sets up the devices.
 
     Joins the processes of several hosts, or has a CPU pass for as many devices as are wanted.
     """
@@ -56,8 +61,8 @@ def load_data(config: Common) -> Dataset:
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
         use_devices(config.devices or (os.cpu_count() if config.replicas else None))
-    dataset = datasets.load(config.dataset, config.data_dir)
-    return datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test)
+    loaded = [datasets.load(name, config.data_dir) for name in names]
+    return [datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test) for dataset in loaded]
 
 
 def run(
