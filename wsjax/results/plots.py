@@ -98,11 +98,11 @@ def offline_curves(
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, offset + x, y, stop, styles[method])
-        _dress(axis, _score_label(field, unit), end)
+        dress(axis, score_label(field, unit), end)
         if start:
             _mark_round(axis, 0, start, first)
             _mark_round(axis, start, end, second)
-    _legend(figure, {method: styles[method] for method in curves}, published)
+    legend(figure, {method: styles[method] for method in curves}, published)
     return figure
 
 
@@ -121,7 +121,7 @@ def online_curves(
     curves = _by_method(rounds, methods)
     styles = names.styles(curves, methods)
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    panels = (("test_accuracy", _score_label("test_accuracy", unit), unit.scale), (*COSTS[cost], 1))
+    panels = (("test_accuracy", score_label("test_accuracy", unit), unit.scale), (*COSTS[cost], 1))
     for axis, (field, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
         for method, own in curves.items():
             samples = sorted({row["samples"] for row in own})
@@ -131,8 +131,8 @@ def online_curves(
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, x, y, max(samples), styles[method])
-        _dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="Train images")
-    _legend(figure, {method: styles[method] for method in curves}, published)
+        dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="Train images")
+    legend(figure, {method: styles[method] for method in curves}, published)
     return figure
 
 
@@ -142,7 +142,7 @@ def add_caption(figure: Figure, caption: Caption) -> None:
     What does not fit is cut with an ellipsis, the settings first, for the text beside the picture has all.
     """
     width, height = figure.get_size_inches()
-    parts = [_wrap(_drawable(part), 0.98 * width) for part in caption[:4]]
+    parts = [_wrap(drawable(part), 0.98 * width) for part in caption[:4]]
     for part in (1, 2, 0, 3):
         if sum(map(len, parts)) > LINES and len(parts[part]) > 1:
             parts[part] = [_cut(parts[part][0], 0.98 * width)]
@@ -211,7 +211,8 @@ def _epochs(row: Row) -> slice:
     return slice(row["epoch"] - 1, None if row["stop"] else row["epoch"])
 
 
-def _score_label(field: str, unit: Unit) -> str:
+def score_label(field: str, unit: Unit) -> str:
+    """The label of an axis of scores."""
     return f"{_FIELDS[field]} {unit.word}" + " (%)" * unit.percent
 
 
@@ -242,7 +243,7 @@ def _width(text: str) -> float:
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=SMALL), ismath=False)[0] / 72
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """A text on one line with the font's own characters; others become their escapes, as Python writes them."""
     glyphs = _glyphs()
     return "".join(c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in printable(text))
@@ -262,7 +263,8 @@ def _dashed(axis: Axes, x: NDArray[Any], y: NDArray[Any], stop: float, style: St
     axis.plot(x[there], y[there], color=light, linewidth=0.9, linestyle=DASHES, marker=marker, markersize=3, zorder=1.5)
 
 
-def _dress(axis: Axes, label: str, end: int, x_label: str = "Epoch") -> None:
+def dress(axis: Axes, label: str, end: float, x_label: str = "Epoch") -> None:
+    """The look of every panel: labels, x from 0 to a little beyond the end, a grid behind."""
     axis.set_xlabel(x_label, fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.set_xlim(0, max(end, 1) * 1.01)
@@ -282,23 +284,26 @@ def _mark_round(axis: Axes, start: int, end: int, rows: Sequence[Row]) -> None:
         axis.annotate(text, place, xycoords=at, ha="center", va="bottom", fontsize=SMALL, color="#666666")
 
 
-def _legend(figure: Figure, styles: Mapping[str, Style], published: Curves) -> None:
-    """One legend above the panels: a line a method, and the dashes; the figure grows with its rows."""
-    labels = [_drawable(names.label(name)) for name in styles]
+def legend(
+    figure: Figure, styles: Mapping[str, Style], published: Curves, more: Mapping[str, Style] | None = None
+) -> None:
+    """One legend above the panels: a line a method, the dashes, and lines by their labels; the figure grows with it."""
+    labels = [drawable(names.label(name)) for name in styles]
     handles = [Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.2) for style in styles.values()]
     if any(method in styles for _, method in published):
         labels.append("published")
         handles.append(Line2D([], [], color="#888888", linewidth=0.9, linestyle=DASHES))
+    for label, style in (more or {}).items():
+        labels.append(drawable(label))
+        handles.append(Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.2))
     if not handles:
         return
     entry = max(map(_width, labels)) + 4.8 * SMALL / 72  # a line of two font sizes and the gaps beside it
     columns = min(max(int(WIDTH / entry), 1), 6)
     rows = -(-len(handles) // columns)
-    figure.set_size_inches(WIDTH, HEIGHT + (rows - 1) * 1.5 * SMALL / 72)
+    figure.set_size_inches(WIDTH, figure.get_figheight() + (rows - 1) * 1.5 * SMALL / 72)
     where = {"loc": "outside upper center", "ncols": columns}
-    legend = figure.legend(handles, [" "] * len(handles), **where, fontsize=SMALL, frameon=False)
-    for text, label in zip(
-        legend.get_texts(), labels, strict=True
-    ):  # as they are: no name is hidden, none is a formula
+    drawn = figure.legend(handles, [" "] * len(handles), **where, fontsize=SMALL, frameon=False)
+    for text, label in zip(drawn.get_texts(), labels, strict=True):  # as they are: no name hidden, none a formula
         text.set_text(label)
         text.set_parse_math(False)

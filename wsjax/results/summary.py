@@ -90,7 +90,7 @@ def paired(
 ) -> dict[str, Any] | None:
     """The difference of two methods in a field, paired by seed: its mean and interval; None where no seed has both."""
     differences = [a - b for a, b in _pairs(ends, method, other, field)]
-    return {"minuend": method, "subtrahend": other, **_interval(differences)} if differences else None
+    return {"minuend": method, "subtrahend": other, **interval(differences)} if differences else None
 
 
 def unit_of_summary(summary: Mapping[str, Any]) -> Unit:
@@ -111,7 +111,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
         sentences.append(_slope_sentence(summary["gap_slope"], unit))
     for name, share in summary.get("steps_of_RI", {}).items():
         if share is not None:
-            sentences.append(f"{names.label(name)} took {_range(share)} of {names.label(share['of'])}'s steps.")
+            sentences.append(f"{names.label(name)} took {share_range(share)} of {names.label(share['of'])}'s steps.")
     if {end["method"] for end in summary["rows"]} == {FIRST}:
         sentences.append("All methods share the first round: a second one would tell them apart.")
     return sentences
@@ -152,13 +152,13 @@ def _slope(
         gaps = [a - b for a, b in _pairs([end for end in both if end["round"] > 1], random, warm, "test_accuracy")]
         if len(gaps) > 1:
             slopes.append(float(np.polyfit(range(len(gaps)), gaps, 1)[0]))
-    return {"minuend": random, "subtrahend": warm, **_interval(slopes)} if slopes else None
+    return {"minuend": random, "subtrahend": warm, **interval(slopes)} if slopes else None
 
 
 def _share(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:
     """A method's total as a share of random initialisation's, seed by seed."""
     shares = [a / b for a, b in _pairs(totals, name, random, field) if b]
-    return {"of": random, **_interval(shares)} if shares else None
+    return {"of": random, **interval(shares)} if shares else None
 
 
 def _pairs(ends: Sequence[Row], method: str | None, other: str | None, field: str) -> list[tuple[float, float]]:
@@ -169,7 +169,7 @@ def _pairs(ends: Sequence[Row], method: str | None, other: str | None, field: st
     return [(one[key], two[key]) for key in sorted(one.keys() & two.keys())]
 
 
-def _interval(values: Sequence[float]) -> dict[str, Any]:
+def interval(values: Sequence[float]) -> dict[str, Any]:
     """A mean over seeds with its interval, as JSON has it."""
     mean, low, high = mean_interval(values)
     bounds = {"low": low, "high": high} if len(values) > 1 else {"low": None, "high": None}
@@ -198,7 +198,7 @@ def _gain_sentence(gain: Mapping[str, Any], gap: Mapping[str, Any] | None, unit:
 
 
 def _slope_sentence(slope: Mapping[str, Any], unit: Unit) -> str:
-    change = f"{_names(slope)} changes by {_points(slope, unit)} a round"
+    change = f"{_names(slope)} changes by {in_points(slope, unit)} a round"
     if slope["low"] is None:
         return f"{change}."
     if slope["low"] > 0:
@@ -206,21 +206,23 @@ def _slope_sentence(slope: Mapping[str, Any], unit: Unit) -> str:
     return f"The gap {'shrinks' if slope['high'] < 0 else 'cannot be told to grow'} with the rounds: {change}."
 
 
-def _range(share: Mapping[str, Any]) -> str:
+def share_range(share: Mapping[str, Any]) -> str:
+    """A share with its interval, in words."""
     if share["low"] is None:
         return f"{share['mean']:.0%}"
     return f"{share['mean']:.0%} (95 % interval {share['low']:.0%} to {share['high']:.0%})"
 
 
 def _difference(difference: Mapping[str, Any], unit: Unit) -> str:
-    return f"{_names(difference)} = {_points(difference, unit)}"
+    return f"{_names(difference)} = {in_points(difference, unit)}"
 
 
 def _names(difference: Mapping[str, Any]) -> str:
     return f"{names.label(difference['minuend'])} - {names.label(difference['subtrahend'])}"
 
 
-def _points(difference: Mapping[str, Any], unit: Unit) -> str:
+def in_points(difference: Mapping[str, Any], unit: Unit) -> str:
+    """A difference with its interval, in words."""
     mean = unit.number(difference["mean"], sign=True) + " points" * unit.percent
     if difference["low"] is None:
         return f"{mean} (1 seed)"

@@ -180,7 +180,7 @@ def check_config(config: Common) -> None:
         "several processes split batches over all their devices: leave out --devices and --replicas",
     )
     for name in ("methods", "shrink", "perturb", "seeds"):
-        _check_list(name, getattr(config, name))
+        check_list(name, getattr(config, name))
     for name in ("shrink", "perturb"):
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
@@ -195,7 +195,7 @@ def check_training(config: Training) -> None:
         choose(name, getattr(config, name), CHOICES[name])
     for rule in config.stop:
         choose("stop", rule, STOPS)
-    _check_list("stop", config.stop)
+    check_list("stop", config.stop)
     for name, most in LIMITS.items():
         check_positive(name, getattr(config, name), most)
     for size in config.hidden:
@@ -230,7 +230,8 @@ def _split(method: str) -> tuple[str, float | None]:
         raise UsageError(f"--methods {method}: a learning rate is written as in RI@0.01") from error
 
 
-def _check_list(name: str, values: Sequence[Any]) -> None:
+def check_list(name: str, values: Sequence[Any]) -> None:
+    """Raises UsageError unless a setting has values, each once."""
     check(len(values) > 0, f"--{name} needs at least one value")
     check(len(set(values)) == len(values), f"--{name} must not repeat a value: {_list(values)}")
 

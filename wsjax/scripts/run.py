@@ -18,7 +18,7 @@ from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devic
 from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
 from wsjax.scripts.config import NEUTRAL, Common, has_several_processes, run_name
 from wsjax.storage.files import user_path
-from wsjax.storage.records import DATA, about_run, data_digest, follow_run, open_run, write_json
+from wsjax.storage.records import DATA, SUMMARY, about_run, data_digest, follow_run, open_run, read_json, write_json
 from wsjax.storage.rows import Row
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from wsjax.results.tables import Table
     from wsjax.rounds.legs import Method, Round
     from wsjax.training.train import Setup
+
+
+MEASURED = "measured"
+"""What a summary holds of the states at a run's end."""
 
 
 class Outcome(NamedTuple):
@@ -68,6 +72,7 @@ def run(
     methods: Mapping[str, Method],
     summarize: Callable[..., dict[str, Any]],
     table: Methods | None = None,
+    measure: Callable[[Any], Any] | None = None,
 ) -> Outcome:
     """Runs an experiment's rounds, or what is left of them, in its folder.
 
@@ -79,6 +84,8 @@ def run(
       methods: by the names that rows and tables give them.
       summarize: `(rows, what each method is) -> summary`, written as summary.json.
       table: what each of them is; None for those that the settings name.
+      measure: `{(method, seed): state at its end} -> JSON values`, which `summarize` gets too and the summary holds as
+        "measured". What summary.json holds already is kept: only without it are a finished run's states asked for.
     """
     from wsjax import parallel
     from wsjax.rounds import loop
@@ -96,6 +103,7 @@ def run(
             own = stack.enter_context(open_run(folder, settings, _about(name, config, table)))
         parallel.wait_for_all("records")
         records = follow_run(folder) if own is None else own
+        known = None if measure is None else _measured(folder)
         left = sum(_most(config.seeds, methods, caps)) - sum(_work(records.rows, caps))
         advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main()))
         try:
@@ -110,33 +118,44 @@ def run(
                 records=records,
                 checkpoints=folder / "checkpoints",
                 observe=partial(_observe, advance, caps),
-                states=False,
+                states=measure is not None and known is None,
             )
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"{error}; lower the learning rate ({config.learning_rate:g})") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
-        summary = summarize(result.rows, table)
+        if measure is None:
+            summary = summarize(result.rows, table)
+        else:
+            measured = measure(result.states) if known is None else known
+            summary = summarize(result.rows, table, measured) | {MEASURED: measured}
         if parallel.is_main():
-            write_json(folder / "summary.json", summary)
+            write_json(folder / SUMMARY, summary)
     return Outcome(folder, table, result.rows, summary)
 
 
-def conclude(outcome: Outcome, title: str, table: Table, figure: Figure) -> None:
-    """Says what a run came to, draws its picture, and tells what its folder holds."""
+def conclude(
+    outcome: Outcome, title: str, table: Table, figure: Figure, sentences: Sequence[str] | None = None
+) -> None:
+    """Says what a run came to, by default in the verdict's sentences, draws it, and tells what its folder holds."""
     from wsjax import parallel
     from wsjax.results import plots, summary
 
     if not parallel.is_main():
         return
     print_table(title, *table)
-    for sentence in summary.verdict(outcome.summary):
+    for sentence in summary.verdict(outcome.summary) if sentences is None else sentences:
         say(sentence)
     picture, _ = plots.save(figure, outcome.folder / "figure")
     checkpoints = outcome.folder / "checkpoints"
     size = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
     say(f"Picture: {picture}")
     say(f"Records: {outcome.folder} (its checkpoints take {size / 1e6:,.1f} MB)")
+
+
+def _measured(folder: Path) -> Any:
+    """What an earlier call has measured of the states at the run's end; None where there is nothing yet."""
+    return read_json(folder / SUMMARY).get(MEASURED) if (folder / SUMMARY).exists() else None
 
 
 def _digest(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> str:
@@ -156,7 +175,10 @@ def _about(name: str, config: Common, table: Methods) -> dict[str, Any]:
     from wsjax.networks import kernels
 
     about = about_run(name, parallel.device_names()) | {"methods": table}
-    if config.model == "resnet18":  # they give other bits than XLA's convolutions
+    if "resnet18" in {
+        config.model,
+        *(spec.get("model") for spec in table.values()),
+    }:  # they give other bits than XLA's convolutions
         about["compiled_kernels"] = kernels.support(jax.ShapeDtypeStruct((), config.precision))
     return about
 
