@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 import dataclasses
+from typing import Any
 
 from wsjax.results import gradients
 from wsjax.scripts import build, cli, config, run
@@ -33,10 +34,10 @@ class Config(config.Common):
     """Epochs of the first round. Default: 100, with --augment 350."""
 
 
-DIGITS = Config(**config.DIGITS | {"shrink": (0.9, 0.7, 0.5, 0.3)}, first_epochs=40, epochs=8, seeds=tuple(range(10)))
-FIGURE_8 = Config(
-    model="resnet18", optimizer="sgd", learning_rate=0.001, epochs=30, shrink=(0.9, 0.7, 0.5, 0.3), perturb=(0.01,)
-)
+SHRINKS = (0.9, 0.7, 0.5, 0.3)
+ON_DIGITS: dict[str, Any] = config.DIGITS | {"shrink": SHRINKS, "seeds": tuple(range(10))}
+DIGITS = Config(**ON_DIGITS, first_epochs=40, epochs=8)
+FIGURE_8 = Config(model="resnet18", optimizer="sgd", learning_rate=0.001, epochs=30, shrink=SHRINKS, perturb=(0.01,))
 
 
 def defaults(dataset: str | None) -> Config:
@@ -57,7 +58,6 @@ def main(settings: Config) -> None:
 
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
-    cli.check(total > 1, f"--num_train={total}: two halves need two images or more")
     half = datasets.fraction_size(total, 0.5)
     rounds = build.build_rounds(settings, [(half, settings.first_epochs), (total, settings.epochs)])
     setup = build.build_setup(settings, dataset)._replace(probe=probes.gradient_norms(half, total))

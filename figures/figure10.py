@@ -46,14 +46,13 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
 
 def caption_of(drawn: Mapping[str, DrawnRun], settings: Mapping[str, Mapping[str, Any]]) -> Caption:
     """One caption for the runs of both sides, or of the one that there is, beside each side's published settings."""
-    what = (
-        "Figure 10: mean L2 norm of the batch gradient at each epoch's start, on the half that the first round trains "
-    )
-    what += f"on (old) and on the other one (new), {' and '.join(drawn)}."
+    what = "Figure 10: mean gradient norm at each epoch's start, on the first round's half (old) and the other (new), "
+    what += f"{' and '.join(drawn)}."
+    came = gradients.came(list(drawn.values()), f", {' / '.join(drawn)}")
     each = {}
     for side, run in drawn.items():
         own = settings[side] if words.is_alike(run.settings, settings[side]) else None
-        each[side] = captions.compose(run, what, own, gradients.came(run), gradients.NOTES)
+        each[side] = captions.compose(run, what, own, came, gradients.NOTES)
     if len(each) == 1:
         ((side, caption),) = each.items()
         other = next(name for name in SIDES if name != side)

@@ -33,11 +33,11 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     run = merge_runs(runs, "gradients")
     (settings,) = published.read(PUBLISHED, "settings")
     what = (
-        "Figure 8: mean L2 norm of the batch gradient at each epoch's start, on the half that the first round trains "
+        "Figure 8: mean gradient norm at each epoch's start, on the first round's half (old) and on the other (new); "
     )
-    what += "on (old) and on the other one (new), and the two norms' ratio."
+    what += "their ratio."
     own = settings["gradients"] if words.is_alike(run.settings, settings["gradients"]) else None
-    caption = captions.compose(run, what, own, gradients.came(run), gradients.NOTES)
+    caption = captions.compose(run, what, own, gradients.came([run]), gradients.NOTES)
     figure = gradient_plots.gradient_curves([gradient_plots.Panel("", run.rows, run.methods)])
     return figure, caption
 

@@ -32,7 +32,7 @@ def gradient_curves(panels: Sequence[Panel], ratio: bool = True) -> Figure:
     """Draws both halves' gradient norms by epoch, the two rounds side by side in a scale of their own.
 
     Args:
-        panels: a run each, from left to right.
+        panels: a run each, from left to right, in one scale.
         ratio: whether a further plot shows the second round's ratio of the two halves; of the last panel only.
     """
     methods = {name: spec for panel in panels for name, spec in panel.methods.items()}
@@ -41,16 +41,18 @@ def gradient_curves(panels: Sequence[Panel], ratio: bool = True) -> Figure:
     widths = [1, 1.4] * len(panels) + [1.4] * ratio
     figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
     axes = list(figure.subplots(1, len(widths), width_ratios=widths))
+    for axis in axes[1 : 2 * len(panels)]:
+        axis.sharey(axes[0])
+        axis.tick_params(labelleft=False)
     for panel, first, second in zip(panels, axes[::2], axes[1::2], strict=False):
-        first.sharey(second)
         start, end = (_length(panel.rows, number) for number in (1, 2))
         for axis, number, begin, stop in ((first, 1, 0, start), (second, 2, start, start + end)):
             own = [row for row in panel.rows if row["round"] == number]
             for field, line in HALVES.values():
                 _draw(axis, own, lambda row, field=field: row.get(field), begin, colors, line)
             _dress(axis, NORM if axis is axes[0] else "", begin, stop, own, panel.title)
-        _scale(second, [row[field] for row in panel.rows for field, _ in HALVES.values() if row.get(field) is not None])
-        second.tick_params(labelleft=False)
+    rows = [row for panel in panels for row in panel.rows]
+    _scale(axes[0], [row[field] for row in rows for field, _ in HALVES.values() if row.get(field) is not None])
     if ratio:
         start, end = (_length(panels[-1].rows, number) for number in (1, 2))
         own = [row for row in panels[-1].rows if row["round"] == 2]

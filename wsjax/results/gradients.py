@@ -81,11 +81,13 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def came(run: DrawnRun) -> str:
-    """What a caption says came out: each method's ratio as the second round starts."""
-    start = summarize_gradients(run.rows, run.methods)["start"]
-    values = [f"{names.label(name)} {_cell(value)}" for name, value in start.items() if value and name != FIRST]
-    return f"New half's norm over the old half's as the second round starts: {'; '.join(values)}." if values else ""
+def came(runs: Sequence[DrawnRun], which: str = "") -> str:
+    """What a caption says came out: each method's ratio as the second round starts, of several runs side by side."""
+    starts = [summarize_gradients(run.rows, run.methods)["start"] for run in runs]
+    every = {name: spec for run in runs for name, spec in run.methods.items()}
+    known = names.ordered(dict.fromkeys(name for start in starts for name in start if name != FIRST), every)
+    values = [f"{names.label(name)} {' / '.join(_cell(start.get(name)) for start in starts)}" for name in known]
+    return f"New / old half's norm as the second round starts{which}: {'; '.join(values)}." if values else ""
 
 
 def gradients_table(summary: Mapping[str, Any]) -> Table:

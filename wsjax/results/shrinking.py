@@ -13,9 +13,9 @@ from wsjax.storage.rows import Row, round_ends
 LABELS = {
     "resnet18": "ResNet-18",
     "relu": "MLP, ReLU",
-    "relu_no_bias": "MLP, ReLU, no bias",
+    "relu_no_bias": "MLP, ReLU without bias",
     "tanh": "MLP, tanh",
-    "tanh_no_bias": "MLP, tanh, no bias",
+    "tanh_no_bias": "MLP, tanh without bias",
 }
 """The networks, in a legend's order."""
 
@@ -98,9 +98,16 @@ def shrinking_table(summary: Mapping[str, Any]) -> Table:
 
 def came(curves: Sequence[Curve]) -> str:
     """What a caption says came out."""
-    ends = summarize_shrinking([], {}, curves)["curves"]
-    values = [f"{title(own['network'], own['evaluation'])} {own['holds_from']['mean']:.2f}" for own in ends]
-    return f"Within a point of the unshrunk accuracy from shrink: {'; '.join(values)}."
+    values = [
+        f"{_short(own['network'], own['evaluation'])} {own['holds_from']['mean']:.2f}"
+        for own in summarize_shrinking([], {}, curves)["curves"]
+    ]
+    return f"Accuracy stays within a point from shrink: {'; '.join(values)}."
+
+
+def _short(network: str, evaluation: str) -> str:
+    """A curve's name in a line that has many."""
+    return f"ResNet-18 {EVALUATIONS[evaluation]}" if network == "resnet18" else LABELS[network].removeprefix("MLP, ")
 
 
 def _told(value: Mapping[str, Any]) -> str:

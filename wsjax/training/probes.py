@@ -58,7 +58,7 @@ def mean_gradient_norm(setup: Setup, state: TrainState, samples: Samples, key: j
     """
 
     def body(_: jax.Array, sums: tuple[Any, Any], batch: Batch) -> tuple[Any, Any]:
-        gradient, _, _ = batch_gradient(setup.task, state, batch, setup.axis_name)
+        gradient = batch_gradient(setup.task, state, batch, setup.axis_name)[0]
         return sums[0] + optax.tree.norm(gradient), sums[1] + 1
 
     zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
