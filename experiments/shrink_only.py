@@ -93,12 +93,11 @@ def measure(own: dict[str, Config], dataset: Dataset, states: Any) -> list[dict[
 
     shrinks, found = np.linspace(0, 1, SHRINKS, dtype=np.float32), []
     for network, trained in own.items():
-        has_statistics = trained.model == "resnet18"
-        for evaluation in shrinking.EVALUATIONS if has_statistics else ("running",):
+        for evaluation in shrinking.EVALUATIONS if trained.model == "resnet18" else ("running",):
             cli.say(f"Shrinking {shrinking.title(network, evaluation)}")
             alone = dataclasses.replace(trained, evaluation=evaluation, **ON_ONE_DEVICE)
             these = {seed: state for (name, seed), state in states.items() if name == network}
-            curves = shrink_curves(build.build_setup(alone, dataset), these, shrinks, not has_statistics)
+            curves = shrink_curves(build.build_setup(alone, dataset), these, shrinks)
             of = {"network": network, "evaluation": evaluation, "shrinks": [round(float(x), 6) for x in shrinks]}
             found += [of | {"seed": seed, "accuracies": list(map(float, own))} for seed, own in curves.items()]
     return found

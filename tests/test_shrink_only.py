@@ -19,7 +19,7 @@ from wsjax.networks import models
 from wsjax.results import shrinking
 from wsjax.scripts import run as running
 from wsjax.storage.records import read_run
-from wsjax.training.shrinking import shrink_curve, shrink_curves
+from wsjax.training.shrinking import shrink_curves
 from wsjax.training.task import image_task, with_batch_statistics
 from wsjax.training.train import Setup, all_samples, evaluate, init_state, make_optimizer, reestimated
 
@@ -84,18 +84,8 @@ def test_a_curve_is_the_evaluation_of_each_shrunk_network(evaluation):
         float(evaluate(setup, state._replace(params=shrunk(state.params, x)), all_samples(setup.train))["accuracy"])
         for x in SHRINKS
     ]
-    found = shrink_curves(setup, {"a": state}, SHRINKS, together=False)
+    found = shrink_curves(setup, {"a": state}, SHRINKS)
     np.testing.assert_allclose(found["a"], expected, atol=1e-6)
-
-
-def test_all_at_once_is_one_after_the_other():
-    state, setup = state_and_setup(task_of(models.mlp(3, (4,))))
-    apart = shrink_curve(setup, state, jnp.asarray(SHRINKS), together=False)
-    np.testing.assert_allclose(shrink_curve(setup, state, jnp.asarray(SHRINKS)), apart, atol=1e-6)
-    grouped = str(
-        jax.make_jaxpr(lambda: shrink_curve(*state_and_setup(small_resnet_task())[::-1], jnp.ones(2), False))()
-    )
-    assert "feature_group_count=2" not in grouped
 
 
 TINY = ("--epochs", "2", "--seeds", "0", "1", "--hidden", "4", "--num_train", "30", "--num_test", "20")
