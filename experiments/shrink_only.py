@@ -47,7 +47,7 @@ class Config(config.Common):
 
 
 TRAINING: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 0.1, "epochs": 50}
-DIGITS = Config(**TRAINING, networks=MLPS, batch_size=64, seeds=tuple(range(10)))
+DIGITS = Config(**TRAINING, networks=MLPS, batch_size=64, seeds=tuple(range(5)))
 FIGURE_7 = Config(**TRAINING)
 
 
