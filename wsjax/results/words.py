@@ -57,7 +57,7 @@ NEUTRAL = {
     *("data_dir", "workdir", "run"),  # where things lie
     *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
     *("checkpoint_every", "evaluate"),  # how often a run looks at itself
-    *("methods", "shrink", "seeds"),  # what is drawn: a picture's legend and its caption's end say it
+    *("methods", "shrink", "seeds", "networks"),  # what is drawn: a picture's legend and its caption's end say it
 }
 """Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""
 
@@ -111,12 +111,16 @@ def told(settings: Settings) -> dict[str, Any]:
     Two ways to set the same thing come out alike: a pool is a number of images, an end that comes anyway is none.
     """
     own = _alike(settings)
-    model, stop = own.get("model"), own.get("stop", [])
-    unused = {DATA} | {name for name, needed in _OF_MODEL.items() if model != needed}
+    models, stop = {own.get("model")}, own.get("stop", [])
+    unused = {DATA}
+    if networks := own.get("networks"):  # they say it
+        models = {"resnet18" if network == "resnet18" else "mlp" for network in networks}
+        unused |= {"model", "activation", "bias", "perturb", "evaluation"}
+    unused |= {name for name, needed in _OF_MODEL.items() if needed not in models}
     unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
         unused |= {"perturb", "at_once"}
-    if own.get("model") == "resnet18":
+    if models == {"resnet18"}:
         unused.add("bias")
     if stop == ["epochs"]:
         unused.add("train_accuracy")
