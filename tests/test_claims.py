@@ -118,6 +118,23 @@ def test_the_growth_of_steps_over_rounds():
     assert share.verdict == REPRODUCED
 
 
+def test_the_tour_tells_of_a_claim_where_nothing_larger_was_run():
+    digits = offline((0.6, 0.61), (0.5, 0.51), dataset="digits", model="mlp", optimizer="adam", num_train=600)
+    part = PART | {"runs": [{"experiment": "offline", "dataset": "cifar10", "model": "resnet18"}]}
+    assert judge({"parts": [part]}, [digits]).verdict == NOT_RUN
+    told = judge({"parts": [part], "tour": True}, [digits])
+    assert (told.verdict, told.scale) == (REPRODUCED, "digits, 600 images, 3 epochs, 2 seeds")
+    larger = judge({"parts": [part], "tour": True}, [digits, offline((0.5, 0.51), (0.6, 0.61))])
+    assert (larger.verdict, larger.scale[:8]) == (NOT_REPRODUCED, "CIFAR-10")
+
+
+def test_what_was_not_measured_is_missing():
+    part = {"what": "x", "runs": [{"experiment": "online"}], "measure": "summary", "lies_in": [0, None]}
+    online = StudyRun(Path("online"), run(curve("first", [0.5]) + curve("WS", [0.5]), experiment="online"))
+    for at in (["gap"], ["gain", RI], ["rows", 9], ["nothing", 0]):
+        assert judge({"parts": [part | {"at": at}]}, [online]).missing == ["x"]
+
+
 def test_every_claim_is_whole():
     assert len({claim["id"] for claim in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
