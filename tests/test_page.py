@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from test_captions import run
-from test_claims import CLAIMS, offline
+from test_claims import CLAIMS, offline, timed
 from test_plots import curve
 
 from wsjax.errors import RunError
@@ -29,10 +29,8 @@ def study():
     figure.subplots().plot([0, 1], [0, 1])
     runs = [
         offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), **GAP),
-        StudyRun(Path(NASTY), run(curve(NASTY, [0.5]), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY)),
+        StudyRun(Path(NASTY), run(timed(curve(NASTY, [0.5])), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY)),
     ]
-    for row in (row for own in runs for row in own.records.rows):
-        row |= {"train_seconds": 1800.0, "eval_seconds": 0.0}
     figures = [
         Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),
         Shown("figure12", ["More."], page.picture(figure)),
