@@ -32,20 +32,23 @@ HERE = Path(__file__).resolve().parent
 
 # Figure to jobs, each a script and its flags; the name of a job is the figure's, and a number from the second on. The
 # figures of a scale stand in the order of their value for the time they take.
+OFFLINE = "offline --shrink 0.1 0.3 0.6"
+ONLINE = "online --shrink 0.2 0.4 0.6 0.9"
+RATES = "offline --methods RI WS SP RI@0.003 WS@0.003 RI@0.01 WS@0.01"
 DIGITS = {
-    "figure5": ["offline --shrink 0.1 0.3 0.6"],
-    "figure6": ["online --shrink 0.2 0.4 0.6 0.9"],
+    "figure5": [OFFLINE],
+    "figure1": [OFFLINE],
+    "figure6": [ONLINE],
+    "figure2": [ONLINE],
     "figure3": ["early_stopping"],
     "figure8": ["gradients"],
     "figure7": ["shrink_only"],
     "figure11": ["transfer"],
     "figure4": ["hyperparameters", "hyperparameters --chained"],
+    "controls": [RATES],
     "table2": [f"offline --methods RI WS --weight_decay={decay}" for decay in (0.1, 0.01, 0.001)],
-    "figure9": ["offline --augment --methods RI WS"],
-    "figure10": ["gradients --augment"],
-    "controls": ["offline --methods RI WS SP RI@0.003 WS@0.003 RI@0.01 WS@0.01"],
     "table1": [
-        f"offline --model={model} --optimizer={optimizer} --stop accuracy plateau --methods RI WS"
+        f"offline --methods RI WS --model={model} --optimizer={optimizer} --stop accuracy plateau"
         for model in ("mlp", "logistic")
         for optimizer in ("adam", "sgd")
     ],
