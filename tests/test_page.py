@@ -18,6 +18,7 @@ from wsjax.errors import RunError
 from wsjax.results import page
 from wsjax.results.claims import StudyRun, verdicts
 from wsjax.results.page import Shown
+from wsjax.results.sheets import Sheet
 
 ROOT = Path(__file__).resolve().parent.parent
 NASTY = "<script>alert(1)</script>\x1b[31m\n\u202e"
@@ -34,7 +35,7 @@ def study():
     figures = [
         Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),
         Shown("figure12", ["More."], page.picture(figure)),
-        Shown("table1", ["Table 1."], None, (["model", NASTY], [["MLP", "38.2"]])),
+        Shown("table1", ["Table 1."], None, Sheet(["model", NASTY], [["MLP", "38.2"]])),
     ]
     return page.render(verdicts(CLAIMS, runs), figures, runs)
 
