@@ -193,15 +193,18 @@ def reproduce(*arguments):
     return subprocess.run([sys.executable, str(REPRODUCE), *map(str, arguments)], capture_output=True, text=True)
 
 
-def test_the_whole_grid_is_planned_without_jax(tmp_path):
+@pytest.mark.parametrize("scale", ["digits", "cpu", "full"])
+def test_the_whole_grid_is_planned_without_jax(tmp_path, scale):
     code = (
-        f"import runpy, sys; sys.modules['jax'] = None; sys.argv = ['x', '--dry_run', '--workdir={tmp_path}'];"
+        "import runpy, sys; sys.modules['jax'] = None;"
+        f"sys.argv = ['x', '--scale={scale}', '--dry_run', '--workdir={tmp_path}'];"
         f"runpy.run_path({str(REPRODUCE)!r}, run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, *lines = done.stdout.splitlines()
-    assert re.fullmatch(rf"0 of {len(lines)} jobs are complete; {len(lines)} to run, about \d+ min", first)
+    assert re.fullmatch(rf"0 of {len(lines)} jobs are complete; {len(lines)} to run, about .*", first)
+    assert len(lines) > 10
     assert all(re.match(r"python .*/experiments/\w+\.py .*--run=\w+", line) for line in lines)
     assert list(tmp_path.iterdir()) == []
 
