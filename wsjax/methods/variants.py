@@ -1,17 +1,17 @@
 """What else is called shrink-perturb: `λθ + noise`, where papers and their code take other noise and other leaves.
 
-| where it ran | formula | here | leaves | batch statistics | when |
-|---|---|---|---|---|---|
-| Ash and Adams 2020, their code | λθ + p · new network, λ 0.4, p 0.1 | `shrink_perturb` | all | reset | every round, the first too |
-| the report | the same, λ 0.3 to 0.6, p 0.01 | `shrink_perturb` | all | kept | every round |
-| DASH's comparison (Shin et al. 2024) | λθ + N(0, 0.01²), λ 0.3 | `gaussian_perturb` | no normalisation | kept | every round |
-| Hare and Tortoise (Lee et al. 2024), FIRE's (Han et al. 2026) | (1 - a)θ + a · first network, a 0.8 | `toward_initial` | all | kept | every round |
-| continual learning (Dohare et al. 2024) | weight decay and N(0, 1e-5²) | not a boundary's | all | kept | every step |
+| where it ran | what is added to λθ | here | leaves | statistics |
+|---|---|---|---|---|
+| Ash and Adams 2020, their code | 0.1 of a new network; λ 0.4 | `shrink_perturb` | all | reset |
+| the report | 0.01 of a new network; λ 0.3 to 0.6 | `shrink_perturb` | all | kept |
+| DASH's comparison (Shin et al. 2024) | N(0, 0.01²); λ 0.3 | `gaussian_perturb` | no normalisation | kept |
+| Lee et al. 2024, Han et al. 2026 (FIRE) | 0.8 of the first network; λ 0.2 | `toward_initial` | all | kept |
 
-A name without its variant says little: a new network's noise has each layer's own scale, Gaussian noise has one for all,
-and a pull to the first network adds no randomness at all. `where` chooses the leaves: `not_normalization`,
-`kernels_only`, or a predicate of your own. Where normalisation follows, shrinking a kernel changes nothing but its
-effective learning rate. Batch statistics are for `mixed`, or a start here, to say: kept, reset or re-estimated.
+All of these come before a round. A name without its variant says little: a new network's noise has each layer's own
+scale, Gaussian noise has one for all, and a pull to the first network adds no randomness at all. `where` chooses the
+leaves: `not_normalization`, `kernels_only`, or a predicate of your own. Where normalisation follows, shrinking a kernel
+changes nothing but its effective learning rate. What becomes of batch statistics is for `mixed`, or a start here, to
+say: kept, reset or re-estimated.
 """
 
 from __future__ import annotations
