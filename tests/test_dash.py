@@ -1,6 +1,6 @@
 """DASH: its formula against loops, its exact cases, the gradient over chunks, and runs with it."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from wsjax.methods.reinit import warm_start
 from wsjax.methods.starts import mixed
 from wsjax.networks import models
 from wsjax.parallel import data_mesh
+from wsjax.rounds import loop
 from wsjax.rounds.legs import Method, Round
 from wsjax.rounds.loop import Settings
 from wsjax.storage.records import Records
@@ -47,7 +48,8 @@ def factor(weights, directions, shrink):
 
 def by_loops(params, direction, shrink):
     """What DASH's authors do, weight by weight, for Flax's layout."""
-    new = jax.tree.map(lambda x: np.array(x, np.float64), params)
+    params, direction = (jax.tree.map(lambda x: np.asarray(x, np.float64), t) for t in (params, direction))
+    new = jax.tree.map(np.copy, params)
     for layer in ("conv", "shortcut"):
         kernel, other = params[layer]["kernel"], direction[layer]["kernel"]
         height, width, inputs, outputs = kernel.shape
@@ -107,7 +109,7 @@ def test_the_exact_cases():
 def test_other_granularities():
     params, direction = tree(0), tree(1)
     by_unit, by_kernel = (dash(params, direction, shrink=0.1, granularity=g) for g in ("unit", "kernel"))
-    kernel, other = params["conv"]["kernel"], direction["conv"]["kernel"]
+    kernel, other = (np.asarray(t["conv"]["kernel"]) for t in (params, direction))
     for o in range(5):
         own = factor(kernel[..., o].ravel(), other[..., o].ravel(), 0.1)
         np.testing.assert_allclose(by_unit["conv"]["kernel"][..., o], own * kernel[..., o], rtol=1e-5)
@@ -122,7 +124,7 @@ def test_dtypes(dtype):
         params, direction = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(seed)) for seed in (0, 1))
         new = dash(params, direction)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {dtype}
-        wide = by_loops(*(jax.tree.map(lambda x: np.asarray(x, np.float64), t) for t in (params, direction)), 0.3)
+        wide = by_loops(params, direction, 0.3)
         rounding = max(float(jnp.finfo(dtype).eps), 1e-12 if dtype == "float64" else 1e-6)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=rounding), new, wide)
 
@@ -165,15 +167,17 @@ def test_the_direction_is_a_moving_average_over_chunks_in_the_order_of_arrival()
     state = state._replace(batch_stats=stats)  # neither those of a new network nor a batch's own
     order = jax.random.permutation(jax.random.key(1), 30)[:20]
     average = jax.tree.map(jnp.zeros_like, state.params)
+
+    @jax.jit
+    @jax.grad
+    def slope(params, inputs, targets):
+        outputs, _ = task.apply(params, stats, inputs, jnp.ones(len(inputs)), False, None)
+        return task.loss(outputs, targets).mean()
+
     for begin in range(0, 14, 4):  # 14 samples in chunks of 4, 4, 4 and 2
         rows = order[begin : min(begin + 4, 14)]
-
-        def loss(params, rows=rows):
-            outputs, _ = task.apply(params, stats, inputs[rows], jnp.ones(len(rows)), False, None)
-            return task.loss(outputs, targets[rows]).mean()
-
-        slope = jax.grad(loss)(state.params)
-        average = jax.tree.map(lambda a, g: 0.7 * a - 0.3 * g, average, slope)
+        falls = slope(state.params, inputs[rows], targets[rows])
+        average = jax.tree.map(lambda a, g: 0.7 * a - 0.3 * g, average, falls)
     samples = Samples(order, jnp.asarray(14), jnp.asarray(6))
     found = jax.jit(lambda state: falling(here, state, samples, chunk=4, decay=0.3))(state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, average)
@@ -187,29 +191,13 @@ def test_a_run_starts_from_what_dash_gives():
     rounds = [Round(10, after_epochs(2)), Round(30, after_epochs(1))]
     methods = {"DASH": Method(DASH), "WS": warm_start}
     states = run(rounds, methods, seeds=(0, 1), optimizer=FROZEN).states
-    order = {seed: _order(seed) for seed in (0, 1)}
+    inputs, targets = map(jnp.asarray, data())
     for seed in (0, 1):
-        old = states["WS", seed]
-        samples = Samples(order[seed], jnp.asarray(30), jnp.asarray(10))
-        expected = dash(
-            old.params,
-            falling(setup(train=tuple(map(jnp.asarray, data()))), old, samples, 10, 0.3),
-            layout=wsjax_layout,
-        )
-        near(states["DASH", seed].params, expected, rtol=1e-4)
+        order = loop.pool_order(loop._keys((seed,))[loop._ORDER][0], 30)
+        old, samples = states["WS", seed], Samples(order, jnp.asarray(30), jnp.asarray(10))
+        direction = falling(setup(train=(inputs, targets)), old, samples, 10, 0.3)
+        near(states["DASH", seed].params, dash(old.params, direction, layout=wsjax_layout), rtol=1e-4)
         assert not same(states["DASH", seed].params, old.params)
-
-
-def _order(seed):
-    """The order in which a seed's samples arrive, as the loop draws it."""
-    seen = []
-    run([Round(10, max_epochs=1), Round(30, max_epochs=1)], {"spy": Method(partial(_spy, seen))}, seeds=(seed,))
-    return jnp.asarray(seen[0])
-
-
-def _spy(seen, boundary):
-    jax.debug.callback(lambda order: seen.append(np.asarray(order)), boundary.samples.order)
-    return boundary.old
 
 
 @cache

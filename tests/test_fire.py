@@ -35,7 +35,8 @@ def polar(matrix):
 
 def by_position(params, near_polar):
     """FIRE of the tree of `test_dash`, matrix by matrix."""
-    new = jax.tree.map(lambda x: np.array(x, np.float64), params)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    new = jax.tree.map(np.copy, params)
     for layer in ("conv", "shortcut"):
         height, width, inputs, outputs = new[layer]["kernel"].shape
         for y in range(height):
@@ -106,7 +107,7 @@ def test_zeros_stay(steps):
 def test_dtypes(dtype):
     with jax.enable_x64(dtype == "float64"):
         params = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree())
-        expected = by_position(jax.tree.map(lambda x: np.asarray(x, np.float64), params), polar)
+        expected = by_position(params, polar)
         for steps in (30, None):
             new = fire(params, steps=steps)
             assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {dtype}
@@ -132,9 +133,9 @@ def test_the_controls():
     params, fresh = tree(0), tree(1)
     new = fire(params)
     rescaled = with_norms_of(params, new, each="matrix")
-    for y, x in np.ndindex(3, 2):
-        old, own = params["conv"]["kernel"][y, x], rescaled["conv"]["kernel"][y, x]
-        np.testing.assert_allclose(own, old * norm(new["conv"]["kernel"][y, x]) / norm(old), rtol=1e-5)
+    kernels = [np.asarray(t["conv"]["kernel"]).reshape(6, 4, 5) for t in (params, rescaled, new)]
+    for old, own, there in zip(*kernels, strict=True):
+        np.testing.assert_allclose(own, old * norm(there) / norm(old), rtol=1e-5)
     at_initial_norm = with_norms_of(new, fresh)
     kernel, there = new["conv"]["kernel"], fresh["conv"]["kernel"]
     np.testing.assert_allclose(at_initial_norm["conv"]["kernel"], kernel * norm(there) / norm(kernel), rtol=1e-5)
@@ -146,11 +147,11 @@ def test_the_controls():
 
 
 def test_how_far_it_is_from_an_isometry():
-    wide = {"head": {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}}
+    wide = {"head": {"kernel": jax.random.normal(jax.random.key(0), (256, 256))}}
     # Ten steps leave a wide Gaussian matrix short of it, and five leave nearly all of the way.
     five, ten, limit = (float(isometry_error(fire(wide, steps=n))["head/kernel"]) for n in (5, 10, None))
-    assert 0.7 < five < 0.9
-    assert 0.1 < ten < 0.25
+    assert 0.6 < five < 0.9
+    assert 0.05 < ten < 0.25
     assert limit < 1e-6
     errors = isometry_error(tree())
     kernel = np.asarray(tree()["conv"]["kernel"], np.float64)
