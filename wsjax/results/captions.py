@@ -122,6 +122,7 @@ def compose(
     """
     own = words.told(run.settings)
     seeds = seeds_told(sorted({row["seed"] for row in run.rows}))
+    drawn = dict.fromkeys(row["method"] for row in run.rows)
     differs = [] if run.finished else [progress(run.rows)]
     if settings is not None:
         differ = words.not_as_published(own, settings, capped=any(row["stop"] == CAP for row in run.rows))
@@ -129,7 +130,7 @@ def compose(
     about = [f"Ran on {run.about}."] if run.about else []
     return Caption(
         what,
-        f"{words.ran(own)}; {seeds}.",
+        f"{'; '.join([words.ran(own), *names.told(run.methods, drawn), seeds])}.",
         " ".join(differs),
         came,
         " ".join(filter(None, [*([means] if means else _bands(run)), notes.strip(), *about])),

@@ -57,6 +57,7 @@ NEUTRAL = {
     *("data_dir", "workdir", "run"),  # where things lie
     *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
     *("checkpoint_every", "evaluate"),  # how often a run looks at itself
+    *("dash_shrink", "dash_decay", "dash_chunk", "fire_steps"),  # methods' own factors, as their table says
     *("methods", "shrink", "seeds", "networks"),  # what is drawn: a picture's legend and its caption's end say it
 }
 """Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsjax.errors import RunError, UsageError
 from wsjax.results import names
+from wsjax.scripts import methods as known
 from wsjax.scripts.config import Common, Training, check_training, has_several_processes
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def build_start(config: Common, spec: names.Spec) -> Start:
 
     if spec["reinit"] == names.RANDOM:
         return scratch
+    if (start := known.build_start(config, spec)) is not None:
+        return start
     reinit = warm_start
     if spec["reinit"] == names.SHRINK:
         reinit = partial(shrink_perturb, shrink=spec["shrink"], perturb=spec["perturb"])
@@ -177,7 +180,8 @@ def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: 
 
 def methods_table(config: Common) -> dict[str, names.Spec]:
     """What each of the settings' methods is, by name."""
-    return names.from_settings(config.methods, config.shrink, config.perturb)
+    others = known.specs(config, config.methods)
+    return names.from_settings(config.methods, config.shrink, config.perturb, others)
 
 
 def is_stacked(config: Common) -> bool:

@@ -15,11 +15,14 @@ import tyro
 
 from wsjax.errors import UsageError
 from wsjax.results import names
+from wsjax.scripts import methods as known
 from wsjax.scripts.cli import check, choose
 
 MODELS = ("resnet18", "mlp", "logistic")
 OPTIMIZERS = ("sgd", "msgd", "adam")
 METHODS = ("RI", "WS", "SP")
+"""Those that run where nothing is said; `ALL_METHODS` are all."""
+ALL_METHODS = (*METHODS, *known.METHODS)
 STOPS = ("epochs", "accuracy", "plateau")
 CHOICES = {
     "model": MODELS,
@@ -28,7 +31,7 @@ CHOICES = {
     "optimizer": OPTIMIZERS,
     "train_accuracy": ("running", "after"),
     "precision": ("float32", "bfloat16"),
-    "batch_stats": ("keep", "reset"),
+    "batch_stats": ("keep", "reset", "reestimate"),
     "opt_state": ("rebuild", "keep"),
     "fresh": ("new", "first"),
     "evaluation": ("running", "reestimated", "batch"),
@@ -126,18 +129,26 @@ class Common(Training, Source):
     """Settings that every experiment of the study has."""
 
     methods: tuple[str, ...] = METHODS
-    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb). NAME@RATE, as in RI@0.01,
-    has a learning rate of its own in the rounds after the first."""
+    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), DASH or FIRE. NAME@RATE, as
+    in RI@0.01, has a learning rate of its own in the rounds after the first."""
     shrink: tuple[float, ...] = (0.3,)
     """SP: factors of the trained parameters; each is a method of its own."""
     perturb: tuple[float, ...] = (0.01,)
     """SP: factors of the newly drawn parameters; each is combined with each shrink."""
+    dash_shrink: float = 0.3
+    """DASH: the least factor of the trained parameters, in [0, 1]."""
+    dash_decay: float = 0.3
+    """DASH: the weight, in (0, 1], of a chunk's gradient against those of the images that came before."""
+    dash_chunk: int = 1000
+    """DASH: images, in the order of their arrival, whose gradient is taken as one; its authors': --increment."""
+    fire_steps: int | None = 10
+    """FIRE: steps of Newton and Schulz; None goes all the way, by a singular value decomposition."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; results are means over them with 95 % intervals."""
     augment: tyro.conf.FlagCreatePairsOff[bool] = False
     """Augment train images: pad and crop, flip, colour jitter and rotation, as in the report's Figure 9."""
     batch_stats: str = "keep"
-    """BatchNorm's running statistics at a round's start: keep or reset."""
+    """BatchNorm's running statistics at a round's start: keep, reset or reestimate (a pass over the round's images)."""
     opt_state: str = "rebuild"
     """The optimiser's state at a round's start: rebuild or keep."""
     fresh: str = "new"
@@ -169,7 +180,7 @@ def check_config(config: Common) -> None:
         choose(name, getattr(config, name), CHOICES[name])
     for method in config.methods:
         name, rate = _split(method)
-        choose("method", name, METHODS)
+        choose("method", name, ALL_METHODS)
         if rate is not None:
             check_positive(f"methods {method}", rate)
     if config.replicas is not None:
@@ -184,6 +195,11 @@ def check_config(config: Common) -> None:
     for name in ("shrink", "perturb"):
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
+    check(0 <= config.dash_shrink <= 1, f"--dash_shrink must lie in [0, 1], not {config.dash_shrink}")
+    check(0 < config.dash_decay <= 1, f"--dash_decay must lie in (0, 1], not {config.dash_decay}")
+    check_positive("dash_chunk", config.dash_chunk, 2**31 - 1)
+    steps = config.fire_steps
+    check(steps is None or 0 <= steps <= 1000, f"--fire_steps must lie in [0, 1000] or be None, not {steps}")
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
     check(config.run != "", "--run is empty: give a name, or leave it out")
     check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")

@@ -42,6 +42,10 @@ BEFORE = {
     "train_accuracy": "running",
     "fresh": "new",
     "at_once": False,
+    "dash_shrink": 0.3,
+    "dash_decay": 0.3,
+    "dash_chunk": 1000,
+    "fire_steps": 10,
 }
 """Settings that runs did not always have, with what they were before; one that is not named here was None."""
 
