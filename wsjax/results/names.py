@@ -41,8 +41,12 @@ class Style(NamedTuple):
     line: Any = _LINES[0]
 
 
-def from_settings(methods: Iterable[str], shrink: Sequence[float], perturb: Sequence[float]) -> dict[str, Spec]:
+def from_settings(
+    methods: Iterable[str], shrink: Sequence[float], perturb: Sequence[float], others: Methods | None = None
+) -> dict[str, Spec]:
     """The table of a script's settings, whose methods are RI, WS and SP, or one of these at a learning rate, "RI@0.01".
+
+    `others` says what each further method is.
 
     SP is a method for each shrink and perturb: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb
     varies too.
@@ -51,11 +55,13 @@ def from_settings(methods: Iterable[str], shrink: Sequence[float], perturb: Sequ
     pairs = [{"reinit": SHRINK, "shrink": a, "perturb": b} for a in shrink for b in perturb]
     for method in methods:
         kind, rate = split(method)
-        own = {kind: {"reinit": {"RI": RANDOM, "WS": WARM}.get(kind, kind)}}
+        own: dict[str, Spec] = {kind: {"reinit": {"RI": RANDOM, "WS": WARM}.get(kind, kind)}}
+        if others and kind in others:
+            own = {kind: others[kind]}
         if kind == "SP":
             own = {"SP" if len(pairs) == 1 else sp_name(spec, len(perturb) > 1): spec for spec in pairs}
         if rate is not None:
-            own = {f"{name}@{_exact(rate)}": spec | {"learning_rate": rate} for name, spec in own.items()}
+            own = {f"{name}@{_exact(rate)}": {**spec, "learning_rate": rate} for name, spec in own.items()}
         table |= own
     return table
 

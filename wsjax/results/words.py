@@ -31,6 +31,11 @@ WORDS = {  # in the order of a caption
     "learning_rate": "learning rate {}",
     "learning_rates": "learning rates {}",
     "warmup": "rising over {} steps",
+    "warmup_share": "rising over {} of a round's epochs",
+    "schedule": "the rate's schedule: {}",
+    "milestones": "at epochs {}",
+    "rate_decay": "by {}",
+    "clip_norm": "gradients cut to norm {}",
     "weight_decay": "weight decay {}",
     "batch_size": "batch {}",
     "batch_sizes": "batches {}",
@@ -46,6 +51,14 @@ WORDS = {  # in the order of a caption
     "perturb": "perturb {}",
     "chained": "warm starts chained: {}",
     "at_once": "shrunk before the first round too: {}",
+    "label_noise": "{} of the first round's labels drawn at random",
+    "l2_init": "L2-Init {}",
+    "l2_decoupled": "decoupled {}",
+    "tortoise": "a slow copy of momentum {}",
+    "tortoise_every": "returned to every {} epochs",
+    "rescaling": "weights rescaled by {} a step",
+    "head_rescaling": "the head's by {}",
+    "own_first": "the optimiser's methods act in the first round too: {}",
     "fresh": "the network drawn at a round's start: {}",
     "num_test": "{} test images",
     "batch_stats": "batch statistics: {}",
@@ -53,6 +66,7 @@ WORDS = {  # in the order of a caption
 }
 NEUTRAL = {
     *("data_dir", "workdir", "run"),  # where things lie
+    "protocol",  # a name for other settings
     *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
     *("checkpoint_every", "evaluate"),  # how often a run looks at itself
     *("methods", "shrink", "seeds"),  # what is drawn: a picture's legend and its caption's end say it
@@ -64,6 +78,11 @@ _USUAL = {
     "bias": True,
     "conv_init": "report",
     "warmup": 0,
+    "warmup_share": 0.0,
+    "schedule": "constant",
+    "label_noise": 0.0,
+    "l2_decoupled": False,
+    "own_first": False,
     "weight_decay": 0.0,
     "augment": False,
     "precision": "float32",
@@ -90,6 +109,14 @@ _OF_MODEL = {
     "activation": "mlp",
 }
 _OF_STOP = {"threshold": "accuracy", "plateau_tolerance": "plateau", "plateau_window": "plateau"}
+_OF_METHOD = {
+    "l2_init": "L2",
+    "l2_decoupled": "L2",
+    "tortoise": "HT",
+    "tortoise_every": "HT",
+    "rescaling": "SWR",
+    "head_rescaling": "SWR",
+}
 _NAMES = {
     "resnet18": "ResNet-18",
     "mlp": "MLP",
@@ -100,6 +127,7 @@ _NAMES = {
     "sgd": "SGD",
     "msgd": "SGD with momentum 0.9",
     "adam": "Adam",
+    "adamw": "AdamW",
 }
 
 
@@ -112,6 +140,12 @@ def told(settings: Settings) -> dict[str, Any]:
     model, stop = own.get("model"), own.get("stop", [])
     unused = {name for name, needed in _OF_MODEL.items() if model != needed}
     unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
+    kinds = {str(method).partition("@")[0] for method in own.get("methods", ())}
+    unused |= {name for name, kind in _OF_METHOD.items() if kind not in kinds}
+    if not kinds & set(_OF_METHOD.values()):
+        unused.add("own_first")
+    if own.get("schedule") != "steps":
+        unused |= {"milestones", "rate_decay"}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
         unused |= {"perturb", "at_once"}
     if own.get("model") == "resnet18":

@@ -67,7 +67,7 @@ def _script(path: Path) -> dict[str, Any]:
 def parsed(path: Path, flags: Sequence[str]) -> Any:
     """A script's settings by its flags, as the script itself reads them. Raises UsageError where it would not."""
     script = _script(path)
-    default = script["defaults"](cli.peeked(flags))
+    default = cli.default_of(script["defaults"], flags)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
