@@ -63,7 +63,7 @@ def test_epochs_need_the_steps_of_one():
         transformation.update(params, transformation.init(params), params)
 
 
-DATA = RANDOM.integers(0, 256, (20, 4, 4, 1)).astype(np.uint8), np.arange(20, dtype=np.int32) % 3
+DATA = jnp.asarray(RANDOM.integers(0, 256, (20, 4, 4, 1)), jnp.uint8), jnp.arange(20) % 3
 RESNET = image_task(models.ResNet(3, stage_sizes=(1,), width=2, stem_pool=False), (4, 4, 1), (0.5,), (0.25,))
 MLP = image_task(models.mlp(3, (4,)), (4, 4, 1), (0.5,), (0.25,))
 
@@ -74,7 +74,7 @@ def setup(task, momentum=0.5, every=1000):
 
 
 def test_what_is_tested_is_the_slow_copy_under_statistics_of_its_own():
-    own = setup(RESNET)
+    own = setup(RESNET)._replace(batch_size=20)
     result = run_rounds(own, [Round(20, max_epochs=3)], {})
     state, samples = result.states["first", 0], all_samples(DATA)
     slow = state.opt_state[-1].slow

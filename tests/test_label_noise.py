@@ -8,7 +8,7 @@ from wsjax.data.label_noise import noisy
 from wsjax.errors import DataError
 
 KEY = jax.random.key(0)
-LABELS = np.arange(1000, dtype=np.uint8) % 10
+LABELS = (np.arange(1000) % 10).astype(np.uint8)
 
 
 def test_a_share_is_drawn_anew_from_all_classes():
