@@ -23,6 +23,7 @@ import tyro
 from wsjax.errors import RunError
 from wsjax.results import claims, page
 from wsjax.results.page import Shown
+from wsjax.results.sheets import Sheet
 from wsjax.scripts import cli
 from wsjax.scripts.study import STUDY
 from wsjax.storage.files import read_json, user_path, write_whole
@@ -72,10 +73,13 @@ def show(name: str, runs: Sequence[Path]) -> Shown:
     """A figure as the page has it; where it cannot be drawn, the caption says why."""
     draw = runpy.run_path(str(HERE / f"{name}.py"))["draw"]
     try:
-        figure, caption = draw([read_run(run) for run in runs])
+        drawn, caption = draw([read_run(run) for run in runs])
     except RunError as error:
         return Shown(name, [f"Not drawn: {error}"])
-    return Shown(name, caption.text.splitlines(), page.picture(figure))
+    lines = caption.text.splitlines()
+    if isinstance(drawn, Sheet):
+        return Shown(name, lines, table=drawn)
+    return Shown(name, lines, page.picture(drawn))
 
 
 def _number(name: str) -> int:

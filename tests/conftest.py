@@ -22,6 +22,20 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
+# The files that take longest, which start first: else one worker would be left alone with them at the end.
+LONGEST = (
+    "test_online", "test_offline", "test_hosts", "test_benchmarks", "test_rounds", "test_slurm", "test_transfer",
+    "test_hyperparameters", "test_early_stopping", "test_gradients", "test_parallel", "test_retraining", "test_retrain",
+    "test_shrink_only", "test_augment", "test_train", "test_models", "test_study", "test_folders", "test_cli",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first, the others as they come."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture
 def script(monkeypatch, tmp_path, capfd):
     """Runs one of the experiments' scripts in this process: (exit code, stdout, stderr)."""

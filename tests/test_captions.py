@@ -211,6 +211,8 @@ def test_published_settings_are_complete():
     published = json.loads((ROOT / "figures" / "published" / "settings.json").read_text())
     wholes = {"offline": [published["offline"]]}
     wholes["online"] = [published["online"] | panel for panel in (*published["figure2"].values(), published["figure6"])]
+    wholes["gradients"] = [published["gradients"], published["gradients"] | published["figure10"]]
+    wholes["shrink_only"] = [published["shrink_only"]]
     found = dict(scripts())
     for experiment, settings in wholes.items():
         assert [own.keys() ^ (found[experiment] - words.NEUTRAL) for own in settings] == [set()] * len(settings)

@@ -18,11 +18,15 @@ PART = {
 }  # fmt: skip
 
 
+def timed(rows):
+    return [{"steps": 4, "samples_seen": 10, "train_seconds": 1800.0, "eval_seconds": 0.0} | row for row in rows]
+
+
 def offline(random, warm, **settings):
     """A run of these final accuracies, a seed each."""
     rows = [row for seed, (a, b) in enumerate(zip(random, warm, strict=True))
             for row in curve("RI", [0.1, a], seed) + curve("WS", [0.1, b], seed)]  # fmt: skip
-    return StudyRun(Path("run"), run(rows, seeds=list(range(len(random))), **settings))
+    return StudyRun(Path("run"), run(timed(rows), seeds=list(range(len(random))), **settings))
 
 
 def verdict(*runs, **changes):
@@ -116,6 +120,23 @@ def test_the_growth_of_steps_over_rounds():
     share = verdict(online, of=[WS, RI], **part | {"lies_in": [-0.25, 0.25]})
     assert share.estimates[0].mean == pytest.approx(0.05)
     assert share.verdict == REPRODUCED
+
+
+def test_the_tour_tells_of_a_claim_where_nothing_larger_was_run():
+    digits = offline((0.6, 0.61), (0.5, 0.51), dataset="digits", model="mlp", optimizer="adam", num_train=600)
+    part = PART | {"runs": [{"experiment": "offline", "dataset": "cifar10", "model": "resnet18"}]}
+    assert judge({"parts": [part]}, [digits]).verdict == NOT_RUN
+    told = judge({"parts": [part], "tour": True}, [digits])
+    assert (told.verdict, told.scale) == (REPRODUCED, "digits, 600 images, 3 epochs, 2 seeds")
+    larger = judge({"parts": [part], "tour": True}, [digits, offline((0.5, 0.51), (0.6, 0.61))])
+    assert (larger.verdict, larger.scale[:8]) == (NOT_REPRODUCED, "CIFAR-10")
+
+
+def test_what_was_not_measured_is_missing():
+    part = {"what": "x", "runs": [{"experiment": "online"}], "measure": "summary", "lies_in": [0, None]}
+    online = StudyRun(Path("online"), run(timed(curve("first", [0.5]) + curve("WS", [0.5])), experiment="online"))
+    for at in (["gap"], ["gain", RI], ["rows", 9], ["nothing", 0]):
+        assert judge({"parts": [part | {"at": at}]}, [online]).missing == ["x"]
 
 
 def test_every_claim_is_whole():

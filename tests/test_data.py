@@ -223,7 +223,7 @@ def test_damaged_archives(tmp_path):
 def test_unknown_names():
     message = failure("CIFAR-10")
     assert "unknown data set 'CIFAR-10'" in message
-    assert "cifar10, cifar100, svhn, digits, or the path of a .npz file" in message
+    assert "cifar10, cifar100, svhn, digits, digits_low, digits_high, or the path of a .npz file" in message
     assert "did you mean 'cifar10'?" in message
     assert "did you mean" not in failure("imagenet")
     assert "unknown data set ''" in failure("")
@@ -329,6 +329,19 @@ def test_digits_are_the_same_bytes_everywhere():
 
     assert checksum(datasets.load("digits")) == checksum(datasets.digits())
     assert checksum(datasets.digits(noise=0.5)) == "da32a8632194fd2e34eb2b2563e3783d9a9d1d133bae2e15e55281064bfc2ede"
+
+
+def test_halves_of_the_digits_are_parts_of_the_whole():
+    whole = datasets.digits()
+    for name, first in (("digits_low", 0), ("digits_high", 5)):
+        half = datasets.load(name)
+        assert (half.name, half.num_classes) == (name, 5)
+        for split in ("train", "test"):
+            labels = getattr(whole, f"{split}_labels")
+            own = (labels >= first) & (labels < first + 5)
+            np.testing.assert_array_equal(getattr(half, f"{split}_labels"), labels[own] - first)
+            np.testing.assert_array_equal(getattr(half, f"{split}_images"), getattr(whole, f"{split}_images")[own])
+    assert "did you mean 'digits_high'?" in failure("digits-high")
 
 
 def test_digits_noise():

@@ -181,7 +181,7 @@ def test_the_settings_that_the_report_ran_with(offline, tmp_path):
 
     assert differing("fresh", "--fresh", "first") == {"RI", "SP@0.1"}
     assert differing("after", "--train_accuracy", "after") == set(last)
-    for name, *more in (("bias", "--no-bias"), ("warm", "--warmup", 3)):
+    for name, *more in (("bias", "--bias", "False"), ("warm", "--warmup", 3)):
         assert differing(name, *more) == set(last)
 
 

@@ -94,7 +94,7 @@ def test_a_whole_run_with_everything_set(script, tmp_path):
     assert "L2 - WS" in out
     found = read_run(tmp_path / "offline" / "digits-mlp-adamw")
     assert found.config["methods"]["HT@0.01"] == {
-        "reinit": "hare_tortoise", "tortoise": 0.999, "tortoise_every": 10, "learning_rate": 0.01,
+        "reinit": "hare_tortoise", "momentum": 0.999, "every": 10, "learning_rate": 0.01,
     }  # fmt: skip
     ends = {(row["method"], row["round"]): row["epoch"] for row in found.rows if row["stop"]}
     assert ends == {("first", 1): 3, ("RI", 2): 2, ("WS", 2): 2} | {

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 from test_captions import run
-from test_claims import CLAIMS, offline
+from test_claims import CLAIMS, offline, timed
 from test_plots import curve
 
 from wsjax.errors import RunError
 from wsjax.results import page
 from wsjax.results.claims import StudyRun, verdicts
 from wsjax.results.page import Shown
+from wsjax.results.sheets import Sheet
 
 ROOT = Path(__file__).resolve().parent.parent
 NASTY = "<script>alert(1)</script>\x1b[31m\n\u202e"
@@ -29,14 +30,12 @@ def study():
     figure.subplots().plot([0, 1], [0, 1])
     runs = [
         offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), **GAP),
-        StudyRun(Path(NASTY), run(curve(NASTY, [0.5]), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY)),
+        StudyRun(Path(NASTY), run(timed(curve(NASTY, [0.5])), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY)),
     ]
-    for row in (row for own in runs for row in own.records.rows):
-        row |= {"train_seconds": 1800.0, "eval_seconds": 0.0}
     figures = [
         Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),
         Shown("figure12", ["More."], page.picture(figure)),
-        Shown("table1", ["Table 1."], None, (["model", NASTY], [["MLP", "38.2"]])),
+        Shown("table1", ["Table 1."], None, Sheet(["model", NASTY], [["MLP", "38.2"]])),
     ]
     return page.render(verdicts(CLAIMS, runs), figures, runs)
 

@@ -85,18 +85,18 @@ def wait(condition, seconds):
 def jobs(workdir):
     return [
         Job(f"job{seed}", (str(SCRIPT), *TINY, f"--seeds={seed}", f"--run=job{seed}", f"--workdir={workdir}"),
-            workdir / "offline" / f"job{seed}", 10.0)
+            (workdir / "offline" / f"job{seed}",), 10.0)
         for seed in range(4)
     ]  # fmt: skip
 
 
 def rows(job):
     return [{name: value for name, value in row.items() if not name.endswith("_seconds")}
-            for row in read_run(job.folder).rows]  # fmt: skip
+            for row in read_run(job.folders[0]).rows]  # fmt: skip
 
 
 def epochs(job):
-    records = job.folder / "records.jsonl"
+    records = job.folders[0] / "records.jsonl"
     return records.read_bytes().count(b"\n") if records.exists() else 0
 
 
@@ -109,7 +109,7 @@ def test_an_array_that_is_requeued_and_cancelled_ends_in_the_rows_of_local_runs(
     command("scancel", numbers["job1"])
     wait(lambda: there[0].done and there[2].done and there[3].done, 300)
     assert not there[1].done
-    wait(lambda: not launch.is_held(there[1].folder), 30)
+    wait(lambda: not there[1].held, 30)
     again = launch.run_slurm([job for job in there if not job.done], tmp_path / "files", 2)
     assert list(again) == ["job1"]
     wait(lambda: there[1].done, 120)

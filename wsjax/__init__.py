@@ -12,6 +12,11 @@ _HOMES = {
     "methods.hare_tortoise": ("hare_tortoise", "tortoise", "tortoise_kept"),
     "methods.shrink_perturb_every": ("shrink_perturb_every",),
     "training.schedules": ("Schedule",),
+    "methods.dash": ("dash", "dash_start"),
+    "methods.fire": ("fire", "isometry_error", "with_norms_of"),
+    "methods.layouts": ("Axes", "equinox_layout", "flax_layout", "wsjax_layout"),
+    "methods.parseval": ("add_parseval", "parseval"),
+    "methods.variants": ("gaussian_perturb", "gaussian_start", "toward_initial"),
     "networks.models": ("logistic_regression", "mlp", "resnet18"),
     "data.datasets": ("Dataset", "load"),
     "training.augment": ("augmented", "standard_augmentation"),
@@ -35,10 +40,21 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.errors import RunError as RunError
     from wsjax.errors import TaskError as TaskError
     from wsjax.errors import UserError as UserError
+    from wsjax.methods.dash import dash as dash
+    from wsjax.methods.dash import dash_start as dash_start
+    from wsjax.methods.fire import fire as fire
+    from wsjax.methods.fire import isometry_error as isometry_error
+    from wsjax.methods.fire import with_norms_of as with_norms_of
     from wsjax.methods.hare_tortoise import hare_tortoise as hare_tortoise
     from wsjax.methods.hare_tortoise import tortoise as tortoise
     from wsjax.methods.hare_tortoise import tortoise_kept as tortoise_kept
     from wsjax.methods.l2_init import l2_init as l2_init
+    from wsjax.methods.layouts import Axes as Axes
+    from wsjax.methods.layouts import equinox_layout as equinox_layout
+    from wsjax.methods.layouts import flax_layout as flax_layout
+    from wsjax.methods.layouts import wsjax_layout as wsjax_layout
+    from wsjax.methods.parseval import add_parseval as add_parseval
+    from wsjax.methods.parseval import parseval as parseval
     from wsjax.methods.reinit import kernels_only as kernels_only
     from wsjax.methods.reinit import not_normalization as not_normalization
     from wsjax.methods.reinit import random_init as random_init
@@ -54,6 +70,9 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.methods.starts import mixed as mixed
     from wsjax.methods.starts import new_heads as new_heads
     from wsjax.methods.starts import scratch as scratch
+    from wsjax.methods.variants import gaussian_perturb as gaussian_perturb
+    from wsjax.methods.variants import gaussian_start as gaussian_start
+    from wsjax.methods.variants import toward_initial as toward_initial
     from wsjax.networks.models import logistic_regression as logistic_regression
     from wsjax.networks.models import mlp as mlp
     from wsjax.networks.models import resnet18 as resnet18

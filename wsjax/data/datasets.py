@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.data import sources
+from wsjax.data import embedded, sources
+from wsjax.data.embedded import DIGITS_NOISE, EMBEDDED
 from wsjax.data.sources import SOURCES, Source
 from wsjax.errors import DataError
 
@@ -32,11 +33,6 @@ DEFAULT_DATA_DIR = "~/.cache/wsjax/data"
 # CIFAR-10's channel statistics as Kireev et al. (2021) used them on every set, so that their numbers can be compared.
 REPORT_MEAN = (0.4914, 0.4822, 0.4465)
 REPORT_STD = (0.2023, 0.1994, 0.2010)
-
-DIGITS_NOISE = 0.5  # standard deviation of the added noise; ink is 1, paper 0
-DIGITS_SEED = 0
-DIGITS_NUM_TRAIN = 600  # of 1,797: few to train on is hard enough, many to test on tell small differences
-DIGITS_MARGIN = 1.5  # room below paper and above ink, so that noise is not clipped away
 
 MAX_CLASSES = 100_000  # more than any set has; a network's last layer must still fit a machine
 _MAX_CHANNELS = 4_096  # more than any camera has
@@ -116,7 +112,7 @@ class Images(NamedTuple):
 
 
 _NAMED_SHAPE = (32, 32, 3)
-NAMES = (*SOURCES, "digits")
+NAMES = (*SOURCES, *EMBEDDED)
 
 
 def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Dataset:
@@ -128,17 +124,17 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
     statistics, every other set with those of its train images.
 
     Args:
-        name: "cifar10", "cifar100", "svhn", "digits", or the path of a .npz file with the arrays train_images and
-            test_images (uint8 [N, height, width, channels]), train_labels and test_labels (integers [N], from 0) and,
-            if you like, class_names (strings).
+        name: "cifar10", "cifar100", "svhn", "digits", a half of these ("digits_low", 0 to 4, or "digits_high", 5 to
+            9), or the path of a .npz file with the arrays train_images and test_images (uint8 [N, height, width,
+            channels]), train_labels and test_labels (integers [N], from 0) and, if you like, class_names (strings).
         data_dir: the folder DATA_DIR for named sets; by default $WSJAX_DATA_DIR, else ~/.cache/wsjax/data.
 
     Raises:
         DataError: if the set is unknown, not found, damaged or malformed, or does not fit this machine's memory.
     """
     path = sources.expand_user(name)
-    if str(name) == "digits":
-        return digits()
+    if str(name) in EMBEDDED:
+        return _dataset(str(name), embedded.noisy_digits(EMBEDDED[str(name)]), "scikit-learn's digits")
     if str(name) in SOURCES:
         return _load_named(str(name), _data_dir(data_dir))
     if path.suffix == ".npz" or len(path.parts) > 1:
@@ -190,22 +186,7 @@ def digits(noise: float = DIGITS_NOISE) -> Dataset:
     """
     if not (math.isfinite(noise) and noise >= 0):
         raise DataError(f"noise must be a finite number, 0 or more, got {noise}")
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    clean, labels = load_digits(return_X_y=True)
-    random = np.random.RandomState(DIGITS_SEED)  # NumPy froze its streams, which it doesn't promise of default_rng
-    order = random.permutation(len(labels))
-    noisy = clean / 16 + noise * random.standard_normal(clean.shape)
-    scaled = (noisy + DIGITS_MARGIN) / (1 + 2 * DIGITS_MARGIN) * 255
-    images = np.clip(np.rint(scaled), 0, 255).astype(np.uint8).reshape(-1, 8, 8, 1)
-    train, test = np.split(order, [DIGITS_NUM_TRAIN])
-    arrays = {
-        "train_images": images[train],
-        "train_labels": labels[train],
-        "test_images": images[test],
-        "test_labels": labels[test],
-    }
-    return _dataset("digits", arrays, "scikit-learn's digits")
+    return _dataset("digits", embedded.noisy_digits(noise=noise), "scikit-learn's digits")
 
 
 def take(key: jax.Array, dataset: Dataset, num_train: int | None = None, num_test: int | None = None) -> Dataset:

@@ -51,11 +51,11 @@ def shrink_perturb(params: Any, fresh: Any, shrink: Any, perturb: Any, *, where:
         shrink or perturb is no real number or a Python number that is not finite.
     """
     for name, factor in (("shrink", shrink), ("perturb", perturb)):
-        _check_factor(name, factor)
-    _check_match(params, fresh)
+        check_factor(name, factor)
+    check_match(params, fresh)
 
     def leaf(path: Any, old: Any, new: Any) -> Any:
-        if not _is_inexact(old) or (where is not None and not where(path_name(path))):
+        if not is_inexact(old) or (where is not None and not where(path_name(path))):
             return old
         return _mix_leaf(path_name(path), old, new, shrink, perturb)
 
@@ -142,7 +142,8 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic))
 
 
-def _is_inexact(leaf: Any) -> bool:
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is an array of JAX or NumPy of floating-point or complex numbers."""
     return _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
@@ -153,7 +154,8 @@ def _kind(leaf: Any) -> str:
     return next((kind.__name__ for kind in kinds if jnp.issubdtype(leaf.dtype, kind)), str(leaf.dtype))
 
 
-def _check_factor(name: str, factor: Any) -> None:
+def check_factor(name: str, factor: Any) -> None:
+    """Raises a ValueError unless a factor is a finite real number, or an array of shape [], of any value."""
     if np.shape(factor) != ():
         raise ValueError(f"{name} must be a scalar, not an array of shape {np.shape(factor)}; use jax.vmap for a grid")
     if isinstance(factor, jax.Array):
@@ -164,23 +166,24 @@ def _check_factor(name: str, factor: Any) -> None:
         raise ValueError(f"{name} must be finite, not {factor}")
 
 
-def _check_match(params: Any, fresh: Any) -> None:
-    """Raises a ValueError that names the first leaf in which the trees differ."""
+def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:
+    """Raises a ValueError that names the first leaf in which the trees differ, and calls the second tree `other`."""
     old, new = (jax.tree_util.tree_flatten_with_path(tree)[0] for tree in (params, fresh))
     for (old_path, old_leaf), (new_path, new_leaf) in zip(old, new, strict=False):
         name = path_name(old_path)
         if old_path != new_path:
-            raise ValueError(f"trees differ: params has leaf '{name}' where fresh has '{path_name(new_path)}'")
+            raise ValueError(f"trees differ: params has leaf '{name}' where {other} has '{path_name(new_path)}'")
         if np.shape(old_leaf) != np.shape(new_leaf) or _kind(old_leaf) != _kind(new_leaf):
-            raise ValueError(f"leaf '{name}' differs: {_describe(old_leaf)} in params, {_describe(new_leaf)} in fresh")
-        for holder, leaf in (("params", old_leaf), ("fresh", new_leaf)):
+            there = f"{_describe(old_leaf)} in params, {_describe(new_leaf)} in {other}"
+            raise ValueError(f"leaf '{name}' differs: {there}")
+        for holder, leaf in (("params", old_leaf), (other, new_leaf)):
             if fault := _fault(leaf):
                 raise ValueError(f"leaf '{name}' of {holder} {fault}")
     if len(old) != len(new):
-        longer, holder = (old, "params") if len(old) > len(new) else (new, "fresh")
+        longer, holder = (old, "params") if len(old) > len(new) else (new, other)
         raise ValueError(f"trees differ: only {holder} has leaf '{path_name(longer[min(len(old), len(new))][0])}'")
-    if (structure := jax.tree.structure(params)) != (other := jax.tree.structure(fresh)):
-        raise ValueError(f"trees differ in their nodes: {structure} in params, {other} in fresh")
+    if (structure := jax.tree.structure(params)) != (there := jax.tree.structure(fresh)):
+        raise ValueError(f"trees differ in their nodes: {structure} in params, {there} in {other}")
 
 
 def _fault(leaf: Any) -> str | None:

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import Where, path_name
-from wsjax.training.train import Samples, Setup, TrainState
+from wsjax.training.train import Samples, Setup, TrainState, reestimated
 
 Reinit = Callable[[Any, Any], Any]
 """`(params, fresh) -> params`, of two pytrees of one structure."""
 
-BatchStatsChoice = Literal["keep", "reset"]
+BatchStatsChoice = Literal["keep", "reset", "reestimate"]
 OptStateChoice = Literal["rebuild", "keep"]
 
 
@@ -60,11 +60,19 @@ class Mixed(NamedTuple):
 
     def __call__(self, boundary: Boundary) -> TrainState:
         """The state that the round starts from."""
-        old, fresh = boundary.old, boundary.fresh
-        params = self.reinit(old.params, fresh.params)
-        stats = old.batch_stats if self.batch_stats == "keep" else fresh.batch_stats
-        opt_state = old.opt_state if self.opt_state == "keep" else boundary.setup.optimizer.init(params)
-        return TrainState(params, stats, opt_state, jnp.zeros_like(fresh.step))
+        params = self.reinit(boundary.old.params, boundary.fresh.params)
+        return started(boundary, params, self.batch_stats, self.opt_state)
+
+
+def started(
+    boundary: Boundary, params: Any, batch_stats: BatchStatsChoice = "keep", opt_state: OptStateChoice = "rebuild"
+) -> TrainState:
+    """The state that starts a round from parameters, with the rest as `mixed` says; for starts of one's own."""
+    old, fresh, setup = boundary.old, boundary.fresh, boundary.setup
+    stats = fresh.batch_stats if batch_stats == "reset" else old.batch_stats
+    state = old.opt_state if opt_state == "keep" else setup.optimizer.init(params)
+    new = TrainState(params, stats, state, jnp.zeros_like(fresh.step))
+    return reestimated(setup, new, boundary.samples) if batch_stats == "reestimate" else new
 
 
 def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: OptStateChoice = "rebuild") -> Mixed:
@@ -72,14 +80,20 @@ def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: Opt
 
     Args:
       reinit: `(params, fresh) -> params`.
-      batch_stats: "keep" BatchNorm's running statistics, or "reset" them to those of a new network.
+      batch_stats: "keep" BatchNorm's running statistics, "reset" them to those of a new network, or "reestimate" them
+        in a pass over the round's samples, under the parameters that it starts from.
       opt_state: "rebuild" the optimiser's state, for the parameters that the round starts from, or "keep" it.
     """
+    check_choices(batch_stats, opt_state)
+    return Mixed(reinit, batch_stats, opt_state)
+
+
+def check_choices(batch_stats: str, opt_state: str) -> None:
+    """Raises a TaskError where one is not among its choices."""
     choices = {"batch_stats": (batch_stats, BatchStatsChoice), "opt_state": (opt_state, OptStateChoice)}
     for name, (value, choice) in choices.items():
         if value not in get_args(choice):
             raise TaskError(f"unknown {name} '{value}'; available: {', '.join(get_args(choice))}")
-    return Mixed(reinit, batch_stats, opt_state)
 
 
 def anchored(start: Start) -> Start:

@@ -121,15 +121,16 @@ def compose(
         means: what is said of means over seeds, where they are not lines in bands.
     """
     own = words.told(run.settings)
-    seeds = _seeds(sorted({row["seed"] for row in run.rows}))
-    differs = [] if run.finished else [_progress(run.rows)]
+    seeds = seeds_told(sorted({row["seed"] for row in run.rows}))
+    drawn = dict.fromkeys(row["method"] for row in run.rows)
+    differs = [] if run.finished else [progress(run.rows)]
     if settings is not None:
         differ = words.not_as_published(own, settings, capped=any(row["stop"] == CAP for row in run.rows))
         differs.append(f"Not as published: {'; '.join(differ)}." if differ else "Settings as published.")
     about = [f"Ran on {run.about}."] if run.about else []
     return Caption(
         what,
-        f"{words.ran(own)}; {seeds}.",
+        f"{'; '.join([words.ran(own), *names.told(run.methods, drawn), seeds])}.",
         " ".join(differs),
         came,
         " ".join(filter(None, [*([means] if means else _bands(run)), notes.strip(), *about])),
@@ -144,7 +145,7 @@ def common_samples(rounds: Sequence[Row]) -> int | None:
     return min(largest.values(), default=None)
 
 
-def _progress(rows: Sequence[Row]) -> str:
+def progress(rows: Sequence[Row]) -> str:
     """Where an unfinished run is."""
     ended = {(row["method"], row["seed"], row["round"]) for row in rows if row["stop"]}
     under_way = [row for row in rows if (row["method"], row["seed"], row["round"]) not in ended]
@@ -191,7 +192,8 @@ def _bands(run: DrawnRun) -> list[str]:
     return [f"Lines are means over seeds, {bounds} 95 % t-intervals of the mean{also}."]
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def seeds_told(seeds: Sequence[int]) -> str:
+    """Seeds in words."""
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"seeds {seeds[0]} to {seeds[-1]}"
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"

@@ -1,7 +1,8 @@
 """Verdicts on published claims, computed from runs.
 
 A claim is data (figures/published/claims.json): parts, each with the runs that it is about, what is measured of them,
-and the range that the claim puts it in. A part holds where the whole interval lies in the range, and does not where it
+and the range that the claim puts it in. A claim of the "tour" may be told of by the embedded digits too, where nothing
+larger was run. A part holds where the whole interval lies in the range, and does not where it
 lies outside; a claim is reproduced where all of its parts hold, and not where one does not.
 """
 
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsjax.errors import RunError
-from wsjax.results import words
+from wsjax.results import controls, early_stopping, gradients, hyperparameters, transfer, words
 from wsjax.results.merge import DrawnRun, merge_runs
+from wsjax.results.names import Methods
 from wsjax.results.stats import mean_interval
 from wsjax.results.summary import paired, summarize_offline, summarize_online
 from wsjax.storage.records import BEFORE, CONFIG, RunRecords, differing, read_run
@@ -92,7 +94,7 @@ def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
     estimates: list[Estimate] = []
     missing, scales = [], []
     for part in claim["parts"]:
-        found = _measure(part, runs)
+        found = _measure(part, runs) or (_measure(_toured(part), runs) if claim.get("tour") else None)
         if found is None:
             missing.append(part["what"])
         else:
@@ -108,7 +110,14 @@ def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
     return Verdict(claim, verdict, estimates, missing, "; ".join(dict.fromkeys(scales)))
 
 
-def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[DrawnRun]:
+class Group(NamedTuple):
+    """Runs that differ in seeds and methods only: merged, and each by itself."""
+
+    run: DrawnRun
+    each: list[RunRecords]
+
+
+def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[Group]:
     """The runs of those settings, "experiment" among them, merged where they differ in seeds and methods only.
 
     The largest comes first: several seeds before one, then by width, images, epochs and seeds.
@@ -127,13 +136,13 @@ def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[DrawnRun
                 break
         else:
             together.append([run])
-    merged = []
+    merged: list[Group] = []
     for group in together:
         try:
-            merged.append(merge_runs(group, wanted["experiment"]))
+            merged.append(Group(merge_runs(group, wanted["experiment"]), group))
         except RunError:  # they mean different things by a name: each stands alone
-            merged += [merge_runs([run], wanted["experiment"]) for run in group]
-    return sorted(merged, key=_size, reverse=True)
+            merged += [Group(merge_runs([run], wanted["experiment"]), [run]) for run in group]
+    return sorted(merged, key=lambda group: _size(group.run), reverse=True)
 
 
 def scale(run: DrawnRun) -> str:
@@ -155,6 +164,13 @@ def _size(run: DrawnRun) -> tuple[Any, ...]:
     return seeds > 1, width, own.get("num_train") or 0, own.get("epochs") or 0, seeds
 
 
+def _toured(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part as the embedded digits may tell of it, whatever network and optimiser they were trained with."""
+    free = ("dataset", "model", "optimizer", "threshold")
+    runs = [{name: value for name, value in wanted.items() if name not in free} for wanted in part["runs"]]
+    return {**part, "runs": [{**wanted, "dataset": "digits"} for wanted in runs]}
+
+
 def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Estimate], str] | None:
     """What a part of a claim comes to, and the scale; None where no run tells of it."""
     among = [groups(runs, wanted) for wanted in part["runs"]]
@@ -167,7 +183,7 @@ def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Es
                              part.get("unit", "points"), tuple(part["lies_in"]))
                     for what, mean, low, high, seeds in found
                 ]  # fmt: skip
-                return estimates, scale(own[0])
+                return estimates, scale(own[0].run)
     return None
 
 
@@ -175,38 +191,81 @@ Found = list[tuple[str, float, float | None, float | None, int]]
 """What was measured: in words, mean, bounds and the number of seeds."""
 
 
-def _difference(part: Mapping[str, Any], run: DrawnRun) -> Found:
+def _difference(part: Mapping[str, Any], group: Group) -> Found:
     """The paired difference of two methods at the end of the last round, in a field, by default test accuracy."""
-    one, other = (_named(run, spec) for spec in part["of"])
-    return _found(paired(_ends(run), one, other, part.get("field", "test_accuracy")))
+    one, other = (_named(group.run, spec) for spec in part["of"])
+    return _found(paired(_ends(group.run), one, other, part.get("field", "test_accuracy")))
 
 
-def _change(part: Mapping[str, Any], run: DrawnRun, other: DrawnRun) -> Found:
+def _change(part: Mapping[str, Any], group: Group, other: Group) -> Found:
     """How much larger the difference of two methods is in one run than in another, paired by seed."""
-    gaps = [_by_seed(each, part["of"]) for each in (run, other)]
+    gaps = [_by_seed(each, part["of"]) for each in (group.run, other.run)]
     both = sorted(gaps[0].keys() & gaps[1].keys())
     return _interval([gaps[0][seed] - gaps[1][seed] for seed in both])
 
 
-def _summary(part: Mapping[str, Any], run: DrawnRun) -> Found:
-    """An interval that the experiment's summary holds, by its place there."""
-    at: Any = SUMMARIES[part["runs"][0]["experiment"]](run.rows, run.methods)
+def _summary(part: Mapping[str, Any], group: Group) -> Found:
+    """An interval that the experiment's summary holds, by its place there; a method stands for its name."""
+    at: Any = SUMMARIES[part["runs"][0]["experiment"]](group.run.rows, group.run.methods)
     for key in part["at"]:
-        at = at.get(key) if isinstance(at, Mapping) else at[key] if isinstance(at, list) and len(at) > key else None
-        if at is None:
+        key = _named(group.run, key) if isinstance(key, Mapping) else key
+        try:
+            at = at[key]
+        except (KeyError, IndexError, TypeError):  # it was not measured
             return []
     return _found(at)
 
 
-def _share(part: Mapping[str, Any], run: DrawnRun) -> Found:
+def _shrunk(part: Mapping[str, Any], group: Group) -> Found:
+    """How much accuracy a network has left after a shrink, less what it had, over seeds."""
+    curves = [curve for run in group.each for curve in (run.summary or {}).get("measured", ())]
+    changes = {}
+    for curve in curves:
+        if (curve["network"], curve["evaluation"]) == (part["network"], part["evaluation"]):
+            at = int(np.argmin(np.abs(np.asarray(curve["shrinks"]) - part["shrink"])))
+            changes[curve["seed"]] = curve["accuracies"][at] - curve["accuracies"][-1]
+    return _interval(list(changes.values()))
+
+
+def _pair(part: Mapping[str, Any], group: Group) -> Found:
+    """A paired difference of two methods after a transfer to a target, on a share of it."""
+    ends, table = transfer.ends_by_kind(group.run.rows, group.run.methods), transfer.kinds(group.run.methods)
+    own = [end for end in ends if end["target"] == part["target"] and end["fraction"] == part["fraction"]]
+    one, other = (_of(table, spec) for spec in part["of"])
+    return _found(paired(own, one, other))
+
+
+def _left(part: Mapping[str, Any], group: Group) -> Found:
+    """A shrink-perturb less random initialisation at its best learning rate of several."""
+    drawn, ends = controls.merge_rates(group.each)
+    if len({end[controls.RATE] for end in ends}) < 2:
+        return []
+    compared = controls.compare(ends, drawn.methods)
+    found = [own["left"]["RI"] for own in compared if part["of"][0].items() <= drawn.methods[own["curve"]].items()]
+    return _found(found[0]) if found else []
+
+
+def _less(part: Mapping[str, Any], group: Group, other: Group) -> Found:
+    """How much larger an interval of one run's summary is than the mean of the same of another's."""
+    one, two = _summary(part, group), _summary(part, other)
+    if not one or not two:
+        return []
+    what, mean, low, high, seeds = one[0]
+    shift = two[0][1]
+    return [(what, mean - shift, None if low is None else low - shift, None if high is None else high - shift, seeds)]
+
+
+def _share(part: Mapping[str, Any], group: Group) -> Found:
     """The steps of an online method over all rounds, as a share of random initialisation's."""
-    return _found(summarize_online(run.rows, run.methods)["steps_of_RI"].get(_named(run, part["of"][0])))
+    return _found(
+        summarize_online(group.run.rows, group.run.methods)["steps_of_RI"].get(_named(group.run, part["of"][0]))
+    )
 
 
-def _growth(part: Mapping[str, Any], run: DrawnRun) -> Found:
+def _growth(part: Mapping[str, Any], group: Group) -> Found:
     """How much a round's steps grow from round to round, by least squares for each seed, or that as a share of
     another method's growth."""
-    slopes = [_slopes(run, spec) for spec in part["of"]]
+    slopes = [_slopes(group.run, spec) for spec in part["of"]]
     if len(slopes) == 1:
         return _interval(list(slopes[0].values()))
     return _interval([slopes[0][seed] / slopes[1][seed] for seed in sorted(slopes[0].keys() & slopes[1].keys())])
@@ -222,10 +281,10 @@ def _slopes(run: DrawnRun, spec: Mapping[str, Any]) -> dict[int, float]:
     return {seed: float(np.polyfit(list(own), list(own.values()), 1)[0]) for seed, own in steps.items() if len(own) > 2}
 
 
-def _mean(part: Mapping[str, Any], run: DrawnRun) -> Found:
+def _mean(part: Mapping[str, Any], group: Group) -> Found:
     """How far a method's mean is from the published one, in their combined standard errors."""
-    name = _named(run, part["of"][0])
-    values = [end["test_accuracy"] for end in _ends(run) if end["method"] == name]
+    name = _named(group.run, part["of"][0])
+    values = [end["test_accuracy"] for end in _ends(group.run) if end["method"] == name]
     if len(values) < 2:
         return []
     own = _error(values)
@@ -242,8 +301,18 @@ MEASURES: dict[str, Callable[..., Found]] = {
     "mean": _mean,
     "share": _share,
     "growth": _growth,
+    "shrunk": _shrunk,
+    "pair": _pair,
+    "left": _left,
+    "less": _less,
 }
-SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {"offline": summarize_offline, "online": summarize_online}
+SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
+    "offline": summarize_offline,
+    "online": summarize_online,
+    "early_stopping": early_stopping.summarize,
+    "hyperparameters": hyperparameters.summarize,
+    "gradients": gradients.summarize_gradients,
+}
 
 
 def _error(values: Sequence[float]) -> float:
@@ -253,8 +322,12 @@ def _error(values: Sequence[float]) -> float:
 
 def _named(run: DrawnRun, spec: Mapping[str, Any]) -> str | None:
     """The name of the method that is what `spec` says, and nothing more where several are."""
-    found = [name for name, own in run.methods.items() if spec.items() <= own.items()]
-    return min(found, key=lambda name: len(run.methods[name]), default=None)
+    return _of(run.methods, spec)
+
+
+def _of(methods: Methods, spec: Mapping[str, Any]) -> str | None:
+    found = [name for name, own in methods.items() if spec.items() <= own.items()]
+    return min(found, key=lambda name: len(methods[name]), default=None)
 
 
 def _ends(run: DrawnRun) -> list[Row]:

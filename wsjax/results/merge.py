@@ -13,7 +13,7 @@ from wsjax.results.words import NEUTRAL
 from wsjax.storage.records import RunRecords, differing
 from wsjax.storage.rows import FIRST, Row
 
-_UNITED = ("seeds", "methods", "shrink")  # a figure's are all of its runs'
+_UNITED = ("seeds", "methods", "shrink", "networks")  # a figure's are all of its runs'
 
 
 class DrawnRun(NamedTuple):

@@ -44,7 +44,7 @@ class Style(NamedTuple):
 def from_settings(
     methods: Iterable[str], shrink: Sequence[float], perturb: Sequence[float], others: Methods | None = None
 ) -> dict[str, Spec]:
-    """The table of a script's settings, whose methods are RI, WS and SP, or one of these at a learning rate, "RI@0.01".
+    """The table of a script's settings: methods are RI, WS, SP and the others, or one at a learning rate, "RI@0.01".
 
     `others` says what each further method is.
 
@@ -52,12 +52,11 @@ def from_settings(
     varies too.
     """
     table: dict[str, Spec] = {}
+    known: Methods = {"RI": {"reinit": RANDOM}, "WS": {"reinit": WARM}, **(others or {})}
     pairs = [{"reinit": SHRINK, "shrink": a, "perturb": b} for a in shrink for b in perturb]
     for method in methods:
         kind, rate = split(method)
-        own: dict[str, Spec] = {kind: {"reinit": {"RI": RANDOM, "WS": WARM}.get(kind, kind)}}
-        if others and kind in others:
-            own = {kind: others[kind]}
+        own: dict[str, Spec] = {kind: known.get(kind, {"reinit": kind})}
         if kind == "SP":
             own = {"SP" if len(pairs) == 1 else sp_name(spec, len(perturb) > 1): spec for spec in pairs}
         if rate is not None:
@@ -78,6 +77,20 @@ def of_run(config: Mapping[str, Any]) -> Methods:
         return config["methods"]
     settings = config["config"]
     return from_settings(*(settings.get(name, ()) for name in ("methods", "shrink", "perturb")))
+
+
+def told(methods: Methods, drawn: Iterable[str]) -> list[str]:
+    """What those of the methods are that are drawn and whose names do not say it: "DASH with shrink 0.3, decay 0.3"."""
+    others = [
+        name for name in ordered(drawn, methods) if methods.get(name, {}).get("reinit") not in (RANDOM, WARM, SHRINK)
+    ]
+    factors = {
+        name: [
+            f"{key} {value}" for key, value in methods.get(name, {}).items() if key not in ("reinit", "learning_rate")
+        ]
+        for name in others
+    }
+    return [f"{label(name)} with {', '.join(own)}" for name, own in factors.items() if own]
 
 
 def sp_name(spec: Spec, with_perturb: bool) -> str:

@@ -22,7 +22,7 @@ from wsjax.results.claims import (
     StudyRun,
     Verdict,
 )
-from wsjax.results.tables import Table
+from wsjax.results.sheets import Sheet
 
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN)
 
@@ -34,13 +34,13 @@ class Shown(NamedTuple):
       name: "figure5" or "table1".
       caption: its lines.
       image: the picture, as PNG; None where there is none.
-      table: columns and rows; None where there is none.
+      table: None where there is none.
     """
 
     name: str
     caption: Sequence[str]
     image: bytes | None = None
-    table: Table | None = None
+    table: Sheet | None = None
 
 
 def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence[StudyRun]) -> str:
@@ -166,8 +166,9 @@ def _shown(figure: Shown) -> Mapping[str, Any]:
     }
 
 
-def _printable(table: Table) -> Table:
-    return [printable(cell) for cell in table[0]], [[printable(cell) for cell in line] for line in table[1]]
+def _printable(table: Sheet) -> Sheet:
+    rows = [[printable(cell) for cell in row] for row in table.rows]
+    return table._replace(columns=[printable(cell) for cell in table.columns], rows=rows)
 
 
 def _ran(run: StudyRun) -> list[str]:

@@ -53,7 +53,7 @@ def mean_band(axis: Axes, x: ArrayLike, curves: ArrayLike, *, label: str, style:
     """
     columns = [column[~np.isnan(column)] for column in np.asarray(curves, float).T]
     x = np.asarray(x)[[len(column) > 0 for column in columns]]
-    mean, low, high = np.array([_bounds(column) for column in columns if len(column)]).reshape(-1, 3).T
+    mean, low, high = np.array([bounds(column) for column in columns if len(column)]).reshape(-1, 3).T
     marker = "o" if len(x) == 1 else None  # a line of one point cannot be seen
     axis.plot(x, mean, label=label, color=style.color, linestyle=style.line, linewidth=1.2, marker=marker, markersize=3)
     axis.fill_between(x, low, high, color=style.color, alpha=0.22, linewidth=0)
@@ -80,15 +80,31 @@ def offline_curves(
         epochs: a round's length where it is fixed, so that an unfinished run is drawn in its final frame.
         published: drawn dashed behind the measured curves of the same method, cut where the measured round ends.
     """
+    styles = names.styles(dict.fromkeys(row["method"] for row in rows), methods)
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots(1, len(fields), squeeze=False)[0]
+    drawn = draw_offline(axes, rows, methods, fields, styles, epochs=epochs, published=published)
+    legend(figure, {method: styles[method] for method in drawn}, published or {})
+    return figure
+
+
+def draw_offline(
+    axes: Sequence[Axes],
+    rows: Sequence[Row],
+    methods: Methods,
+    fields: Sequence[str],
+    styles: Mapping[str, Style],
+    *,
+    epochs: int | None = None,
+    published: Curves | None = None,
+) -> list[str]:
+    """Draws the panels of `offline_curves`, on given axes; returns the methods drawn, in the legend's order."""
     published, unit = published or {}, unit_of(rows)
     first, second = ([row for row in rows if row["round"] == number] for number in (1, 2))
     start = (epochs or max(row["epoch"] for row in first)) if first else 0
     end = start + (epochs or max((row["epoch"] for row in second), default=0))
     curves = _by_method([*first, *second], methods)
-    styles = names.styles(curves, methods)
-
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    for axis, field in zip(figure.subplots(1, len(fields), squeeze=False)[0], fields, strict=True):
+    for axis, field in zip(axes, fields, strict=True):
         for method, own in curves.items():
             offset, stop = (0, start) if method == FIRST else (start, end)
             length = max(row["epoch"] for row in own)
@@ -98,12 +114,11 @@ def offline_curves(
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, offset + x, y, stop, styles[method])
-        dress(axis, _score_label(field, unit), end)
+        dress(axis, score_label(field, unit), end)
         if start:
             _mark_round(axis, 0, start, first)
             _mark_round(axis, start, end, second)
-    _legend(figure, {method: styles[method] for method in curves}, published)
-    return figure
+    return list(curves)
 
 
 def online_curves(
@@ -121,7 +136,7 @@ def online_curves(
     curves = _by_method(rounds, methods)
     styles = names.styles(curves, methods)
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-    panels = (("test_accuracy", _score_label("test_accuracy", unit), unit.scale), (*COSTS[cost], 1))
+    panels = (("test_accuracy", score_label("test_accuracy", unit), unit.scale), (*COSTS[cost], 1))
     for axis, (field, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
         for method, own in curves.items():
             samples = sorted({row["samples"] for row in own})
@@ -132,7 +147,7 @@ def online_curves(
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, x, y, max(samples), styles[method])
         dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="Train images")
-    _legend(figure, {method: styles[method] for method in curves}, published)
+    legend(figure, {method: styles[method] for method in curves}, published)
     return figure
 
 
@@ -142,7 +157,7 @@ def add_caption(figure: Figure, caption: Caption) -> None:
     What does not fit is cut with an ellipsis, the settings first, for the text beside the picture has all.
     """
     width, height = figure.get_size_inches()
-    parts = [_wrap(_drawable(part), 0.98 * width) for part in caption[:4]]
+    parts = [_wrap(drawable(part), 0.98 * width) for part in caption[:4]]
     for part in (1, 2, 0, 3):
         if sum(map(len, parts)) > LINES and len(parts[part]) > 1:
             parts[part] = [_cut(parts[part][0], 0.98 * width)]
@@ -182,7 +197,8 @@ def save_captioned(figure: Figure, caption: Caption, stem: Path) -> None:
     write_whole(stem.with_name(f"{stem.name}.txt"), caption.text + "\n")
 
 
-def _bounds(values: NDArray[np.float64]) -> Interval:
+def bounds(values: NDArray[np.float64]) -> Interval:
+    """A mean over seeds and its band: the 95 % t-interval, or the range of fewer than three."""
     if len(values) > 2:
         return mean_interval(values.tolist())
     return Interval(float(values.mean()), float(values.min()), float(values.max()))  # two values' t is 13 times as wide
@@ -211,7 +227,8 @@ def _epochs(row: Row) -> slice:
     return slice(row["epoch"] - 1, None if row["stop"] else row["epoch"])
 
 
-def _score_label(field: str, unit: Unit) -> str:
+def score_label(field: str, unit: Unit) -> str:
+    """The label of an axis of scores."""
     return f"{_FIELDS[field]} {unit.word}" + " (%)" * unit.percent
 
 
@@ -242,7 +259,7 @@ def _width(text: str) -> float:
     return text_to_path.get_text_width_height_descent(text, FontProperties(size=SMALL), ismath=False)[0] / 72
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """A text on one line with the font's own characters; others become their escapes, as Python writes them."""
     glyphs = _glyphs()
     return "".join(c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in printable(text))
@@ -262,8 +279,8 @@ def _dashed(axis: Axes, x: NDArray[Any], y: NDArray[Any], stop: float, style: St
     axis.plot(x[there], y[there], color=light, linewidth=0.9, linestyle=DASHES, marker=marker, markersize=3, zorder=1.5)
 
 
-def dress(axis: Axes, label: str, end: int, x_label: str = "Epoch") -> None:
-    """Labels, grid and fonts of a panel whose x goes from 0 to `end`."""
+def dress(axis: Axes, label: str, end: float, x_label: str = "Epoch") -> None:
+    """The look of every panel: labels, x from 0 to a little beyond `end`, a grid behind."""
     axis.set_xlabel(x_label, fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.set_xlim(0, max(end, 1) * 1.01)
@@ -283,23 +300,26 @@ def _mark_round(axis: Axes, start: int, end: int, rows: Sequence[Row]) -> None:
         axis.annotate(text, place, xycoords=at, ha="center", va="bottom", fontsize=SMALL, color="#666666")
 
 
-def _legend(figure: Figure, styles: Mapping[str, Style], published: Curves) -> None:
-    """One legend above the panels: a line a method, and the dashes; the figure grows with its rows."""
-    labels = [_drawable(names.label(name)) for name in styles]
+def legend(
+    figure: Figure, styles: Mapping[str, Style], published: Curves, more: Mapping[str, Style] | None = None
+) -> None:
+    """One legend above the panels: a line a method, the dashes, and lines by their labels; the figure grows with it."""
+    labels = [drawable(names.label(name)) for name in styles]
     handles = [Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.2) for style in styles.values()]
     if any(method in styles for _, method in published):
         labels.append("published")
         handles.append(Line2D([], [], color="#888888", linewidth=0.9, linestyle=DASHES))
+    for label, style in (more or {}).items():
+        labels.append(drawable(label))
+        handles.append(Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.2))
     if not handles:
         return
     entry = max(map(_width, labels)) + 4.8 * SMALL / 72  # a line of two font sizes and the gaps beside it
     columns = min(max(int(WIDTH / entry), 1), 6)
     rows = -(-len(handles) // columns)
-    figure.set_size_inches(WIDTH, HEIGHT + (rows - 1) * 1.5 * SMALL / 72)
+    figure.set_size_inches(WIDTH, figure.get_figheight() + (rows - 1) * 1.5 * SMALL / 72)
     where = {"loc": "outside upper center", "ncols": columns}
-    legend = figure.legend(handles, [" "] * len(handles), **where, fontsize=SMALL, frameon=False)
-    for text, label in zip(
-        legend.get_texts(), labels, strict=True
-    ):  # as they are: no name is hidden, none is a formula
+    drawn = figure.legend(handles, [" "] * len(handles), **where, fontsize=SMALL, frameon=False)
+    for text, label in zip(drawn.get_texts(), labels, strict=True):  # as they are: no name hidden, none a formula
         text.set_text(label)
         text.set_parse_math(False)

@@ -20,6 +20,8 @@ WORDS = {  # in the order of a caption
     "bias": "biases {}",
     "conv_init": "convolutions drawn as in the {}",
     "dataset": "{}",
+    "datasets": "between {}",
+    "fractions": "on {} of the target",
     "num_train": "{} training images",
     "fraction": "first round on {} of the training images",
     "increment": "{} images more a round",
@@ -52,12 +54,6 @@ WORDS = {  # in the order of a caption
     "chained": "warm starts chained: {}",
     "at_once": "shrunk before the first round too: {}",
     "label_noise": "{} of the first round's labels drawn at random",
-    "l2_init": "L2-Init {}",
-    "l2_decoupled": "decoupled {}",
-    "tortoise": "a slow copy of momentum {}",
-    "tortoise_every": "returned to every {} epochs",
-    "rescaling": "weights rescaled by {} a step",
-    "head_rescaling": "the head's by {}",
     "own_first": "the optimiser's methods act in the first round too: {}",
     "fresh": "the network drawn at a round's start: {}",
     "num_test": "{} test images",
@@ -69,7 +65,9 @@ NEUTRAL = {
     "protocol",  # a name for other settings
     *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
     *("checkpoint_every", "evaluate"),  # how often a run looks at itself
-    *("methods", "shrink", "seeds"),  # what is drawn: a picture's legend and its caption's end say it
+    *("dash_shrink", "dash_decay", "dash_chunk", "fire_steps"),  # methods' own factors, as their table says
+    *("l2_init", "l2_decoupled", "tortoise", "tortoise_every", "rescaling", "head_rescaling"),
+    *("methods", "shrink", "seeds", "networks"),  # what is drawn: a picture's legend and its caption's end say it
 }
 """Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""
 
@@ -81,7 +79,6 @@ _USUAL = {
     "warmup_share": 0.0,
     "schedule": "constant",
     "label_noise": 0.0,
-    "l2_decoupled": False,
     "own_first": False,
     "weight_decay": 0.0,
     "augment": False,
@@ -109,14 +106,6 @@ _OF_MODEL = {
     "activation": "mlp",
 }
 _OF_STOP = {"threshold": "accuracy", "plateau_tolerance": "plateau", "plateau_window": "plateau"}
-_OF_METHOD = {
-    "l2_init": "L2",
-    "l2_decoupled": "L2",
-    "tortoise": "HT",
-    "tortoise_every": "HT",
-    "rescaling": "SWR",
-    "head_rescaling": "SWR",
-}
 _NAMES = {
     "resnet18": "ResNet-18",
     "mlp": "MLP",
@@ -137,18 +126,21 @@ def told(settings: Settings) -> dict[str, Any]:
     Two ways to set the same thing come out alike: a pool is a number of images, an end that comes anyway is none.
     """
     own = _alike(settings)
-    model, stop = own.get("model"), own.get("stop", [])
-    unused = {name for name, needed in _OF_MODEL.items() if model != needed}
+    models, stop = {own.get("model")}, own.get("stop", [])
+    unused = {DATA}
+    if networks := own.get("networks"):  # they say it
+        models = {"resnet18" if network == "resnet18" else "mlp" for network in networks}
+        unused |= {"model", "activation", "bias", "perturb", "evaluation"}
+    unused |= {name for name, needed in _OF_MODEL.items() if needed not in models}
     unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
     kinds = {str(method).partition("@")[0] for method in own.get("methods", ())}
-    unused |= {name for name, kind in _OF_METHOD.items() if kind not in kinds}
-    if not kinds & set(_OF_METHOD.values()):
+    if not kinds & {"L2", "HT", "SWR"}:
         unused.add("own_first")
     if own.get("schedule") != "steps":
         unused |= {"milestones", "rate_decay"}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
         unused |= {"perturb", "at_once"}
-    if own.get("model") == "resnet18":
+    if models == {"resnet18"}:
         unused.add("bias")
     if stop == ["epochs"]:
         unused.add("train_accuracy")
@@ -204,6 +196,11 @@ def phrase(name: str, value: Any) -> str:
     return WORDS[name].format(text) if name in WORDS else f"{name.replace('_', ' ')} {text}"
 
 
+def shown(name: str, value: Any) -> str:
+    """A setting's value in words."""
+    return _value(name, value)
+
+
 def share(total: int, fraction: float) -> int:
     """How many images a fraction of them is, as data sets are cut."""
     return math.ceil(round(total * fraction, 6))
@@ -241,4 +238,4 @@ def _value(name: str, value: Any) -> str:
 
 def label(value: str, name: str = "dataset") -> str:
     """A data set, model or optimiser as it is called in a text; a data set may be a file."""
-    return _NAMES.get(value, Path(value).stem if name == "dataset" else value)
+    return _NAMES.get(value, Path(value).stem if name in ("dataset", "datasets") else value)

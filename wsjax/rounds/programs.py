@@ -123,7 +123,7 @@ class Compiler:
                 return start(Boundary(key, old, fresh, Samples(order, *counts), here, first))
 
             in_axes = (0, 0, 0, 0, None, None, 0, None)
-            if isinstance(start, Mixed):
+            if isinstance(start, Mixed) and start.batch_stats != "reestimate":  # which looks at the data
                 # Leaf by leaf, for what is fused differs in the last bit: seeds side by side would not be as alone.
                 return over_replicas(started, in_axes)(key, old, fresh, first, setup.train, setup.test, order, counts)
             own = parallel.fit(mesh, order.shape[0])  # a part of a leg's replicas

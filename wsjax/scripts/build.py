@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsjax.errors import RunError, UsageError
 from wsjax.results import names
+from wsjax.scripts import methods as known
 from wsjax.scripts import optimisers
 from wsjax.scripts.config import Common, Training, check_training, has_several_processes
 
@@ -135,8 +136,8 @@ def build_start(config: Common, spec: names.Spec) -> Start:
 
     if spec["reinit"] == names.RANDOM:
         return scratch
-    if optimisers.is_own(spec):
-        return optimisers.build_start(config, spec)
+    if (start := known.build_start(config, spec)) is not None:
+        return start
     reinit = warm_start
     if spec["reinit"] == names.SHRINK:
         reinit = partial(shrink_perturb, shrink=spec["shrink"], perturb=spec["perturb"])
@@ -154,9 +155,33 @@ def at_once(methods: Mapping[str, Method], table: names.Methods, rounds: Sequenc
     }
 
 
+def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: bool) -> dict[str, Method]:
+    """The settings' methods with rounds of their own on other data, after a trunk that they share.
+
+    Args:
+      config: the settings.
+      setup: with the data and the task of the later rounds.
+      later: those rounds.
+      new_head: whether that task has another number of classes: then a head is newly drawn, and not shrunk.
+    """
+    from wsjax.methods.starts import Mixed, new_heads
+
+    if config.own_first:
+        raise UsageError("--own_first has no use here: all methods share the rounds before their own")
+    own = [here._replace(setup=setup) for here in later]
+    made = {}
+    for name, method in build_methods(config, setup, [*own[:1], *own]).items():
+        start = method.start
+        if new_head and isinstance(start, Mixed):
+            start = start._replace(reinit=new_heads(start.reinit))
+        made[name] = method._replace(start=start, rounds=method.rounds or own)
+    return made
+
+
 def methods_table(config: Common) -> dict[str, names.Spec]:
     """What each of the settings' methods is, by name."""
-    return names.from_settings(config.methods, config.shrink, config.perturb, optimisers.specs(config))
+    others = known.specs(config, config.methods)
+    return names.from_settings(config.methods, config.shrink, config.perturb, others)
 
 
 def is_stacked(config: Common) -> bool:

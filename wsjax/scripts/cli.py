@@ -46,7 +46,8 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
 
     Args:
       main: takes the config, a dataclass.
-      defaults: the config for a data set, by the value of --dataset; None where it is not given.
+      defaults: the config for a data set, by the value of --dataset, or the first of --datasets; None where neither
+        is given.
       text: what the help says first.
     """
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
@@ -65,14 +66,14 @@ def default_of(defaults: Callable[[str | None], Any], flags: Sequence[str]) -> A
       UsageError: there is no such protocol.
     """
     protocol = peeked("protocol", flags)
-    default = defaults(peeked("dataset", flags) or protocols.dataset_of(protocol))
+    default = defaults(peeked("dataset", flags, "--datasets") or protocols.dataset_of(protocol))
     return protocols.applied(default, protocol)
 
 
-def peeked(name: str, flags: Sequence[str]) -> str | None:
-    """What a command line gives a flag; None where it is not given."""
+def peeked(name: str, flags: Sequence[str], *more: str) -> str | None:
+    """What a command line gives a flag, by this name or one of more; None where it is not given."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument(f"--{name}")
+    peek.add_argument(f"--{name}", *more, dest=name)
     try:
         return getattr(peek.parse_known_args(list(flags))[0], name)
     except argparse.ArgumentError:  # a flag without a value: tyro says it better

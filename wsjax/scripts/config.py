@@ -15,13 +15,14 @@ import tyro
 
 from wsjax.errors import UsageError
 from wsjax.results import names
+from wsjax.scripts import methods as known
 from wsjax.scripts.cli import check, choose
 
 MODELS = ("resnet18", "mlp", "logistic")
 OPTIMIZERS = ("sgd", "msgd", "adam", "adamw")
-IN_OPTIMIZER = ("L2", "HT", "SWR")
-"""Methods that are warm starts with an optimiser of their own."""
-METHODS = ("RI", "WS", "SP", *IN_OPTIMIZER)
+METHODS = ("RI", "WS", "SP")
+"""Those that run where nothing is said; `ALL_METHODS` are all."""
+ALL_METHODS = (*METHODS, *known.METHODS)
 STOPS = ("epochs", "accuracy", "plateau")
 CHOICES = {
     "model": MODELS,
@@ -31,7 +32,7 @@ CHOICES = {
     "schedule": ("constant", "cosine", "steps"),
     "train_accuracy": ("running", "after"),
     "precision": ("float32", "bfloat16"),
-    "batch_stats": ("keep", "reset"),
+    "batch_stats": ("keep", "reset", "reestimate"),
     "opt_state": ("rebuild", "keep"),
     "fresh": ("new", "first"),
     "evaluation": ("running", "reestimated", "batch"),
@@ -139,14 +140,22 @@ class Training:
 class Common(Training, Source):
     """Settings that every experiment of the study has."""
 
-    methods: tuple[str, ...] = ("RI", "WS", "SP")
-    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb); or a warm start with
-    L2-Init (L2), Hare and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE, as in RI@0.01, has a learning rate
-    of its own in the rounds after the first."""
+    methods: tuple[str, ...] = METHODS
+    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), DASH, FIRE; or a warm start
+    with L2-Init (L2), Hare and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE, as in RI@0.01, has a learning
+    rate of its own in the rounds after the first."""
     shrink: tuple[float, ...] = (0.3,)
     """SP: factors of the trained parameters; each is a method of its own."""
     perturb: tuple[float, ...] = (0.01,)
     """SP: factors of the newly drawn parameters; each is combined with each shrink."""
+    dash_shrink: float = 0.3
+    """DASH: the least factor of the trained parameters, in [0, 1]."""
+    dash_decay: float = 0.3
+    """DASH: the weight, in (0, 1], of a chunk's gradient against those of the images that came before."""
+    dash_chunk: int = 1000
+    """DASH: images, in the order of their arrival, whose gradient is taken as one; its authors': --increment."""
+    fire_steps: int | None = 10
+    """FIRE: steps of Newton and Schulz; None goes all the way, by a singular value decomposition."""
     l2_init: float = 0.001
     """L2: how strongly the parameters are pulled to the seed's first network."""
     l2_decoupled: tyro.conf.FlagConversionOff[bool] = False
@@ -166,7 +175,7 @@ class Common(Training, Source):
     augment: tyro.conf.FlagCreatePairsOff[bool] = False
     """Augment train images: pad and crop, flip, colour jitter and rotation, as in the report's Figure 9."""
     batch_stats: str = "keep"
-    """BatchNorm's running statistics at a round's start: keep or reset."""
+    """BatchNorm's running statistics at a round's start: keep, reset or reestimate (a pass over the round's images)."""
     opt_state: str = "rebuild"
     """The optimiser's state at a round's start: rebuild or keep."""
     fresh: str = "new"
@@ -198,7 +207,7 @@ def check_config(config: Common) -> None:
         choose(name, getattr(config, name), CHOICES[name])
     for method in config.methods:
         name, rate = _split(method)
-        choose("method", name, METHODS)
+        choose("method", name, ALL_METHODS)
         if rate is not None:
             check_positive(f"methods {method}", rate)
     _check_in_optimizer(config)
@@ -210,10 +219,15 @@ def check_config(config: Common) -> None:
         "several processes split batches over all their devices: leave out --devices and --replicas",
     )
     for name in ("methods", "shrink", "perturb", "seeds"):
-        _check_list(name, getattr(config, name))
+        check_list(name, getattr(config, name))
     for name in ("shrink", "perturb"):
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
+    check(0 <= config.dash_shrink <= 1, f"--dash_shrink must lie in [0, 1], not {config.dash_shrink}")
+    check(0 < config.dash_decay <= 1, f"--dash_decay must lie in (0, 1], not {config.dash_decay}")
+    check_positive("dash_chunk", config.dash_chunk, 2**31 - 1)
+    steps = config.fire_steps
+    check(steps is None or 0 <= steps <= 1000, f"--fire_steps must lie in [0, 1000] or be None, not {steps}")
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
     check(config.run != "", "--run is empty: give a name, or leave it out")
     check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")
@@ -225,7 +239,7 @@ def check_training(config: Training) -> None:
         choose(name, getattr(config, name), CHOICES[name])
     for rule in config.stop:
         choose("stop", rule, STOPS)
-    _check_list("stop", config.stop)
+    check_list("stop", config.stop)
     for name, most in LIMITS.items():
         check_positive(name, getattr(config, name), most)
     for size in config.hidden:
@@ -263,7 +277,7 @@ def _check_in_optimizer(config: Common) -> None:
     head = config.rescaling if config.head_rescaling is None else config.head_rescaling
     for name, value in (("tortoise", config.tortoise), ("rescaling", config.rescaling), ("head_rescaling", head)):
         check(0 <= value <= 1, f"--{name} must lie in [0, 1], not {value}")
-    own = [method for method in config.methods if _split(method)[0] in IN_OPTIMIZER]
+    own = [method for method in config.methods if _split(method)[0] in known.IN_OPTIMIZER]
     check(
         not own or config.opt_state == "rebuild" or config.own_first,
         f"--opt_state=keep: {' '.join(own)} cannot go on with the first round's optimiser; add --own_first",
@@ -293,7 +307,8 @@ def _split(method: str) -> tuple[str, float | None]:
         raise UsageError(f"--methods {method}: a learning rate is written as in RI@0.01") from error
 
 
-def _check_list(name: str, values: Sequence[Any]) -> None:
+def check_list(name: str, values: Sequence[Any]) -> None:
+    """Raises UsageError unless a setting has values, each once."""
     check(len(values) > 0, f"--{name} needs at least one value")
     check(len(set(values)) == len(values), f"--{name} must not repeat a value: {_list(values)}")
 

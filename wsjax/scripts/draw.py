@@ -1,4 +1,7 @@
-"""What the figures' scripts share: runs by their folders in, a picture with its caption out. Imports no jax."""
+"""What the scripts of figures and tables share: runs by their folders in, a picture or a table with its caption out.
+
+Imports no jax.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from wsjax.results.captions import Caption
+    from wsjax.results.sheets import Sheet
 
-    Draw = Callable[..., tuple[Figure, Caption]]
+    Draw = Callable[..., tuple[Figure | Sheet, Caption]]
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class OnlineConfig(Config):
 
 
 def run_script(draw: Draw, script: str, text: str | None, config_type: type[Config] = Config) -> None:
-    """Draws the runs that the command line names, writes picture and caption, and prints the caption.
+    """Draws the runs that the command line names, writes picture or table and caption, and prints the caption.
 
     Args:
-      draw: `(runs, **options) -> (figure, caption)`, where runs are as `read_run` gives them and the options are the
-        config's further fields.
+      draw: `(runs, **options) -> (figure or sheet, caption)`, where runs are as `read_run` gives them and the options
+        are the config's further fields.
       script: the script's file.
       text: what the help says first.
       config_type: the fields of the command line.
@@ -56,11 +60,12 @@ def run_script(draw: Draw, script: str, text: str | None, config_type: type[Conf
 
 
 def write(draw: Draw, script: str, config: Config) -> Caption:
-    """Draws runs, writes stem.png, stem.pdf and stem.txt, and returns the caption."""
-    from wsjax.results import plots
+    """Draws runs, writes stem.png and stem.pdf, or stem.md and stem.tex, and stem.txt, and returns the caption."""
+    from wsjax.results import plots, sheets
 
     options = {name: value for name, value in asdict(config).items() if name not in ("runs", "out")}
-    figure, caption = draw([read_run(folder) for folder in config.runs], **options)
+    drawn, caption = draw([read_run(folder) for folder in config.runs], **options)
     out = config.out or Path(script).resolve().parent / "results" / Path(script).stem
-    plots.save_captioned(figure, caption, user_path(out))
+    save = sheets.save_captioned if isinstance(drawn, sheets.Sheet) else plots.save_captioned
+    save(drawn, caption, user_path(out))  # type: ignore[arg-type]
     return caption

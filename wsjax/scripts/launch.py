@@ -27,19 +27,24 @@ class Job(NamedTuple):
     Attributes:
       name: of its run's folder and log.
       command: without the interpreter.
-      folder: where it writes; it is done when that holds summary.json.
+      folders: where it writes; it is done when each holds summary.json.
       seconds: about what it takes.
     """
 
     name: str
     command: tuple[str, ...]
-    folder: Path
+    folders: tuple[Path, ...]
     seconds: float
 
     @property
     def done(self) -> bool:
         """Whether there is nothing left to run."""
-        return (self.folder / "summary.json").exists()
+        return all((folder / "summary.json").exists() for folder in self.folders)
+
+    @property
+    def held(self) -> bool:
+        """Whether a process works in it."""
+        return any(map(is_held, self.folders))
 
 
 class Ended(NamedTuple):
@@ -153,7 +158,7 @@ def run_slurm(jobs: Sequence[Job], folder: Path, parallel: int, **options: Any) 
 def _start(job: Job, logs: Path) -> subprocess.Popen[bytes]:
     """Starts a job, once what an earlier call of this program left has let go of its folder."""
     deadline = time.monotonic() + GRACE
-    while is_held(job.folder) and time.monotonic() < deadline:
+    while job.held and time.monotonic() < deadline:
         time.sleep(POLL)
     with log_of(job, logs).open("ab") as log:
         log.write(f"$ python {' '.join(job.command)}\n".encode())

@@ -6,36 +6,22 @@ Each is a warm start whose rounds have a setup of their own. Imports jax where i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsjax.results import names
 from wsjax.scripts.config import Common, Training
+from wsjax.scripts.methods import IN_OPTIMIZER, METHODS
 
 if TYPE_CHECKING:
     from wsjax.methods.starts import Start
     from wsjax.rounds.legs import Round
     from wsjax.training.train import Setup
 
-KINDS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "L2": ("l2_init", ("l2_init", "l2_decoupled")),
-    "HT": ("hare_tortoise", ("tortoise", "tortoise_every")),
-    "SWR": ("soft_weight_rescaling", ("rescaling", "head_rescaling")),
-}
-"""By method: what a table says that it does, and the settings that it has."""
-
-
-def specs(config: Common) -> dict[str, names.Spec]:
-    """What each of these methods is, by its name in --methods."""
-    return {
-        kind: {"reinit": what} | {field: getattr(config, field) for field in fields}
-        for kind, (what, fields) in KINDS.items()
-    }
-
 
 def is_own(spec: names.Spec) -> bool:
     """Whether a method is one of these."""
-    return spec.get("reinit") in {what for what, _ in KINDS.values()}
+    return spec.get("reinit") in {METHODS[kind].reinit for kind in IN_OPTIMIZER}
 
 
 def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
@@ -51,13 +37,12 @@ def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
     after: list[Any] = []
     decoupled = None
     if spec.get("reinit") == "l2_init":
-        pull = l2_init.l2_init(spec["l2_init"])
-        before, decoupled = ([], pull) if spec["l2_decoupled"] else ([pull], None)
+        pull = l2_init.l2_init(spec["strength"])
+        before, decoupled = ([], pull) if spec["decoupled"] else ([pull], None)
     if spec.get("reinit") == "hare_tortoise":
-        every = spec["tortoise_every"]
-        after = [hare_tortoise.hare_tortoise(spec["tortoise"], every, first=1, in_epochs=True)]
+        after = [hare_tortoise.hare_tortoise(spec["momentum"], spec["every"], first=1, in_epochs=True)]
     if spec.get("reinit") == "soft_weight_rescaling":
-        after = [soft_weight_rescaling.soft_weight_rescaling(spec["rescaling"], head_rate=spec["head_rescaling"])]
+        after = [soft_weight_rescaling.soft_weight_rescaling(spec["rate"], head_rate=spec["head_rate"])]
     schedule = Schedule(config.schedule, config.epochs, config.warmup_share, config.milestones, config.rate_decay)
     own = make_optimizer(
         config.optimizer,

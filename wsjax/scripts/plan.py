@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from wsjax.results import names, words
 
-SIZES = {"digits": 600, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}
+SIZES = {"digits": 600, "digits_low": 300, "digits_high": 300, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}
 """Train images of the known data sets."""
 TYPICAL = 20
 """Epochs that a round takes to fit its data, where it ends at an accuracy."""
@@ -81,4 +81,48 @@ def _online(config: Any) -> Passes:
     return [(_methods(config) * config.increment * number, _epochs(config)) for number in range(1, rounds + 1)]
 
 
-PASSES: Mapping[str, Callable[[Any], Passes]] = {"offline": _offline, "online": _online}
+def _early_stopping(config: Any) -> Passes:
+    total, epochs = _total(config), config.epochs
+    first = config.first_epochs or epochs
+    branches = math.ceil(first / config.every)
+    return [(words.share(total, config.fraction), first), ((branches + 1) * total, epochs)]
+
+
+def _hyperparameters(config: Any) -> Passes:
+    total, cells = _total(config), len(config.learning_rates) * len(config.batch_sizes)
+    rounds = len(config.seeds) if config.chained else 1
+    typical = min(config.epochs, TYPICAL)
+    warm = typical / 4 if config.chained else typical  # a network that has seen all the data fits them at once
+    random = cells * total * ("RI" in config.methods)
+    return [(cells * words.share(total, config.fraction), typical), (cells * total * rounds, warm), (random, typical)]
+
+
+def _gradients(config: Any) -> Passes:
+    total = _total(config)
+    probed = 2.2 * total  # every epoch begins with a pass over all images
+    first = config.first_epochs or (350 if config.augment else 100)
+    half = words.share(total, 0.5)
+    return [(half + probed, first), (_methods(config) * (total + probed), config.epochs)]
+
+
+def _shrink_only(config: Any) -> Passes:
+    return [(len(config.networks) * _total(config), config.epochs)]
+
+
+def _transfer(config: Any) -> Passes:
+    sizes = [config.num_train or SIZES.get(name, 10_000) for name in config.datasets]
+    own = [(size, config.first_epochs or config.epochs) for size in sizes]
+    each = _methods(config) * sum(config.fractions) * (len(sizes) - 1)
+    return [*own, *((each * size, config.epochs) for size in sizes)]
+
+
+PASSES: Mapping[str, Callable[[Any], Passes]] = {
+    "offline": _offline,
+    "online": _online,
+    "early_stopping": _early_stopping,
+    "hyperparameters": _hyperparameters,
+    "gradients": _gradients,
+    "shrink_only": _shrink_only,
+    "transfer": _transfer,
+}
+"""What one seed of each experiment runs."""

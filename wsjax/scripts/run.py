@@ -18,7 +18,7 @@ from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devic
 from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
 from wsjax.scripts.config import NEUTRAL, Common, has_several_processes, run_name
 from wsjax.storage.files import user_path
-from wsjax.storage.records import DATA, about_run, data_digest, follow_run, open_run, write_json
+from wsjax.storage.records import DATA, SUMMARY, about_run, data_digest, follow_run, open_run, read_json, write_json
 from wsjax.storage.rows import Row
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from wsjax.results.tables import Table
     from wsjax.rounds.legs import Method, Round
     from wsjax.training.train import Setup
+
+
+MEASURED = "measured"
+"""What a summary holds of the states at a run's end."""
 
 
 class Outcome(NamedTuple):
@@ -40,7 +44,12 @@ class Outcome(NamedTuple):
 
 
 def load_data(config: Common) -> Dataset:
-    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices.
+    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices."""
+    return load_several(config, [config.dataset])[0]
+
+
+def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
+    """Loads data sets, or the subset of each that the settings ask for; before it, sets up the devices.
 
     Joins the processes of several hosts, or has a CPU pass for as many devices as are wanted.
     """
@@ -56,8 +65,8 @@ def load_data(config: Common) -> Dataset:
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
         use_devices(config.devices or (os.cpu_count() if config.replicas else None))
-    dataset = datasets.load(config.dataset, config.data_dir)
-    return datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test)
+    loaded = [datasets.load(name, config.data_dir) for name in names]
+    return [datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test) for dataset in loaded]
 
 
 def run(
@@ -68,6 +77,7 @@ def run(
     methods: Mapping[str, Method],
     summarize: Callable[..., dict[str, Any]],
     table: Methods | None = None,
+    measure: Callable[[Any], Any] | None = None,
 ) -> Outcome:
     """Runs an experiment's rounds, or what is left of them, in its folder.
 
@@ -79,6 +89,8 @@ def run(
       methods: by the names that rows and tables give them.
       summarize: `(rows, what each method is) -> summary`, written as summary.json.
       table: what each of them is; None for those that the settings name.
+      measure: `{(method, seed): state at its end} -> JSON values`, which `summarize` gets too and the summary holds as
+        "measured". What summary.json holds already is kept: only without it are a finished run's states asked for.
     """
     from wsjax import parallel
     from wsjax.rounds import loop
@@ -96,6 +108,7 @@ def run(
             own = stack.enter_context(open_run(folder, settings, _about(name, config, table)))
         parallel.wait_for_all("records")
         records = follow_run(folder) if own is None else own
+        known = None if measure is None else _measured(folder)
         left = sum(_most(config.seeds, methods, caps)) - sum(_work(records.rows, caps))
         advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main()))
         try:
@@ -110,16 +123,20 @@ def run(
                 records=records,
                 checkpoints=folder / "checkpoints",
                 observe=partial(_observe, advance, caps),
-                states=False,
+                states=measure is not None and known is None,
             )
         except NonFiniteLoss as error:
             rates = ", ".join(f"{rate:g}" for rate in getattr(config, "learning_rates", [config.learning_rate]))
             raise NonFiniteLoss(f"{error}; lower the learning rate ({rates})") from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
-        summary = summarize(result.rows, table)
+        if measure is None:
+            summary = summarize(result.rows, table)
+        else:
+            measured = measure(result.states) if known is None else known
+            summary = summarize(result.rows, table, measured) | {MEASURED: measured}
         if parallel.is_main():
-            write_json(folder / "summary.json", summary)
+            write_json(folder / SUMMARY, summary)
     return Outcome(folder, table, result.rows, summary)
 
 
@@ -150,6 +167,11 @@ def conclude(
     say(f"Records: {outcome.folder} (its checkpoints take {size / 1e6:,.1f} MB)")
 
 
+def _measured(folder: Path) -> Any:
+    """What an earlier call has measured of the states at the run's end; None where there is nothing yet."""
+    return read_json(folder / SUMMARY).get(MEASURED) if (folder / SUMMARY).exists() else None
+
+
 def _digest(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> str:
     """The digest of all data that a run looks at."""
     from wsjax.rounds.legs import planned
@@ -167,7 +189,10 @@ def _about(name: str, config: Common, table: Methods) -> dict[str, Any]:
     from wsjax.networks import kernels
 
     about = about_run(name, parallel.device_names()) | {"methods": table}
-    if config.model == "resnet18":  # they give other bits than XLA's convolutions
+    if "resnet18" in {
+        config.model,
+        *(spec.get("model") for spec in table.values()),
+    }:  # they give other bits than XLA's convolutions
         about["compiled_kernels"] = kernels.support(jax.ShapeDtypeStruct((), config.precision))
     return about
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import io
 import re
-import runpy
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,28 @@ def make_jobs(grid: Grid, scripts: Path, workdir: Path, more: str = "") -> dict[
 def _job(name: str, text: str, scripts: Path, workdir: Path) -> Job:
     script, *flags = shlex.split(text)
     flags += [f"--run={name}", f"--workdir={workdir}"]
-    costs = plan.cost(script, parsed(scripts / f"{script}.py", tuple(flags)))
-    return Job(name, (str(scripts / f"{script}.py"), *flags), workdir / script / name, costs.seconds)
+    config = parsed(scripts / f"{script}.py", tuple(flags))
+    # A script that runs several data sets has a folder for each.
+    names = [f"{name}-{Path(dataset).stem}" for dataset in getattr(config, "datasets", ())] or [name]
+    folders = tuple(workdir / script / own for own in names)
+    return Job(name, (str(scripts / f"{script}.py"), *flags), folders, plan.cost(script, config).seconds)
 
 
 @functools.cache
-def _script(path: Path) -> dict[str, Any]:
-    return runpy.run_path(str(path))
+def _script(path: Path) -> Any:
+    """A script as a module, for its settings."""
+    spec = importlib.util.spec_from_file_location(f"wsjax_experiment_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where its annotations are looked up
+    spec.loader.exec_module(module)
+    return module
 
 
 def parsed(path: Path, flags: Sequence[str]) -> Any:
     """A script's settings by its flags, as the script itself reads them. Raises UsageError where it would not."""
-    script = _script(path)
-    default = cli.default_of(script["defaults"], flags)
+    default = cli.default_of(_script(path).defaults, flags)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
@@ -116,7 +126,10 @@ def write_study(figures: Mapping[str, Sequence[Job]], workdir: Path) -> None:
     """Writes which runs belong to which figure, beside what other calls wrote."""
     path = workdir / STUDY
     known = read_json(path) if path.exists() else {}
-    own = {figure: [str(job.folder.relative_to(workdir)) for job in jobs] for figure, jobs in figures.items()}
+    own = {
+        figure: [str(folder.relative_to(workdir)) for job in jobs for folder in job.folders]
+        for figure, jobs in figures.items()
+    }
     if known != known | own:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, known | own)
@@ -154,13 +167,12 @@ def states(jobs: Sequence[Job], workdir: Path) -> list[list[str]]:
     took = read_took(workdir)
     lines = []
     for job in jobs:
-        records = job.folder / "records.jsonl"
-        rows = records.read_bytes().count(b"\n") if records.exists() else 0
-        state = "complete" if job.done else "running" if launch.is_held(job.folder) else "begun" if rows else "waiting"
+        records = [path for folder in job.folders if (path := folder / "records.jsonl").exists()]
+        rows = sum(path.read_bytes().count(b"\n") for path in records)
+        state = "complete" if job.done else "running" if job.held else "begun" if rows else "waiting"
         log = launch.log_of(job, workdir / LOGS)
-        last = launch.last_lines(log, 1) if state == "begun" else []
         seconds = cli.duration(took[job.name]) if job.name in took else ""
-        lines.append([job.name, state, f"{rows:,}", seconds, str(log) if log.exists() else "", *last][:5])
+        lines.append([job.name, state, f"{rows:,}", seconds, str(log) if log.exists() else ""])
     return lines
 
 

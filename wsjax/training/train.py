@@ -158,24 +158,34 @@ def make_train_step(
       TaskError: when traced, where the task's loss or score is not one value a sample.
     """
 
-    total = partial(_total, axis_name=axis_name)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        samples = total(jnp.sum(batch.weights))
-
-        def mean_loss(params: Params) -> tuple[jax.Array, Any]:
-            outputs, batch_stats = task.apply(params, state.batch_stats, batch.inputs, batch.weights, True, batch.keys)
-            loss, scores = _sums(task, outputs, batch)
-            return loss / samples, (batch_stats, loss, scores)
-
-        grads, (batch_stats, loss, scores) = jax.grad(mean_loss, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(total(grads), state.opt_state, state.params, epoch_steps=epoch_steps)
+        grads, batch_stats, metrics = batch_gradient(task, state, batch, axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, epoch_steps=epoch_steps)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": total(loss), "correct": total(scores), "samples": samples}
         return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
 
     return train_step
+
+
+def batch_gradient(
+    task: Task, state: TrainState, batch: Batch, axis_name: str | None = None
+) -> tuple[Params, BatchStats, Metrics]:
+    """The gradient of a batch's mean loss in train mode, the batch statistics after it, and a step's metrics.
+
+    Mapped over `axis_name`, each device has a part of the batch, and all get the whole batch's.
+    """
+    total = partial(_total, axis_name=axis_name)
+    samples = total(jnp.sum(batch.weights))
+
+    def mean_loss(params: Params) -> tuple[jax.Array, Any]:
+        outputs, batch_stats = task.apply(params, state.batch_stats, batch.inputs, batch.weights, True, batch.keys)
+        loss, scores = _sums(task, outputs, batch)
+        return loss / samples, (batch_stats, loss, scores)
+
+    grads, (batch_stats, loss, scores) = jax.grad(mean_loss, has_aux=True)(state.params)
+    return total(grads), batch_stats, {"loss": total(loss), "correct": total(scores), "samples": samples}
 
 
 def over_batches(

@@ -1,0 +1,91 @@
+"""Figure 7: the accuracy of trained networks after shrinking alone, by the factor.
+
+    python figures/figure7.py RUN_FOLDER [RUN_FOLDER ...] [--out figures/results/figure7]
+
+Draws runs of experiments/shrink_only.py over the report's curves, as PNG and PDF with the caption beside them as TXT;
+runs may differ in their networks. Takes seconds. At the report's settings expect ReLU without biases to be flat above
+0 at 48 %, ReLU with biases to fall from a shrink of 0.6 down, and ResNet-18, evaluated with each batch's statistics, to
+be flat above 0.05 at 78 %.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports that take a second
+    from wsjax.scripts import ending
+
+    ending.begin()
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from wsjax.errors import RunError
+from wsjax.results import captions, published, shrink_plots, shrinking, words
+from wsjax.results.captions import Caption
+from wsjax.results.merge import DrawnRun, merge_runs
+from wsjax.scripts import draw as drawing
+from wsjax.storage.records import RunRecords
+
+PUBLISHED = Path(__file__).resolve().parent / "published"
+KEYS = {
+    "resnet18": "resnet18", "relu": "mlp_relu_bias", "relu_no_bias": "mlp_relu_nobias",
+    "tanh": "mlp_tanh_bias", "tanh_no_bias": "mlp_tanh_nobias",
+}  # fmt: skip
+NOTES = (
+    "All parameters are multiplied by the factor. Two curves are flat by an identity: ReLU layers without biases, and "
+    "BatchNorm on a batch's own statistics but for eps and the last bias, compute the same function up to a factor. "
+    "The report evaluates ResNet-18 with each batch's statistics."
+)
+
+
+def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
+    """The figure of shrink-only runs and its caption."""
+    run = merge_runs(runs, "shrink_only")
+    curves = curves_of(runs)
+    settings, report = published.read(PUBLISHED, "settings", "report")
+    own = settings["shrink_only"]
+    drawn = published_curves(run, own, report["figure7_shrink_lambda_index_accuracy"], curves)
+    notes = "Dashed: the report's curves (one seed)." if drawn else "No published curve is drawn: settings differ."
+    compared = own if words.is_alike(run.settings, own) else None
+    what = "Figure 7: test accuracy of trained networks all of whose parameters are multiplied by a factor, the shrink."
+    caption = captions.compose(run, what, compared, shrinking.came(curves), f"{notes} {NOTES}")
+    missing = [shrinking.LABELS[name] for name in KEYS if not any(curve["network"] == name for curve in curves)]
+    if missing:
+        caption = caption._replace(differs=f"{caption.differs} Not run: {'; '.join(missing)}.".strip())
+    return shrink_plots.shrink_curves(curves, drawn), caption
+
+
+def curves_of(runs: Sequence[RunRecords]) -> list[dict[str, Any]]:
+    """The curves that finished runs hold, each network, seed and evaluation once.
+
+    Raises:
+        RunError: no run has finished.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for run in runs:
+        for curve in (run.summary or {}).get("measured") or ():
+            found.setdefault((curve["network"], curve["seed"], curve["evaluation"]), curve)
+    if not found:
+        raise RunError("there are no curves to draw yet: networks are shrunk when all have been trained")
+    return list(found.values())
+
+
+def published_curves(
+    run: DrawnRun, own: dict[str, Any], report: dict[str, Any], curves: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The report's curves of those drawn networks that are trained as published."""
+    drawn = {}
+    for network in dict.fromkeys(curve["network"] for curve in curves):
+        alone = {"networks": [network]}
+        same_epochs = run.settings.get("epochs") == own["epochs"]
+        if same_epochs and words.is_published(run.settings | alone, own | alone):
+            values = report[KEYS[network]]
+            drawn[network] = np.stack([np.linspace(0, 1, len(values)), 100 * np.array(values)], axis=1)
+    return drawn
+
+
+if __name__ == "__main__":
+    drawing.run_script(draw, __file__, __doc__)

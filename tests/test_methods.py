@@ -1,0 +1,82 @@
+"""Methods that scripts know by name beside RI, WS and SP."""
+
+import json
+
+import pytest
+from test_captions import offline, run
+from test_plots import curve
+
+from wsjax.results import names
+from wsjax.results.merge import merge_runs
+from wsjax.scripts import methods
+from wsjax.scripts.build import methods_table
+from wsjax.scripts.config import ALL_METHODS, Common
+from wsjax.storage.records import BEFORE
+
+TINY = ("--hidden=4", "--num_train=60", "--num_test=20", "--epochs=1", "--first_epochs=1", "--seeds", "0", "1")
+
+
+def test_the_table_says_all_factors():
+    config = Common(methods=("RI", "DASH", "FIRE", "DASH@0.01"), dash_shrink=0.1, fire_steps=None)
+    dash = {"reinit": "dash", "shrink": 0.1, "decay": 0.3, "chunk": 1000}
+    assert methods_table(config) == {
+        "RI": {"reinit": "random_init"},
+        "DASH": dash,
+        "FIRE": {"reinit": "fire", "steps": None},
+        "DASH@0.01": dash | {"learning_rate": 0.01},
+    }
+    assert names.ordered(["FIRE", "RI"], methods_table(config)) == ["RI", "FIRE"]
+    assert set(ALL_METHODS) == {"RI", "WS", "SP"} | methods.METHODS.keys()
+
+
+def test_a_run_without_them_had_the_defaults_of_their_factors():
+    for known in methods.METHODS.values():
+        for setting in known.factors.values():
+            assert BEFORE[setting] == getattr(Common(), setting)
+
+
+def test_a_script_runs_and_continues_them(script, tmp_path):
+    command = ("offline", "--methods", "WS", "DASH", "FIRE", "DASH@0.01", *TINY, "--batch_stats=reestimate")
+    code, out, err = script(*command)
+    assert code == 0, err
+    assert all(name in out for name in ("WS", "DASH", "FIRE", "DASH@0.01"))
+    folder = tmp_path / "runs" / "offline" / "digits-mlp-adam"
+    table = json.loads((folder / "config.json").read_text())["methods"]
+    assert table["DASH"] == {"reinit": "dash", "shrink": 0.3, "decay": 0.3, "chunk": 1000}
+    rows = (folder / "records.jsonl").read_text()
+    assert {row["method"] for row in map(json.loads, rows.splitlines())} == {"first", *table}
+    code, out, err = script(*command)
+    assert (code, (folder / "records.jsonl").read_text()) == (0, rows)
+    code, out, err = script(*command, "--dash_shrink=0.2")
+    assert code == 2
+    assert "dash_shrink 0.3 there, 0.2 here" in err
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--methods=CASH", "DASH, FIRE"),
+        ("--dash_shrink=1.5", "--dash_shrink must lie in [0, 1], not 1.5"),
+        ("--dash_shrink=nan", "--dash_shrink must lie in [0, 1], not nan"),
+        ("--dash_decay=0", "--dash_decay must lie in (0, 1], not 0"),
+        ("--dash_chunk=0", "--dash_chunk must be positive, not 0"),
+        ("--fire_steps=-1", "--fire_steps must lie in [0, 1000] or be None, not -1"),
+        ("--batch_stats=lose", "keep, reset, reestimate"),
+    ],
+)
+def test_bad_flags_get_one_line(script, flag, said):
+    code, _, err = script("offline", flag)
+    assert code == 2
+    assert said in err
+    assert err.strip().count("\n") == 0
+
+
+def test_a_caption_tells_their_factors():
+    table = {
+        "WS": {"reinit": "warm_start"},
+        "DASH": {"reinit": "dash", "shrink": 0.3, "chunk": 1000},
+        "mine": {"reinit": "m"},
+    }
+    drawn = merge_runs([run(curve("WS", [0.1]) + curve("DASH", [0.2]), methods=table)], "offline")
+    assert "; DASH with shrink 0.3, chunk 1000; seed 0." in offline(drawn)
+    assert "DASH with" not in offline(merge_runs([run(curve("WS", [0.1]), methods=table)], "offline"))

@@ -1,0 +1,239 @@
+"""The study's jobs: which there are, what they cost, and what happens when they fail or are killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wsjax.errors import UsageError
+from wsjax.scripts import launch, study
+from wsjax.storage.files import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+REPRODUCE = ROOT / "experiments" / "reproduce.py"
+
+# A script that takes the settings of offline.py, and counts instead of training: a row every 20 ms.
+SCRIPT = """
+import dataclasses, sys, time
+from wsjax.scripts import cli, config, ending
+from wsjax.storage.files import write_json
+from wsjax.storage.lock import hold
+
+@dataclasses.dataclass(frozen=True)
+class Config(config.Common):
+    fraction: float = 0.5
+    first_epochs: int | None = None
+
+def defaults(dataset):
+    return Config(epochs=5)
+
+def main(settings):
+    folder = settings.workdir / "offline" / settings.run
+    with hold(folder):
+        if settings.epochs == 13:
+            sys.exit("this one fails")
+        rows = folder / "records.jsonl"
+        with cli.progress(settings.epochs) as advance:
+            while (done := rows.read_bytes().count(b"\\n") if rows.exists() else 0) < settings.epochs:
+                time.sleep(0.02)
+                with rows.open("a") as file:
+                    file.write(f"{done}\\n")
+                advance(1, "row")
+        write_json(folder / "summary.json", {"rows": done})
+
+if __name__ == "__main__":
+    cli.run_script(main, defaults, "")
+"""
+RUN = """
+import sys
+from pathlib import Path
+from wsjax.scripts import cli, study
+scripts, workdir, grid = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
+with cli.user_errors():
+    figures = study.make_jobs(grid, scripts, workdir)
+    jobs = [job for own in figures.values() for job in own if not job.done]
+    study.explain(study.run(jobs, workdir, 1.0, 2), workdir)
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    (folder / "offline.py").write_text(SCRIPT)
+    return folder
+
+
+def make(scripts, grid, more=""):
+    return study.make_jobs(grid, scripts, scripts.parent / "work", more)
+
+
+def test_jobs_of_one_text_are_one_job_of_the_first_figures_name(scripts):
+    figures = make(scripts, {"figure5": ["offline", "offline --epochs=7"], "figure1": ["offline"]}, "--seeds 0 1")
+    assert [job.name for job in figures["figure5"]] == ["figure5", "figure5-2"]
+    assert figures["figure1"] == figures["figure5"][:1]
+    job = figures["figure5"][1]
+    assert job.command[0] == str(scripts / "offline.py")
+    assert job.command[1:] == (
+        "--epochs=7",
+        "--seeds",
+        "0",
+        "1",
+        "--run=figure5-2",
+        f"--workdir={scripts.parent / 'work'}",
+    )
+    assert job.folders == (scripts.parent / "work" / "offline" / "figure5-2",)
+
+
+def test_a_flag_that_a_script_does_not_take_is_told_at_once(scripts):
+    with pytest.raises(UsageError, match=r"offline\.py does not take --epoch=7 .*"):
+        make(scripts, {"figure5": ["offline --epoch=7"]})
+
+
+def test_twice_the_epochs_cost_about_twice_as_much(scripts):
+    one, two = (make(scripts, {"f": [f"offline --dataset=cifar10 --model=resnet18 --epochs={n}"]})["f"][0].seconds
+                for n in (100, 200))  # fmt: skip
+    assert one > 1000
+    assert 1.9 < two / one <= 2
+
+
+def test_what_is_asked_for_is_run_and_what_there_is_not_is_named(scripts):
+    figures = make(scripts, {"figure5": ["offline"], "table2": ["offline --epochs=7"]})
+    assert list(study.select(figures, ["table2"])) == ["table2"]
+    assert list(study.select(figures, [])) == ["figure5", "table2"]
+    with pytest.raises(UsageError, match="unknown figure 'table3'; available: figure5, table2; did you mean 'table2'"):
+        study.select(figures, ["table3"])
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5m", 90), ("8h", 28800), ("2d", 172800)])
+def test_times(text, seconds):
+    assert study.seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "8", "0h", "h", "8 h", "-1h", "1w", "nan s"])
+def test_what_is_no_time(text):
+    with pytest.raises(UsageError, match=re.escape(f"a time is written as 90s, 30m, 8h or 2d, not '{text}'")):
+        study.seconds_of(text)
+
+
+def test_a_budget_takes_what_fits_in_order():
+    jobs = [launch.Job(name, (), (), seconds) for name, seconds in (("a", 30), ("b", 100), ("c", 20))]
+    chosen, left = study.within(jobs, 60, 1.0)
+    assert ([job.name for job in chosen], [job.name for job in left]) == (["a", "c"], ["b"])
+    assert study.within(jobs, 60, 2.0)[0] == jobs[:1]  # this machine is half as fast
+    assert study.within(jobs, None, 1.0) == (jobs, [])
+
+
+def test_speed_is_what_complete_jobs_took_over_what_was_guessed(scripts):
+    figures = make(scripts, {"a": ["offline"], "b": ["offline --epochs=7"]})
+    jobs, workdir = [job for own in figures.values() for job in own], scripts.parent / "work"
+    assert study.speed(jobs, workdir) == 1.0
+    jobs[0].folders[0].mkdir(parents=True)
+    (jobs[0].folders[0] / "summary.json").write_text("{}")
+    (workdir / study.TOOK).write_text(json.dumps({"a": 3 * jobs[0].seconds, "b": 9.0}))
+    assert study.speed(jobs, workdir) == pytest.approx(3.0)
+
+
+def start(scripts, grid):
+    command = [sys.executable, "-c", RUN, str(scripts), str(scripts.parent / "work"), repr(grid)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def test_a_job_that_fails_leaves_the_others_alone_and_is_told(scripts):
+    run = start(scripts, {"a": ["offline --epochs=13"], "b": ["offline --epochs=2"], "c": ["offline --epochs=3"]})
+    out, err = run.communicate(timeout=120)
+    workdir = scripts.parent / "work"
+    assert run.returncode == 2
+    assert err == "error: 1 jobs failed, the others are complete; the same command tries them again\n"
+    assert f"FAILED: a ended with 1. The end of {workdir / 'logs' / 'a.log'}:\n" in out
+    assert out.endswith("    this one fails\n")
+    assert sorted(read_json(workdir / study.TOOK)) == ["a", "b", "c"]
+    figures = make(scripts, {"a": ["offline --epochs=13"], "b": ["offline --epochs=2"]})
+    jobs = [job for own in figures.values() for job in own]
+    states = {name: state for name, state, *_ in study.states(jobs, workdir)}
+    assert states == {"a": "waiting", "b": "complete"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_study_that_is_killed_goes_on_where_it_was(scripts, number):
+    """Its jobs end with it, having told how far they are; the next call waits for them and continues."""
+    grid = {name: [f"offline --epochs={epochs}"] for name, epochs in (("a", 200), ("b", 201), ("c", 3))}
+    records = scripts.parent / "work" / "offline" / "a" / "records.jsonl"
+    run, deadline = start(scripts, grid), time.monotonic() + 60
+    while not (records.exists() and len(records.read_bytes()) > 20):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    run.send_signal(number)
+    run.communicate(timeout=60)
+    assert run.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+    again = start(scripts, grid)
+    out, err = again.communicate(timeout=120)
+    assert (again.returncode, err) == (0, ""), out
+    for name, epochs in (("a", 200), ("b", 201), ("c", 3)):
+        rows = (scripts.parent / "work" / "offline" / name / "records.jsonl").read_text().split()
+        assert rows == [str(i) for i in range(epochs)]
+    assert (scripts.parent / "work" / "logs" / "a.log").read_text().count("$ python") == 2
+
+
+def test_the_logs_of_a_study_under_way_are_its_own(scripts):
+    assert launch.last_lines(scripts / "missing.log") == []
+    (scripts / "x.log").write_bytes(b"\xff one\n" + b"x" * 20_000 + b"\ntwo\nthree\n")
+    assert launch.last_lines(scripts / "x.log", 2) == ["two", "three"]
+
+
+def reproduce(*arguments):
+    return subprocess.run([sys.executable, str(REPRODUCE), *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("scale", ["digits", "cpu", "full"])
+def test_the_whole_grid_is_planned_without_jax(tmp_path, scale):
+    code = (
+        "import runpy, sys; sys.modules['jax'] = None;"
+        f"sys.argv = ['x', '--scale={scale}', '--dry_run', '--workdir={tmp_path}'];"
+        f"runpy.run_path({str(REPRODUCE)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert re.fullmatch(rf"0 of {len(lines)} jobs are complete; {len(lines)} to run, about .*", first)
+    assert len(lines) > 10
+    assert all(re.match(r"python .*/experiments/\w+\.py .*--run=\w+", line) for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scale=huge",), "unknown scale 'huge'; available: digits"),
+        (("--launcher=pbs",), "unknown launcher 'pbs'; available: local, slurm"),
+        (("--only", "figure99"), "unknown figure 'figure99'; available: figure5"),
+        (("--seeds=0",), "--seeds must be positive, not 0"),
+        (("--jobs=-1",), "--jobs must be positive, not -1"),
+        (("--budget=soon",), "a time is written as 90s, 30m, 8h or 2d, not 'soon'"),
+        (("--time=0h",), "a time is written as 90s, 30m, 8h or 2d, not '0h'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    done = reproduce("--workdir", tmp_path, *arguments)
+    assert done.returncode == 2
+    assert re.match(f"error: {re.escape(message)}.*\n$", done.stderr)
+
+
+def test_a_job_of_the_tour_runs_and_the_page_shows_it(tmp_path):
+    done = reproduce("--only", "table1", "--seeds", 2, "--budget=40s", "--workdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "left out, for they do not fit into 40s: table1-2, table1-3, table1-4" in done.stdout
+    page = (tmp_path / "index.html").read_text()
+    assert "Table 1" in page
+    assert "table1</td><td>offline" in page.replace("\n", "")
+    again = reproduce("--only", "table1", "--seeds", 2, "--status", "--workdir", tmp_path)
+    assert re.search(r"table1 +complete", again.stdout)
+    assert re.search(r"table1-2 +waiting", again.stdout)

@@ -1,0 +1,157 @@
+"""Layouts: which leaves are kernels and biases, and which of their axes are outputs, inputs and space.
+
+Shapes do not tell: Flax stores a dense kernel as [in, out], PyTorch, Equinox and this package's own networks as
+[out, in]. So every method that looks into kernels takes a layout, a function `(path, leaf) -> Axes | None`, and nothing
+is guessed. There is one for each library; one of your own is a line, as this one that leaves out the head:
+`lambda path, leaf: None if path.startswith("head") else flax_layout(path, leaf)`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsjax.methods.reinit import is_inexact, kernels_only, not_normalization, path_name
+
+
+class Axes(NamedTuple):
+    """What the axes of a kernel are, by their numbers; without inputs, those of a bias.
+
+    An axis that is none of these is a stack: what lies along it are kernels of their own, as where `nn.scan` stacks
+    layers.
+    """
+
+    output: tuple[int, ...]
+    input: tuple[int, ...] = ()
+    space: tuple[int, ...] = ()
+
+
+Layout = Callable[[str, Any], Axes | None]
+"""`(path, leaf) -> Axes`, or None for a leaf that is neither kernel nor bias. The path is written "conv/kernel"."""
+
+
+def flax_layout(path: str, leaf: Any) -> Axes | None:
+    """Flax's (linen and NNX), Haiku's too: a dense kernel is [in, out], one of a convolution [..., in, out].
+
+    Raises:
+      ValueError: a kernel has three axes: it may be a one-dimensional convolution's, an attention's
+        ([in, heads, out]), or a stack of dense ones.
+    """
+    if not kernels_only(path) or leaf.ndim < 2:
+        return _bias(path, leaf)
+    if leaf.ndim == 3:
+        raise ValueError(
+            f"leaf '{path}' of shape {leaf.shape} may be the kernel of a one-dimensional convolution, of an attention, "
+            "or a stack of layers; say which of its axes are what in a layout of your own"
+        )
+    return Axes((leaf.ndim - 1,), (leaf.ndim - 2,), tuple(range(leaf.ndim - 2)))
+
+
+def wsjax_layout(path: str, leaf: Any) -> Axes | None:
+    """That of `wsjax.networks.models`: a dense kernel is [out, in], one of a convolution [..., in, out]."""
+    axes = flax_layout(path, leaf)
+    return Axes((0,), (1,)) if axes is not None and leaf.ndim == 2 else axes
+
+
+def equinox_layout(path: str, leaf: Any) -> Axes | None:
+    """Equinox's and PyTorch's: a dense kernel is [out, in], one of a convolution [out, in, ...].
+
+    Their embeddings and the biases of unnamed normalisation layers have no names of their own, and are taken for
+    kernels and biases: leave them out by a layout of your own where there are any.
+    """
+    if not kernels_only(path) or leaf.ndim < 2:
+        return _bias(path, leaf)
+    return Axes((0,), (1,), tuple(range(2, leaf.ndim)))
+
+
+def is_kernel(axes: Axes | None) -> bool:
+    """Whether axes are those of a kernel, not of a bias."""
+    return axes is not None and bool(axes.input)
+
+
+def map_layers(
+    function: Callable[..., jax.Array], layout: Layout, params: Any, *others: Any, biases: bool = False
+) -> Any:
+    """Maps `function(axes, kernel, *others)` over the kernels of a tree, and over its biases where they are wanted.
+
+    Kernels come as [stack, space, out, in], with what is missing of length 1 and, of a bias, all of it in `out`; in
+    float32 where they are narrower. What the function returns, of that shape, is put back as the leaf was, in its
+    dtype. All other leaves stay as they are.
+
+    Raises:
+      ValueError: no leaf is a kernel, or one is complex or would be rounded; the first such leaf is named.
+    """
+    _check_any(layout, params)
+
+    def leaf(path: Any, old: Any, *more: Any) -> Any:
+        axes = axes_of(layout, path_name(path), old)
+        if axes is None or not (biases or is_kernel(axes)):
+            return old
+        order, _ = _order(axes, old)
+        new = function(axes, *(_laid_out(x, axes) for x in (old, *more)))
+        back = [order.index(axis) for axis in range(old.ndim)]
+        return jnp.transpose(new.reshape([old.shape[axis] for axis in order]), back).astype(old.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, params, *others)
+
+
+def kernels_of(layout: Layout, params: Any) -> dict[str, jax.Array]:
+    """The kernels of a tree by their paths, as `map_layers` has them: [stack, space, out, in]."""
+    _check_any(layout, params)
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    found = [(path, leaf, axes_of(layout, path, leaf)) for path, leaf in leaves]
+    return {path: _laid_out(leaf, axes) for path, leaf, axes in found if axes is not None and is_kernel(axes)}
+
+
+def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:
+    """The axes of a leaf, checked; None where it is neither kernel nor bias, or no array of numbers to change.
+
+    Raises:
+      ValueError: the layout names an axis that the leaf has not, or one twice; or the leaf is of a dtype that methods
+        cannot work in.
+    """
+    axes = layout(path, leaf) if is_inexact(leaf) else None
+    if axes is None:
+        return None
+    named = (*axes.space, *axes.output, *axes.input)
+    if len(set(named)) != len(named) or not set(named) <= set(range(leaf.ndim)) or not axes.output:
+        raise ValueError(f"leaf '{path}' of shape {leaf.shape} cannot have {axes}: name each axis once, by its number")
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise ValueError(f"leaf '{path}' is {leaf.dtype}; kernels and biases must be of real numbers")
+    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+        raise ValueError(f"leaf '{path}' is {leaf.dtype}, which JAX rounds here; set jax_enable_x64, or cast it")
+    return axes
+
+
+def _check_any(layout: Layout, params: Any) -> None:
+    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    if not any(is_kernel(axes_of(layout, *leaf)) for leaf in leaves):
+        name = getattr(layout, "__name__", "the layout")
+        raise ValueError(f"no leaf is a kernel by {name}" + (f"; the first one is '{leaves[0][0]}'" if leaves else ""))
+
+
+def _laid_out(leaf: Any, axes: Axes) -> jax.Array:
+    """The leaf as [stack, space, out, in]."""
+    order, shape = _order(axes, leaf)
+    wide = np.dtype(leaf.dtype) if leaf.dtype.itemsize >= 4 else jnp.float32
+    return jnp.transpose(jnp.asarray(leaf, wide), order).reshape(shape)
+
+
+def _order(axes: Axes, leaf: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The leaf's axes as stack, space, out, in; and the length of each of the four."""
+    named = (*axes.space, *axes.output, *axes.input)
+    parts = (tuple(axis for axis in range(leaf.ndim) if axis not in named), axes.space, axes.output, axes.input)
+    return sum(parts, ()), tuple(math.prod(leaf.shape[axis] for axis in part) for part in parts)
+
+
+_BIAS = re.compile(r"(^|[/.])(bias|b)([/.]value)?$")
+
+
+def _bias(path: str, leaf: Any) -> Axes | None:
+    return Axes(tuple(range(leaf.ndim))) if not_normalization(path) and leaf.ndim and _BIAS.search(path) else None

@@ -1,0 +1,109 @@
+"""Offline runs without and with augmentation beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from wsjax.results import names, plots
+from wsjax.results.captions import scores
+from wsjax.results.groups import merge_groups
+from wsjax.results.merge import DrawnRun
+from wsjax.results.stats import Unit
+from wsjax.results.summary import paired
+from wsjax.storage.records import RunRecords
+from wsjax.storage.rows import Row, round_ends
+
+TITLES = {False: "without augmentation", True: "with augmentation"}
+FIELDS = ("test_accuracy", "train_accuracy")
+
+
+def merge_augmented(runs: Sequence[RunRecords]) -> tuple[DrawnRun, dict[bool, DrawnRun]]:
+    """Merges offline runs of RI and WS into those without and with augmentation, which may differ in their epochs.
+
+    Returns:
+      All of them, for a caption, and each of the two that is there.
+
+    Raises:
+      RunError: as `merge_groups`.
+    """
+    groups = merge_groups(runs, "offline", ["augment"], ["epochs", "first_epochs"], reinits=(names.RANDOM, names.WARM))
+    found = {bool(augment): run for (augment,), run in groups.runs.items()}
+    own = {augment: found[augment] for augment in TITLES if augment in found}
+    epochs = list(dict.fromkeys(run.settings["epochs"] for run in own.values()))
+    settings = groups.whole.settings | {"augment": list(own), "epochs": epochs if len(epochs) > 1 else epochs[0]}
+    return groups.whole._replace(settings=settings), own
+
+
+def panels(runs: Mapping[bool, DrawnRun]) -> Figure:
+    """Draws test and train accuracy by epoch, a row without and one with augmentation, on the same scales."""
+    table, _ = names.merge([run.methods for run in runs.values()])
+    styles = names.styles(dict.fromkeys(row["method"] for run in runs.values() for row in run.rows), table)
+    figure = Figure(figsize=(plots.WIDTH, 0.5 + 2.0 * len(runs)), layout="constrained")
+    axes = figure.subplots(len(runs), len(FIELDS), squeeze=False, sharey="col")
+    drawn: dict[str, None] = {}
+    for row, (augment, run) in zip(axes, runs.items(), strict=True):
+        drawn |= dict.fromkeys(plots.draw_offline(row, run.rows, run.methods, FIELDS, styles, epochs=run.epochs))
+        for axis in row:
+            axis.set_ylabel(f"{axis.get_ylabel()}\n{TITLES[augment]}", fontsize=plots.FONT)
+        if run is not list(runs.values())[-1]:
+            for axis in row:
+                axis.set_xlabel("")
+    plots.legend(figure, {name: styles[name] for name in names.ordered(drawn, table)}, {})
+    return figure
+
+
+def told(runs: Mapping[bool, DrawnRun], unit: Unit) -> tuple[str, str]:
+    """How much of the gap augmentation takes, paired over seeds; and how every method ended."""
+    gaps: dict[str, Mapping[str, Any] | None] = {TITLES[augment]: gap_of(run) for augment, run in runs.items()}
+    gaps["the second less the first"] = change_of_gap(runs)
+    numbers = [f"{title} {_number(gap, unit)}" for title, gap in gaps.items() if gap is not None]
+    points = " in points" * unit.percent
+    ended = [
+        scores(run, f"Final test {unit.word} {TITLES[augment]}", ends)
+        for augment, run in runs.items()
+        if (ends := _ends(run))
+    ]
+    return f"RI - WS{points}: {'; '.join(numbers)}." if numbers else "", " ".join(ended)
+
+
+def gap_of(run: DrawnRun) -> dict[str, Any] | None:
+    """The gap RI - WS at the end of the second round, paired by seed."""
+    random, warm = (names.find(run.methods, reinit) for reinit in (names.RANDOM, names.WARM))
+    return paired(_ends(run), random, warm)
+
+
+def change_of_gap(runs: Mapping[bool, DrawnRun]) -> dict[str, Any] | None:
+    """The gap RI - WS with augmentation less the gap without, paired by seed; None where no seed has all four."""
+    gaps: list[Row] = []
+    for augment, run in runs.items():
+        random, warm = (
+            {
+                end["seed"]: end["test_accuracy"]
+                for end in _ends(run)
+                if end["method"] == names.find(run.methods, reinit)
+            }
+            for reinit in (names.RANDOM, names.WARM)
+        )
+        gaps += [
+            {"method": TITLES[augment], "seed": seed, "round": 2, "gap": random[seed] - warm[seed]}
+            for seed in random.keys() & warm.keys()
+        ]
+    return paired(gaps, TITLES[True], TITLES[False], "gap")
+
+
+def missing(runs: Mapping[bool, DrawnRun]) -> str:
+    """Which of the two is not there, in a sentence; empty where both are."""
+    lacks = [title for augment, title in TITLES.items() if augment not in runs]
+    return f"There is no run {lacks[0]}." if lacks else ""
+
+
+def _ends(run: DrawnRun) -> list[Row]:
+    return [end for end in round_ends(run.rows) if end["round"] == 2]
+
+
+def _number(difference: Mapping[str, Any], unit: Unit) -> str:
+    half = "" if difference["low"] is None else f" ± {unit.number((difference['high'] - difference['low']) / 2, 1)}"
+    return unit.number(difference["mean"], 1, sign=True) + half

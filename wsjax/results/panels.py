@@ -1,0 +1,129 @@
+"""Small panels in a grid, one frame for all: scores by something that was varied, a curve a method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from wsjax.results import names, plots
+from wsjax.results.names import Methods, Style
+from wsjax.results.stats import unit_of
+from wsjax.storage.rows import Row
+
+ROW_HEIGHT = 1.75  # inches of a row of panels, beside one for labels and legend
+MOST_COLUMNS = 3
+SHARE = "Share of the target's train images"
+DOTTED = Style("#888888", ":")
+
+
+class Panel(NamedTuple):
+    """What one panel shows.
+
+    Attributes:
+        title: what stands above it.
+        ends: a row for each method, seed and value of x.
+        dotted: further rows, likewise: curves to compare with, drawn dotted.
+    """
+
+    title: str
+    ends: Sequence[Row]
+    dotted: Sequence[Row] = ()
+
+
+def score_panels(panels: Sequence[Panel], methods: Methods, x: str, x_label: str, dotted_label: str = "") -> Figure:
+    """Draws test scores by a field of the rows, means over seeds in their bands.
+
+    Args:
+        panels: three in a row at most; each has a scale of scores of its own.
+        methods: what each method is, by name.
+        x: the field that was varied.
+        x_label: its axis.
+        dotted_label: what the dotted curves are, for the legend.
+    """
+    every = [row for panel in panels for row in (*panel.ends, *panel.dotted)]
+    unit, styles = unit_of(every), names.styles({row["method"]: None for row in every}, methods)
+    columns = min(len(panels), MOST_COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(plots.WIDTH, 0.85 + ROW_HEIGHT * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for number, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
+        for dots, found in ((True, panel.dotted), (False, panel.ends)):
+            for name in names.ordered(dict.fromkeys(row["method"] for row in found), methods):
+                own = [row for row in found if row["method"] == name]
+                _curve(axis, own, x, unit.scale, names.label(name), styles[name], dots)
+        last = max((row[x] for row in panel.ends), default=1.0)
+        left, below = number % columns == 0, number + columns >= len(panels)
+        plots.dress(axis, plots.score_label("test_accuracy", unit) if left else "", last, x_label if below else "")
+        axis.set_title(plots.drawable(panel.title), fontsize=plots.FONT, parse_math=False)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    drawn = {row["method"] for panel in panels for row in panel.ends}
+    dots = {dotted_label: DOTTED} if any(panel.dotted for panel in panels) else {}
+    plots.legend(figure, {name: style for name, style in styles.items() if name in drawn}, {}, dots)
+    return figure
+
+
+def transfer_panels(source: str, ends: Sequence[Row], methods: Methods) -> Figure:
+    """Draws the transfers from one source, a panel a target; `ends` and `methods` are those of kinds."""
+    targets = dict.fromkeys(end["target"] for end in ends)
+    panels = [Panel(f"{source} to {target}", [end for end in ends if end["target"] == target]) for target in targets]
+    return score_panels(panels, methods, "fraction", SHARE)
+
+
+def by_seed(ends: Sequence[Row], x: str) -> tuple[list[float], NDArray[np.float64]]:
+    """The values of x that rows of one method have, in order, and the test scores [S, X] at them, NaN where none is."""
+    places, seeds = (sorted({row[name] for row in ends}) for name in (x, "seed"))
+    scores = np.full((len(seeds), len(places)), np.nan)
+    for row in ends:
+        scores[seeds.index(row["seed"]), places.index(row[x])] = row["test_accuracy"]
+    return places, scores
+
+
+def _curve(axis: Axes, ends: Sequence[Row], x: str, scale: float, label: str, style: Style, dotted: bool) -> None:
+    places, scores = by_seed(ends, x)
+    if dotted:
+        axis.plot(
+            places, scale * np.nanmean(scores, axis=0), color=style.color, linestyle=":", linewidth=1.4, zorder=1.5
+        )
+    else:
+        plots.mean_band(axis, places, scale * scores, label=label, style=style)
+        axis.plot(places, scale * np.nanmean(scores, axis=0), "o", color=style.color, markersize=2.5)
+
+
+def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, float]) -> Figure:
+    """Draws test scores by the learning rate of the second round, on a log axis: means over seeds, 95 % t-intervals.
+
+    Args:
+        ends: a row for each method, seed and "learning_rate".
+        methods: what each method is, by name.
+        marks: learning rates to mark with a vertical line in a method's colour.
+    """
+    unit, styles = unit_of(ends), names.styles({row["method"]: None for row in ends}, methods)
+    drawn = names.ordered(dict.fromkeys(row["method"] for row in ends), methods)
+    figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
+    axis = figure.subplots()
+    for number, name in enumerate(drawn):
+        rates, scores = by_seed([row for row in ends if row["method"] == name], "learning_rate")
+        mean, low, high = (
+            unit.scale * value for value in np.transpose([plots.bounds(s[~np.isnan(s)]) for s in scores.T])
+        )
+        # Side by side, by 3 % of the rate: several methods have the very same ones.
+        x = np.array(rates) * 1.03 ** (number - (len(drawn) - 1) / 2)
+        style = styles[name]
+        axis.errorbar(
+            x, mean, [mean - low, high - mean], color=style.color, linestyle=style.line, linewidth=1.2,
+            marker="o", markersize=3.5, capsize=2, elinewidth=0.9,
+        )  # fmt: skip
+    for name, rate in marks.items():
+        axis.axvline(rate, color=styles[name].color, linewidth=0.9, linestyle=":", zorder=1)
+    plots.dress(axis, plots.score_label("test_accuracy", unit), 1, "Learning rate of the second round")
+    axis.set_xscale("log")
+    rates = [row["learning_rate"] for row in ends]
+    axis.set_xlim(min(rates) / 1.5, max([*rates, *marks.values()]) * 1.5)
+    plots.legend(figure, {name: styles[name] for name in drawn}, {})
+    return figure
