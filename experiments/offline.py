@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before the imports that take a second
 import dataclasses
 
 from wsjax.results import summary, tables
-from wsjax.scripts import build, cli, config, run
+from wsjax.scripts import build, cli, config, optimisers, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,11 @@ class Config(config.Common):
     """Share of the train images that the first round has, in (0, 1]."""
     first_epochs: int | None = None
     """Epochs of the first round, where they are not --epochs."""
+    label_noise: float = 0.0
+    """Share of the first round's labels that are drawn at random, in [0, 1], the same for every seed; the second round
+    has them right."""
+    protocol: str | None = None
+    """Published settings as defaults: fire, hare-tortoise or offline-50."""
 
 
 # A short second round, in which a network that starts from scratch is at its best: when trained on for 40 epochs
@@ -48,6 +53,7 @@ def main(settings: Config) -> None:
     first = settings.first_epochs
     if first is not None:
         config.check_positive("first_epochs", first, config.LIMITS["epochs"])
+    cli.check(0 <= settings.label_noise <= 1, f"--label_noise must lie in [0, 1], not {settings.label_noise}")
     from wsjax.data import datasets
     from wsjax.results import plots
 
@@ -56,6 +62,9 @@ def main(settings: Config) -> None:
     half = datasets.fraction_size(total, settings.fraction)
     rounds = build.build_rounds(settings, [(half, first or settings.epochs), (total, settings.epochs)])
     setup = build.build_setup(settings, dataset)
+    if settings.label_noise:
+        rounds[0] = rounds[0]._replace(setup=build.with_label_noise(setup, dataset.num_classes, settings.label_noise))
+    rounds = optimisers.paced(settings, setup, rounds)
     methods = build.build_methods(settings, setup, rounds)
     outcome = run.run("offline", settings, setup, rounds, methods, summary.summarize_offline)
     table, curves = tables.offline_table(outcome.summary), plots.offline_curves(outcome.rows, outcome.methods)

@@ -38,6 +38,8 @@ class Config(config.Common):
     """Stop after so many rounds. Default: when the pool is used up."""
     at_once: tyro.conf.FlagCreatePairsOff[bool] = False
     """Shrink and perturb before the first round too, as the report and the paper ran."""
+    protocol: str | None = None
+    """Published settings as defaults: dash or dash-tuned."""
 
 
 # A little of shrink-perturb at each of many rounds.

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 # A public name is loaded at first use: importing jax, flax and optax takes seconds, `import wsjax` none.
 _HOMES = {
     "methods.reinit": ("kernels_only", "not_normalization", "random_init", "shrink_perturb", "warm_start"),
-    "methods.starts": ("Boundary", "grown", "mixed", "new_heads", "scratch"),
+    "methods.starts": ("Boundary", "anchored", "grown", "mixed", "new_heads", "scratch"),
+    "methods.l2_init": ("l2_init",),
+    "methods.soft_weight_rescaling": ("Layer", "model_layers", "soft_weight_rescaling"),
+    "methods.hare_tortoise": ("hare_tortoise", "tortoise", "tortoise_kept"),
+    "methods.shrink_perturb_every": ("shrink_perturb_every",),
+    "training.schedules": ("Schedule",),
     "methods.dash": ("dash", "dash_start"),
     "methods.fire": ("fire", "isometry_error", "with_norms_of"),
     "methods.layouts": ("Axes", "equinox_layout", "flax_layout", "wsjax_layout"),
@@ -40,6 +45,10 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.methods.fire import fire as fire
     from wsjax.methods.fire import isometry_error as isometry_error
     from wsjax.methods.fire import with_norms_of as with_norms_of
+    from wsjax.methods.hare_tortoise import hare_tortoise as hare_tortoise
+    from wsjax.methods.hare_tortoise import tortoise as tortoise
+    from wsjax.methods.hare_tortoise import tortoise_kept as tortoise_kept
+    from wsjax.methods.l2_init import l2_init as l2_init
     from wsjax.methods.layouts import Axes as Axes
     from wsjax.methods.layouts import equinox_layout as equinox_layout
     from wsjax.methods.layouts import flax_layout as flax_layout
@@ -51,7 +60,12 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.methods.reinit import random_init as random_init
     from wsjax.methods.reinit import shrink_perturb as shrink_perturb
     from wsjax.methods.reinit import warm_start as warm_start
+    from wsjax.methods.shrink_perturb_every import shrink_perturb_every as shrink_perturb_every
+    from wsjax.methods.soft_weight_rescaling import Layer as Layer
+    from wsjax.methods.soft_weight_rescaling import model_layers as model_layers
+    from wsjax.methods.soft_weight_rescaling import soft_weight_rescaling as soft_weight_rescaling
     from wsjax.methods.starts import Boundary as Boundary
+    from wsjax.methods.starts import anchored as anchored
     from wsjax.methods.starts import grown as grown
     from wsjax.methods.starts import mixed as mixed
     from wsjax.methods.starts import new_heads as new_heads
@@ -71,6 +85,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.storage.records import read_run as read_run
     from wsjax.training.augment import augmented as augmented
     from wsjax.training.augment import standard_augmentation as standard_augmentation
+    from wsjax.training.schedules import Schedule as Schedule
     from wsjax.training.stopping import after_epochs as after_epochs
     from wsjax.training.stopping import any_of as any_of
     from wsjax.training.stopping import at_accuracy as at_accuracy

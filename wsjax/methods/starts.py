@@ -32,6 +32,7 @@ class Boundary(NamedTuple):
       fresh: that of a network drawn anew for this seed and round, the same for all methods.
       samples: those of the round that starts.
       setup: that round's; its data are there to be used.
+      first: the state of the seed's first network, as round 1 draws it.
     """
 
     key: jax.Array
@@ -39,6 +40,7 @@ class Boundary(NamedTuple):
     fresh: TrainState
     samples: Samples
     setup: Setup
+    first: TrainState
 
 
 Start = Callable[[Boundary], TrainState]
@@ -92,6 +94,19 @@ def check_choices(batch_stats: str, opt_state: str) -> None:
     for name, (value, choice) in choices.items():
         if value not in get_args(choice):
             raise TaskError(f"unknown {name} '{value}'; available: {', '.join(get_args(choice))}")
+
+
+def anchored(start: Start) -> Start:
+    """The start, with an optimiser's state that is built for the seed's first network.
+
+    What the optimiser keeps of the parameters that its state is built for, L2-Init's anchor and the norms of soft
+    weight rescaling, is then the first network's in every round.
+    """
+
+    def started(boundary: Boundary) -> TrainState:
+        return start(boundary)._replace(opt_state=boundary.setup.optimizer.init(boundary.first.params))
+
+    return started
 
 
 def new_heads(reinit: Reinit, where: Where | None = None) -> Reinit:

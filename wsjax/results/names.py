@@ -46,6 +46,8 @@ def from_settings(
 ) -> dict[str, Spec]:
     """The table of a script's settings: methods are RI, WS, SP and the others, or one at a learning rate, "RI@0.01".
 
+    `others` says what each further method is.
+
     SP is a method for each shrink and perturb: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb
     varies too.
     """

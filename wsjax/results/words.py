@@ -33,6 +33,11 @@ WORDS = {  # in the order of a caption
     "learning_rate": "learning rate {}",
     "learning_rates": "learning rates {}",
     "warmup": "rising over {} steps",
+    "warmup_share": "rising over {} of a round's epochs",
+    "schedule": "the rate's schedule: {}",
+    "milestones": "at epochs {}",
+    "rate_decay": "by {}",
+    "clip_norm": "gradients cut to norm {}",
     "weight_decay": "weight decay {}",
     "batch_size": "batch {}",
     "batch_sizes": "batches {}",
@@ -48,6 +53,8 @@ WORDS = {  # in the order of a caption
     "perturb": "perturb {}",
     "chained": "warm starts chained: {}",
     "at_once": "shrunk before the first round too: {}",
+    "label_noise": "{} of the first round's labels drawn at random",
+    "own_first": "the optimiser's methods act in the first round too: {}",
     "fresh": "the network drawn at a round's start: {}",
     "num_test": "{} test images",
     "batch_stats": "batch statistics: {}",
@@ -55,9 +62,11 @@ WORDS = {  # in the order of a caption
 }
 NEUTRAL = {
     *("data_dir", "workdir", "run"),  # where things lie
+    "protocol",  # a name for other settings
     *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
     *("checkpoint_every", "evaluate"),  # how often a run looks at itself
     *("dash_shrink", "dash_decay", "dash_chunk", "fire_steps"),  # methods' own factors, as their table says
+    *("l2_init", "l2_decoupled", "tortoise", "tortoise_every", "rescaling", "head_rescaling"),
     *("methods", "shrink", "seeds", "networks"),  # what is drawn: a picture's legend and its caption's end say it
 }
 """Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""
@@ -67,6 +76,10 @@ _USUAL = {
     "bias": True,
     "conv_init": "report",
     "warmup": 0,
+    "warmup_share": 0.0,
+    "schedule": "constant",
+    "label_noise": 0.0,
+    "own_first": False,
     "weight_decay": 0.0,
     "augment": False,
     "precision": "float32",
@@ -103,6 +116,7 @@ _NAMES = {
     "sgd": "SGD",
     "msgd": "SGD with momentum 0.9",
     "adam": "Adam",
+    "adamw": "AdamW",
 }
 
 
@@ -119,6 +133,11 @@ def told(settings: Settings) -> dict[str, Any]:
         unused |= {"model", "activation", "bias", "perturb", "evaluation"}
     unused |= {name for name, needed in _OF_MODEL.items() if needed not in models}
     unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
+    kinds = {str(method).partition("@")[0] for method in own.get("methods", ())}
+    if not kinds & {"L2", "HT", "SWR"}:
+        unused.add("own_first")
+    if own.get("schedule") != "steps":
+        unused |= {"milestones", "rate_decay"}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
         unused |= {"perturb", "at_once"}
     if models == {"resnet18"}:

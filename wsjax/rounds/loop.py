@@ -288,18 +288,24 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
         if number > 1:
             check_start(f"round {number}", old, _template(run, leg, number, keys))
         return old
-    first = number == 1
-    fresh = _fresh(programs, keys, 0 if first else 1 if run.settings.fresh == "first" else number)
-    fresh, key = parallel.place((fresh, _fold(keys[_BOUNDARY], number)), programs.mesh)
+    begins = number == 1
+    first = _fresh(programs, keys, 1)
+    fresh = first
+    if begins or run.settings.fresh == "new":
+        fresh = _fresh(programs, keys, 0 if begins else number)
+    given = fresh, first, _fold(keys[_BOUNDARY], number)
+    fresh, first, key = parallel.place(given, programs.mesh)
     order, counts = samples
     starts = []
     for name, where in leg.parts:
         method = run.methods[name]
-        key_, old_, fresh_, order_ = jax.tree.map(lambda x, where=where: x[where], (key, old, fresh, order))
-        if first and not method.at_once:
+        key_, old_, fresh_, first_, order_ = jax.tree.map(
+            lambda x, where=where: x[where], (key, old, fresh, first, order)
+        )
+        if begins and not method.at_once:
             starts.append(old_)
             continue
-        starts.append(programs.start(method.start, key_, old_, fresh_, order_, counts))
+        starts.append(programs.start(method.start, key_, old_, fresh_, first_, order_, counts))
         check_start(f"method '{name}'", starts[-1], fresh_)
     if len(starts) > 1:  # parts may lie on devices of their own
         starts = jax.device_get(starts)

@@ -57,7 +57,7 @@ class Programs(NamedTuple):
         `counts`, the two of `Samples`, are the same for all replicas. A replica that is not active stays as it is.
       evaluate: `(state, train, test, order, counts) -> metrics`.
       fit: likewise, of the train samples; None where the epoch's own metrics do.
-      start: `(start, key, old, fresh, order, counts) -> state`, for any number of replicas.
+      start: `(start, key, old, fresh, first, order, counts) -> state`, for any number of replicas.
     """
 
     setup: Setup
@@ -115,23 +115,25 @@ class Compiler:
             assert setup.fit is not None
             return setup.fit(setup._replace(train=train, test=test), state, Samples(order, *counts))
 
-        def start(start: Start, key: Any, old: Any, fresh: Any, order: Any, counts: Any) -> TrainState:
-            def started(key: Any, old: Any, fresh: Any, train: Data, test: Data, order: Any, counts: Any) -> Any:
+        def start(start: Start, key: Any, old: Any, fresh: Any, first: Any, order: Any, counts: Any) -> TrainState:
+            def started(
+                key: Any, old: Any, fresh: Any, first: Any, train: Data, test: Data, order: Any, counts: Any
+            ) -> Any:
                 here = setup._replace(train=train, test=test)
-                return start(Boundary(key, old, fresh, Samples(order, *counts), here))
+                return start(Boundary(key, old, fresh, Samples(order, *counts), here, first))
 
-            in_axes = (0, 0, 0, None, None, 0, None)
+            in_axes = (0, 0, 0, 0, None, None, 0, None)
             if isinstance(start, Mixed) and start.batch_stats != "reestimate":  # which looks at the data
                 # Leaf by leaf, for what is fused differs in the last bit: seeds side by side would not be as alone.
-                return over_replicas(started, in_axes)(key, old, fresh, setup.train, setup.test, order, counts)
+                return over_replicas(started, in_axes)(key, old, fresh, first, setup.train, setup.test, order, counts)
             own = parallel.fit(mesh, order.shape[0])  # a part of a leg's replicas
             known = id(start), order.shape[0]
             if known not in starts:  # the start is kept, so that no other one takes its identity
                 starts[known] = start, self._program(started, in_axes, own)
-            replicas = parallel.place((key, old, fresh, order), own)
+            replicas = parallel.place((key, old, fresh, first, order), own)
             data = self._place(given.train, own), self._place(given.test, own)
             counts = parallel.place(counts, own, replicated=True)
-            return starts[known][1](*replicas[:3], *data, replicas[3], counts)
+            return starts[known][1](*replicas[:-1], *data, replicas[-1], counts)
 
         return Programs(
             setup,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wsjax.errors import RunError, UsageError
 from wsjax.results import names
 from wsjax.scripts import methods as known
+from wsjax.scripts import optimisers
 from wsjax.scripts.config import Common, Training, check_training, has_several_processes
 
 if TYPE_CHECKING:
@@ -45,6 +46,16 @@ def build_setup(config: Common, dataset: Dataset) -> Setup:
         judged=train.reestimated if config.evaluation == "reestimated" else None,
         fit=build_fit(config),
     )
+
+
+def with_label_noise(setup: Setup, num_classes: int, share: float) -> Setup:
+    """A setup whose train labels are partly noise, the same for every seed and method."""
+    import jax
+
+    from wsjax.data.label_noise import noisy
+
+    inputs, labels = setup.train
+    return setup._replace(train=(inputs, noisy(jax.random.key(0), labels, num_classes, share)))
 
 
 def build_task(
@@ -85,9 +96,7 @@ def build_fit(config: Training) -> Any:
 
 def build_optimizer(config: Training) -> Any:
     """The settings' optimiser."""
-    from wsjax.training.train import make_optimizer
-
-    return make_optimizer(config.optimizer, config.learning_rate, config.weight_decay, config.warmup)
+    return optimisers.build_optimizer(config)
 
 
 def build_rounds(config: Training, plan: Sequence[tuple[int, int]]) -> list[Round]:
@@ -111,24 +120,13 @@ def build_stop(config: Training) -> StopRule:
 def build_methods(config: Common, setup: Setup, rounds: Sequence[Round]) -> dict[str, Method]:
     """The settings' methods, by the names that rows and tables give them; all share the first of the rounds.
 
-    One with a learning rate of its own has its own setup in its rounds.
+    One with a learning rate or an optimiser of its own has its own setup in its rounds.
     """
     from wsjax.rounds.legs import Method
 
     table = methods_table(config)
-    rates = {spec["learning_rate"] for spec in table.values() if "learning_rate" in spec}
-    setups = {
-        rate: setup._replace(optimizer=build_optimizer(dataclasses.replace(config, learning_rate=rate)))
-        for rate in rates
-    }
-
-    def rounds_at(rate: float | None) -> list[Round] | None:
-        return None if rate is None else [here._replace(setup=setups[rate]) for here in rounds[1:]]
-
-    return {
-        name: Method(build_start(config, spec), rounds=rounds_at(spec.get("learning_rate")))
-        for name, spec in table.items()
-    }
+    own = optimisers.own_rounds(config, setup, rounds, table)
+    return {name: Method(build_start(config, spec), *own.get(name, (1, None))) for name, spec in table.items()}
 
 
 def build_start(config: Common, spec: names.Spec) -> Start:
@@ -168,6 +166,8 @@ def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: 
     """
     from wsjax.methods.starts import Mixed, new_heads
 
+    if config.own_first:
+        raise UsageError("--own_first has no use here: all methods share the rounds before their own")
     own = [here._replace(setup=setup) for here in later]
     made = {}
     for name, method in build_methods(config, setup, [*own[:1], *own]).items():

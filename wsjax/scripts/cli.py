@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wsjax.errors import ProcessLost, Terminated, UsageError, UserError, printable
-from wsjax.scripts import ending
+from wsjax.scripts import ending, protocols
 
 LINE_EVERY = 15.0  # seconds between lines of progress where the output is no terminal
 ESTIMATE_AFTER = 2  # epochs: the first one is still warming up
@@ -53,19 +53,30 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with user_errors():
-        default = defaults(peeked(sys.argv[1:]))
+        default = default_of(defaults, sys.argv[1:])
         config = tyro.cli(type(default), default=default, description=text, use_underscores=True)
         warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
         main(config)
 
 
-def peeked(flags: Sequence[str]) -> str | None:
-    """The data set that a command line names, for its defaults; None where it names none."""
+def default_of(defaults: Callable[[str | None], Any], flags: Sequence[str]) -> Any:
+    """The settings where nothing else is said, for the data set and the published protocol that a command line names.
+
+    Raises:
+      UsageError: there is no such protocol.
+    """
+    protocol = peeked("protocol", flags)
+    default = defaults(peeked("dataset", flags, "--datasets") or protocols.dataset_of(protocol))
+    return protocols.applied(default, protocol)
+
+
+def peeked(name: str, flags: Sequence[str], *more: str) -> str | None:
+    """What a command line gives a flag, by this name or one of more; None where it is not given."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument("--dataset", "--datasets", dest="dataset")
+    peek.add_argument(f"--{name}", *more, dest=name)
     try:
-        return peek.parse_known_args(list(flags))[0].dataset
-    except argparse.ArgumentError:  # --dataset without a value: tyro says it better
+        return getattr(peek.parse_known_args(list(flags))[0], name)
+    except argparse.ArgumentError:  # a flag without a value: tyro says it better
         return None
 
 

@@ -19,7 +19,7 @@ from wsjax.scripts import methods as known
 from wsjax.scripts.cli import check, choose
 
 MODELS = ("resnet18", "mlp", "logistic")
-OPTIMIZERS = ("sgd", "msgd", "adam")
+OPTIMIZERS = ("sgd", "msgd", "adam", "adamw")
 METHODS = ("RI", "WS", "SP")
 """Those that run where nothing is said; `ALL_METHODS` are all."""
 ALL_METHODS = (*METHODS, *known.METHODS)
@@ -29,6 +29,7 @@ CHOICES = {
     "activation": ("tanh", "relu"),
     "conv_init": ("report", "paper"),
     "optimizer": OPTIMIZERS,
+    "schedule": ("constant", "cosine", "steps"),
     "train_accuracy": ("running", "after"),
     "precision": ("float32", "bfloat16"),
     "batch_stats": ("keep", "reset", "reestimate"),
@@ -57,7 +58,7 @@ DIGITS: dict[str, Any] = {
     "perturb": (0.6,),
 }
 """How every experiment trains on the embedded digits."""
-NEUTRAL = ("workdir", "run", "data_dir", "coordinator", "num_processes", "process_id")
+NEUTRAL = ("workdir", "run", "data_dir", "coordinator", "num_processes", "process_id", "protocol")
 """Fields that say where a run lies and runs: another value of them is no other run."""
 
 
@@ -94,11 +95,22 @@ class Training:
     conv_init: str = "report"
     """ResNet: how convolutions are drawn: report (He's normal, by outputs) or paper (PyTorch's default, uniform)."""
     optimizer: str = "sgd"
-    """sgd, msgd (momentum 0.9) or adam."""
+    """sgd, msgd (momentum 0.9), adam or adamw (decoupled weight decay)."""
     learning_rate: float = 0.001
     """Step size."""
     warmup: int = 0
     """Steps over which the learning rate rises to its height, wherever the optimiser's state is new."""
+    warmup_share: float = 0.0
+    """The same as a share of a round's --epochs, in [0, 1)."""
+    schedule: str = "constant"
+    """The learning rate in a round, which begins again wherever the optimiser's state is new: constant, cosine (down to
+    0) or steps. It runs over the round's cap on epochs, and is cut short where another rule ends the round."""
+    milestones: tuple[int, ...] = ()
+    """Schedule steps: the epochs at whose start the rate falls."""
+    rate_decay: float = 0.1
+    """Schedule steps: what the rate is multiplied by."""
+    clip_norm: float | None = None
+    """The norm that the gradient of all parameters is cut to. Default: no limit."""
     weight_decay: float = 0.0
     """Coupled L2, added to the gradient of every parameter."""
     batch_size: int = 128
@@ -129,8 +141,9 @@ class Common(Training, Source):
     """Settings that every experiment of the study has."""
 
     methods: tuple[str, ...] = METHODS
-    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), DASH or FIRE. NAME@RATE, as
-    in RI@0.01, has a learning rate of its own in the rounds after the first."""
+    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), DASH, FIRE; or a warm start
+    with L2-Init (L2), Hare and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE, as in RI@0.01, has a learning
+    rate of its own in the rounds after the first."""
     shrink: tuple[float, ...] = (0.3,)
     """SP: factors of the trained parameters; each is a method of its own."""
     perturb: tuple[float, ...] = (0.01,)
@@ -143,6 +156,20 @@ class Common(Training, Source):
     """DASH: images, in the order of their arrival, whose gradient is taken as one; its authors': --increment."""
     fire_steps: int | None = 10
     """FIRE: steps of Newton and Schulz; None goes all the way, by a singular value decomposition."""
+    l2_init: float = 0.001
+    """L2: how strongly the parameters are pulled to the seed's first network."""
+    l2_decoupled: tyro.conf.FlagConversionOff[bool] = False
+    """L2: pull by the learning rate alone, as AdamW decays, not through the gradient."""
+    tortoise: float = 0.999
+    """HT: the share that the slow copy, which is what is tested, keeps of itself at a step, in [0, 1]."""
+    tortoise_every: int = 10
+    """HT: epochs between two returns of the parameters to the slow copy, the first after an epoch."""
+    rescaling: float = 0.0001
+    """SWR: how far each step draws the layers' norms to those of the seed's first network, in [0, 1]."""
+    head_rescaling: float | None = None
+    """SWR: the same for the last layer. Default: --rescaling."""
+    own_first: tyro.conf.FlagCreatePairsOff[bool] = False
+    """L2, HT, SWR: act in the first round too, which is then their own, not the one that all methods share."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; results are means over them with 95 % intervals."""
     augment: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -183,6 +210,7 @@ def check_config(config: Common) -> None:
         choose("method", name, ALL_METHODS)
         if rate is not None:
             check_positive(f"methods {method}", rate)
+    _check_in_optimizer(config)
     if config.replicas is not None:
         choose("replicas", config.replicas, ("devices",))
         check(config.devices is None, "--devices splits batches and --replicas=devices spreads runs: give one of them")
@@ -207,7 +235,7 @@ def check_config(config: Common) -> None:
 
 def check_training(config: Training) -> None:
     """Checks the fields of `Training`; raises UsageError."""
-    for name in ("model", "activation", "conv_init", "optimizer", "precision", "train_accuracy"):
+    for name in ("model", "activation", "conv_init", "optimizer", "schedule", "precision", "train_accuracy"):
         choose(name, getattr(config, name), CHOICES[name])
     for rule in config.stop:
         choose("stop", rule, STOPS)
@@ -217,10 +245,43 @@ def check_training(config: Training) -> None:
     for size in config.hidden:
         check_positive("hidden", size, 2**20)
     check(0 <= config.warmup < 2**31, f"--warmup must lie in [0, 2^31), not {config.warmup}")
+    share = config.warmup_share
+    check(0 <= share < 1, f"--warmup_share must lie in [0, 1), not {share}")
+    _check_steps(config)
+    if config.clip_norm is not None:
+        check_positive("clip_norm", config.clip_norm)
     decay = config.weight_decay
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
     check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
+
+
+def _check_steps(config: Training) -> None:
+    """Checks the fields of a schedule of steps."""
+    steps = config.schedule == "steps"
+    check(
+        bool(config.milestones) or not steps, "--schedule=steps needs --milestones: the epochs at which the rate falls"
+    )
+    check(steps or not config.milestones, "--milestones are for --schedule=steps; leave them out")
+    check_positive("rate_decay", config.rate_decay, 1)
+    before = 0
+    for epoch in config.milestones:
+        check(before < epoch, f"--milestones must rise from above 0: {_list(config.milestones)}")
+        before = epoch
+
+
+def _check_in_optimizer(config: Common) -> None:
+    """Checks the fields of the methods that live in the optimiser."""
+    check_positive("tortoise_every", config.tortoise_every, LIMITS["epochs"])
+    check(math.isfinite(config.l2_init) and config.l2_init >= 0, f"--l2_init must be 0 or more, not {config.l2_init}")
+    head = config.rescaling if config.head_rescaling is None else config.head_rescaling
+    for name, value in (("tortoise", config.tortoise), ("rescaling", config.rescaling), ("head_rescaling", head)):
+        check(0 <= value <= 1, f"--{name} must lie in [0, 1], not {value}")
+    own = [method for method in config.methods if _split(method)[0] in known.IN_OPTIMIZER]
+    check(
+        not own or config.opt_state == "rebuild" or config.own_first,
+        f"--opt_state=keep: {' '.join(own)} cannot go on with the first round's optimiser; add --own_first",
+    )
 
 
 def check_positive(name: str, value: float, most: float = math.inf) -> None:

@@ -47,10 +47,21 @@ def _fire(config: Any, spec: names.Spec) -> Start:
     return mixed(reinit, config.batch_stats, config.opt_state)
 
 
+def _in_optimizer(config: Any, spec: names.Spec) -> Start:
+    from wsjax.scripts.optimisers import build_start
+
+    return build_start(config, spec)
+
+
 METHODS: dict[str, Known] = {
     "DASH": Known("dash", {"shrink": "dash_shrink", "decay": "dash_decay", "chunk": "dash_chunk"}, _dash),
     "FIRE": Known("fire", {"steps": "fire_steps"}, _fire),
+    "L2": Known("l2_init", {"strength": "l2_init", "decoupled": "l2_decoupled"}, _in_optimizer),
+    "HT": Known("hare_tortoise", {"momentum": "tortoise", "every": "tortoise_every"}, _in_optimizer),
+    "SWR": Known("soft_weight_rescaling", {"rate": "rescaling", "head_rate": "head_rescaling"}, _in_optimizer),
 }
+IN_OPTIMIZER = ("L2", "HT", "SWR")
+"""Those that are warm starts with an optimiser of their own; `wsjax.scripts.optimisers` builds it."""
 
 
 def specs(config: Any, methods: Iterable[str]) -> dict[str, names.Spec]:

@@ -77,7 +77,7 @@ def _script(path: Path) -> Any:
 
 def parsed(path: Path, flags: Sequence[str]) -> Any:
     """A script's settings by its flags, as the script itself reads them. Raises UsageError where it would not."""
-    default = _script(path).defaults(cli.peeked(flags))
+    default = cli.default_of(_script(path).defaults, flags)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):

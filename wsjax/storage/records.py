@@ -46,6 +46,17 @@ BEFORE = {
     "dash_decay": 0.3,
     "dash_chunk": 1000,
     "fire_steps": 10,
+    "warmup_share": 0.0,
+    "schedule": "constant",
+    "milestones": [],
+    "rate_decay": 0.1,
+    "label_noise": 0.0,
+    "l2_init": 0.001,
+    "l2_decoupled": False,
+    "tortoise": 0.999,
+    "tortoise_every": 10,
+    "rescaling": 0.0001,
+    "own_first": False,
 }
 """Settings that runs did not always have, with what they were before; one that is not named here was None."""
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
+from wsjax.training.schedules import Schedule, scale_by_schedule
 from wsjax.training.task import BatchStats, Params, Task
 
 Metrics = dict[str, Any]
@@ -99,28 +100,41 @@ class Setup(NamedTuple):
 
 
 def make_optimizer(
-    name: str, learning_rate: float, weight_decay: float = 0.0, warmup: int = 0
+    name: str,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    warmup: int = 0,
+    *,
+    schedule: Schedule | None = None,
+    clip_norm: float | None = None,
+    decoupled: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """The study's optimisers, with PyTorch's coupled L2 weight decay on every parameter.
 
     Args:
-      name: "sgd", "msgd" (momentum 0.9) or "adam" (0.9, 0.999).
+      name: "sgd", "msgd" (momentum 0.9), "adam" (0.9, 0.999) or "adamw", whose weight decay is decoupled.
       learning_rate: a positive number.
       weight_decay: added to the gradient as `weight_decay * params`.
       warmup: steps over which the rate rises to its full height, by equal amounts.
+      schedule: what the rate is multiplied by in the course of a round, beside the warm-up; None for nothing.
+      clip_norm: the norm that the gradient of all parameters together is cut to; None for no limit.
+      decoupled: stands between what scales the gradient and the learning rate.
     """
-    rate: Any = learning_rate
-    if warmup:
-        rate = optax.linear_schedule(learning_rate / (warmup + 1), learning_rate, warmup)
-    optimizers = {
-        "sgd": lambda: optax.sgd(rate),
-        "msgd": lambda: optax.sgd(rate, momentum=0.9),
-        "adam": lambda: optax.adam(rate),
-    }
-    if name not in optimizers:
-        raise TaskError(f"unknown optimizer '{name}'; available: {', '.join(optimizers)}")
+    rules = {"sgd": optax.identity, "msgd": lambda: optax.trace(0.9), "adam": optax.scale_by_adam}
+    rules["adamw"] = optax.scale_by_adam
+    if name not in rules:
+        raise TaskError(f"unknown optimizer '{name}'; available: {', '.join(rules)}")
+    if schedule is not None:
+        rate = scale_by_schedule(learning_rate, schedule, warmup)
+    elif warmup:
+        rate = optax.scale_by_learning_rate(optax.linear_schedule(learning_rate / (warmup + 1), learning_rate, warmup))
+    else:
+        rate = optax.scale_by_learning_rate(learning_rate)
+    clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
-    return optax.chain(*decay, optimizers[name]())
+    before, after = ([], decay) if name == "adamw" else (decay, [])
+    own = [] if decoupled is None else [decoupled]
+    return optax.chain(*clip, *before, optax.chain(rules[name](), *after, *own, rate))
 
 
 def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -129,21 +143,26 @@ def init_state(task: Task, optimizer: optax.GradientTransformation, key: jax.Arr
     return TrainState(params, batch_stats, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def make_train_step(task: Task, optimizer: optax.GradientTransformation, axis_name: str | None = None) -> Step:
+def make_train_step(
+    task: Task, optimizer: optax.GradientTransformation, axis_name: str | None = None, epoch_steps: Any = None
+) -> Step:
     """Makes the pure function `train_step(state, batch) -> (state, metrics)`.
 
     The loss is the mean over the batch's samples of weight 1. Metrics are sums over those samples ("loss",
     "correct", "samples"), in train mode, before the update. Compile it with `jax.jit(step, donate_argnums=0)`, or,
     where `axis_name` is given, with `jax.pmap(step, axis_name)` over equal parts of a batch: sums and gradients are
-    then those of the whole batch.
+    then those of the whole batch. `epoch_steps`, the number of steps of an epoch, is handed to an optimiser that takes
+    such an argument: schedules in epochs do.
 
     Raises:
       TaskError: when traced, where the task's loss or score is not one value a sample.
     """
 
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, batch_stats, metrics = batch_gradient(task, state, batch, axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, epoch_steps=epoch_steps)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
 
@@ -233,7 +252,8 @@ def train_epoch(setup: Setup, state: TrainState, samples: Samples, key: jax.Arra
       before the first step. Mapped over the setup's axis, every device takes its part of each batch; all get the same
       result.
     """
-    step = make_train_step(setup.task, setup.optimizer, setup.axis_name)
+    steps = _ceil_div(samples.size, min(setup.batch_size, samples.order.shape[0]))
+    step = make_train_step(setup.task, setup.optimizer, setup.axis_name, steps)
     step = step if setup.wrap is None else setup.wrap(setup, step)
     probes = {} if setup.probe is None else setup.probe(setup, state, samples, jax.random.fold_in(key, _PROBE))
 
@@ -249,7 +269,6 @@ def train_epoch(setup: Setup, state: TrainState, samples: Samples, key: jax.Arra
         body, carry, setup.train, shuffled(key, samples), setup.batch_size, setup.axis_name,
         jax.random.fold_in(key, _RANDOM),
     )  # fmt: skip
-    steps = _ceil_div(samples.size, min(setup.batch_size, samples.order.shape[0]))
     means = {"loss": loss / samples.size, "accuracy": scores / samples.size}
     return state, {**means, "steps": steps, "bad_step": bad, "probes": probes}
 

@@ -1,0 +1,119 @@
+"""Hare and Tortoise: a slow copy of the parameters follows those that are trained, and they go back to it at times.
+
+Lee et al., "Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks" (ICML 2024,
+https://arxiv.org/abs/2406.02596).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wsjax.errors import TaskError
+from wsjax.methods.leaves import check_count, check_number, check_params, kept, map_kept, towards
+from wsjax.methods.starts import Boundary, Start
+from wsjax.training.train import Samples, Setup, TrainState, reestimated
+
+
+class TortoiseState(NamedTuple):
+    """`slow`: the slow copy, like the params; `steps` []: those so far."""
+
+    slow: Any
+    steps: jax.Array
+
+
+def hare_tortoise(
+    momentum: Any, every: int, first: int | None = None, in_epochs: bool = False
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps `slow = momentum * slow + (1 - momentum) * params` after each step, and puts it in their place at times.
+
+    Put it last in the chain. What is tested is the slow copy: `tortoise` as the setup's `judged`. The authors build
+    the optimiser anew when data come and keep the slow copy: a round's start is then `tortoise_kept`.
+
+    Args:
+      momentum: in [0, 1], or a traced scalar; the authors' is 0.999. With 0 the slow copy is the params.
+      every: steps between two times at which the params become the slow copy.
+      first: steps until the first such time; None for `every`.
+      in_epochs: whether these two are epochs; `update` is then given `epoch_steps`, as `wsjax.run_rounds` does. The
+        authors' are 10 and 1.
+
+    Returns:
+      A transformation whose update needs the params.
+
+    Raises:
+      TaskError: a setting is none; in `update`, params or `epoch_steps` are missing, or the params are another
+        network's.
+    """
+    who = "hare_tortoise"
+    check_number(who, "momentum", momentum, most=1)
+    for name, value in (("every", every), ("first", every if first is None else first)):
+        check_count(who, name, value)
+    offset = every if first is None else first
+
+    def init(params: Any) -> TortoiseState:
+        return TortoiseState(kept(params), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, epoch_steps: Any = None, **_: Any
+    ) -> tuple[Any, TortoiseState]:
+        check_params(who, params, state.slow)
+        if in_epochs and epoch_steps is None:
+            raise TaskError(f"{who}: in_epochs needs the steps of an epoch: update(..., epoch_steps=n)")
+        unit, count = epoch_steps if in_epochs else 1, state.steps + 1
+        back = (count >= offset * unit) & ((count - offset * unit) % (every * unit) == 0)
+        fast = optax.apply_updates(params, updates)
+        slow = map_kept(partial(_average, momentum), state.slow, state.slow, fast)
+        updates = map_kept(lambda _, *leaves: towards(back, *leaves), slow, updates, fast, slow)
+        # What the params become is rounded: where they become the slow copy, it is exactly that.
+        slow = map_kept(lambda _, own, new: jnp.where(back, new, own), slow, slow, optax.apply_updates(params, updates))
+        return updates, TortoiseState(slow, count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def tortoise(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
+    """The slow copy in the place of the parameters, for a setup's `judged`.
+
+    The authors average BatchNorm's running statistics too. An optimiser has no place for them, and training looks at
+    no running statistics: so only the slow copy's, for its test, are wanted, and these are re-estimated under its own
+    parameters by a pass over the round's samples.
+    """
+    (slow,) = _found(state.opt_state) or (None,)
+    if slow is None:
+        raise TaskError("tortoise: the optimiser keeps no slow copy; put wsjax.hare_tortoise last in its chain")
+    params = map_kept(lambda own, _: own, slow.slow, state.params)
+    return reestimated(setup, state._replace(params=params), samples)
+
+
+def tortoise_kept(start: Start) -> Start:
+    """The start with the slow copy of the round before, if that had one."""
+
+    def started(boundary: Boundary) -> TrainState:
+        state, old = start(boundary), _found(boundary.old.opt_state)
+        if not old:
+            return state
+
+        def put(node: Any) -> Any:
+            return node._replace(slow=old[0].slow) if isinstance(node, TortoiseState) else node
+
+        return state._replace(opt_state=jax.tree.map(put, state.opt_state, is_leaf=_is_tortoise))
+
+    return started
+
+
+def _average(momentum: Any, _: Any, slow: Any, fast: Any) -> Any:
+    wide = jnp.promote_types(slow.dtype, jnp.float32)  # 0.999 is 1 in bfloat16
+    average = momentum * slow.astype(wide) + (1 - momentum) * fast.astype(wide)
+    return jnp.where(momentum == 0, fast, average.astype(slow.dtype))
+
+
+def _is_tortoise(node: Any) -> bool:
+    return isinstance(node, TortoiseState)
+
+
+def _found(opt_state: Any) -> list[Any]:
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_tortoise) if _is_tortoise(node)]

@@ -1,0 +1,83 @@
+"""What the optimiser-side methods share: the leaves that a transformation is for, and checks of what it is given."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsjax.errors import TaskError
+from wsjax.methods.reinit import Where, path_name
+
+
+def kept(params: Any, where: Where | None = None) -> Any:
+    """A copy of the floating-point leaves that `where` chooses by their path, with None for every other one.
+
+    It is a copy, for a training step that is given both may donate each.
+    """
+
+    def copy(path: Any, leaf: Any) -> Any:
+        chosen = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and (where is None or where(path_name(path)))
+        return jnp.array(leaf) if chosen else None
+
+    return jax.tree_util.tree_map_with_path(copy, params)
+
+
+def map_kept(function: Any, state: Any, first: Any, *others: Any) -> Any:
+    """Maps `function(kept leaf, leaf, ...)` over the leaves that are kept; the others stay as in `first`."""
+
+    def leaf(own: Any, *leaves: Any) -> Any:
+        return leaves[0] if own is None else function(own, *leaves)
+
+    return jax.tree.map(leaf, state, first, *others, is_leaf=lambda x: x is None)
+
+
+def towards(when: Any, update: Any, moved: Any, target: Any) -> Any:
+    """An update after which a leaf is the target, where it is time and the update alone would lead elsewhere.
+
+    Written as a correction: where the target is what the leaf becomes anyway, not a bit changes.
+    """
+    return jnp.where(when & (moved != target), update + (target - moved).astype(update.dtype), update)
+
+
+def check_params(who: str, params: Any, state: Any) -> None:
+    """Raises a TaskError, which names the first such leaf, unless the params are those that a state was built for."""
+    if params is None:
+        raise TaskError(f"{who} needs the parameters: call update(updates, state, params)")
+    old, new = ({path_name(path): leaf for path, leaf in _flat(tree)} for tree in (state, params))
+    for name, leaf in old.items():
+        if name not in new:
+            raise TaskError(
+                f"{who}: its state has a leaf '{name}', which the parameters lack; build it by init(params)"
+            )
+        if leaf is not None and jnp.shape(leaf) != jnp.shape(new[name]):
+            shapes = f"{list(jnp.shape(new[name]))} in the parameters, {list(jnp.shape(leaf))} in its state"
+            raise TaskError(f"{who}: leaf '{name}' is {shapes}; build it by init(params)")
+    if extra := [name for name in new if name not in old]:
+        raise TaskError(
+            f"{who}: the parameters have a leaf '{extra[0]}', which its state lacks; build it by init(params)"
+        )
+
+
+def check_number(who: str, name: str, value: Any, least: float = 0.0, most: float = math.inf) -> None:
+    """Raises a TaskError unless a setting is a traced scalar, or a finite number from `least` to `most`."""
+    if isinstance(value, jax.Array) and jnp.shape(value) == ():
+        return
+    number = float(value) if isinstance(value, numbers.Real | np.number) else math.nan
+    if not (math.isfinite(number) and least <= number <= most):
+        limits = f"{least:g} or more" if most == math.inf else f"within [{least:g}, {most:g}]"
+        raise TaskError(f"{who}: {name} must be a number, {limits}, not {value!r:.80}")
+
+
+def check_count(who: str, name: str, value: Any) -> None:
+    """Raises a TaskError unless a setting is a whole number above 0."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise TaskError(f"{who}: {name} must be a whole number, 1 or more, not {value!r:.80}")
+
+
+def _flat(tree: Any) -> Any:
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)[0]

@@ -1,0 +1,66 @@
+"""Shrink-perturb in the midst of training, as a transformation of optax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wsjax.errors import TaskError
+from wsjax.methods.leaves import check_count, towards
+from wsjax.methods.reinit import Where, shrink_perturb
+
+
+class CountState(NamedTuple):
+    """`steps` []: those so far."""
+
+    steps: jax.Array
+
+
+def shrink_perturb_every(
+    every: int, shrink: Any, perturb: Any, draw: Callable[[jax.Array], Any], key: jax.Array, where: Where | None = None
+) -> optax.GradientTransformation:
+    """Makes `shrink * params + perturb * draw(key)` of the params after every so many steps; put it last in the chain.
+
+    `wsjax.shrink_perturb` in the midst of training, in anybody's loop of optax: with shrink 1 and perturb 0 no bit
+    changes. Under vmap, as of stacked seeds, something is drawn at every step, and all get the same draws unless the
+    key is mapped too.
+
+    Args:
+      every: steps between two times.
+      shrink: factor of the params.
+      perturb: factor of the newly drawn ones.
+      draw: `key -> params`, the network's own initialiser.
+      key: a random key; the n-th time draws from it folded with n, from 1.
+      where: chooses leaves by their path; None all.
+
+    Returns:
+      A transformation whose state is the number of steps so far, and whose update needs the params.
+
+    Raises:
+      TaskError: `every` is no whole number above 0; in `update`, the params are missing.
+      ValueError: in `update`, a factor is no number, or what is drawn is not like the params; it names the leaf.
+    """
+    check_count("shrink_perturb_every", "every", every)
+
+    def init(params: Any) -> CountState:
+        del params
+        return CountState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, CountState]:
+        if params is None:
+            raise TaskError("shrink_perturb_every needs the parameters: call update(updates, state, params)")
+        count = jnp.asarray(state.steps) + 1
+
+        def mixed() -> Any:
+            moved = optax.apply_updates(params, updates)
+            target = shrink_perturb(moved, draw(jax.random.fold_in(key, count // every)), shrink, perturb, where=where)
+            return jax.tree.map(partial(towards, True), updates, moved, target)
+
+        return jax.lax.cond(count % every == 0, mixed, lambda: updates), CountState(count)
+
+    return optax.GradientTransformation(init, update)

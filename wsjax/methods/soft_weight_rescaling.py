@@ -1,0 +1,150 @@
+"""Soft weight rescaling: after every step each layer's norm is drawn a little towards what it was when drawn.
+
+Oh et al., "Soft Weight Rescaling" (https://arxiv.org/abs/2507.04683).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wsjax.errors import TaskError
+from wsjax.methods.leaves import check_number
+from wsjax.methods.reinit import path_name
+
+
+class Layer(NamedTuple):
+    """A layer by its leaves' paths; a normalisation's weight is its scale.
+
+    Attributes:
+      weight: path of the leaf whose norm is drawn back, as "hidden1/kernel".
+      bias: path of the leaf that is rescaled with it; None where there is none.
+      normalises: whether the layer takes away the scale of what it is given.
+    """
+
+    weight: str
+    bias: str | None = None
+    normalises: bool = False
+
+
+Layers = Sequence[Layer] | Callable[[Any], Sequence[Layer]]
+
+
+class RescalingState(NamedTuple):
+    """`norms`: the norm [] that each layer's weight had when it was drawn, in the order of the layers."""
+
+    norms: tuple[jax.Array, ...]
+
+
+def model_layers(params: Any) -> list[Layer]:
+    """The layers of one of `wsjax.networks.models`, from input to output.
+
+    In a ResNet the biases are those of normalisations, and the head's: the order within a block matters only in that
+    the block's last normalisation comes last.
+    """
+    names = list(_leaves(params))
+    modules = dict.fromkeys(name.rpartition("/")[0] for name in names)
+    layers = []
+    for module in sorted(modules, key=_depth):
+        weight, bias = (next((f"{module}/{leaf}" for leaf in own if f"{module}/{leaf}" in names), None)
+                        for own in (("kernel", "scale"), ("bias",)))  # fmt: skip
+        if weight is None or not _MODULE.search(module):
+            raise TaskError(f"soft_weight_rescaling: '{module}' is no layer of wsjax's networks; say which layers")
+        layers.append(Layer(weight, bias, weight.endswith("scale")))
+    return layers
+
+
+_MODULE = re.compile(r"(^|/)(hidden\d+|stem_conv|stem_norm|shortcut_conv|shortcut_norm|conv\d|norm\d|head)$")
+
+
+def _depth(module: str) -> tuple[Any, ...]:
+    """Where a module of wsjax's networks stands: the stem, hidden layers and blocks by number, the head."""
+    stem = module.endswith(("stem_conv", "stem_norm"))
+    block, _, own = module.rpartition("/")
+    inside = 0 if own.startswith("shortcut") else int(re.sub(r"\D", "", own) or 0)
+    return (
+        2 * module.endswith("head") + (not stem),
+        [int(number) for number in re.findall(r"\d+", block or module)],
+        inside,
+        "norm" in own,
+    )
+
+
+def soft_weight_rescaling(
+    rate: Any, layers: Layers = model_layers, head_rate: Any = None
+) -> optax.GradientTransformation:
+    """Rescales every layer's weight `w` to the norm `rate * ‖w0‖ + (1 - rate) * ‖w‖`, after the step; put it last.
+
+    `w0` is the weight that `init` was called with. With `c` the factor of a layer's weight, its bias is multiplied by
+    the product of `c` over the layers up to its own, from the last normalisation on: what a network of ReLU layers in
+    a row puts out is then only rescaled. Where branches are added, as in a ResNet, their factors differ, and it is not.
+    Leaves that no layer names stay as they are. A weight that is zero throughout stays so.
+
+    Args:
+      rate: in [0, 1], or a traced scalar; 0 changes no bit.
+      layers: those of the network from input to output, or what makes them of its params; by default as `model_layers`.
+      head_rate: the last layer's own rate, if it has one.
+
+    Returns:
+      A transformation whose update needs the params, of the updates' own dtypes; factors are computed in float32 or
+      wider.
+
+    Raises:
+      TaskError: a rate is no such number, or a layer names a leaf that there is not; in `update`, the params are
+        missing or not those that the state was built for.
+    """
+    who = "soft_weight_rescaling"
+    rates = rate, rate if head_rate is None else head_rate
+    for name, value in (("rate", rate), ("head_rate", rates[1])):
+        check_number(who, name, value, most=1)
+
+    def of(params: Any) -> tuple[dict[str, Any], Sequence[Layer]]:
+        leaves, own = _leaves(params), layers(params) if callable(layers) else layers
+        for name in (name for layer in own for name in (layer.weight, layer.bias)):
+            if name is not None and name not in leaves:
+                raise TaskError(f"{who}: the parameters have no leaf '{name}'; there is {', '.join(leaves):.200}")
+        return leaves, own
+
+    def init(params: Any) -> RescalingState:
+        leaves, own = of(params)
+        return RescalingState(tuple(_norm(leaves[layer.weight]) for layer in own))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RescalingState]:
+        if params is None:
+            raise TaskError(f"{who} needs the parameters: call update(updates, state, params)")
+        moved = optax.apply_updates(params, updates)
+        leaves, own = of(moved)
+        if len(own) != len(state.norms):
+            last = own[-1].weight if own else "nothing"
+            raise TaskError(f"{who}: {len(own)} layers up to '{last}', but its state is of {len(state.norms)}")
+        excess: dict[str, Any] = {}  # what each leaf is to be multiplied by, less 1
+        before: Any = 0.0  # the product's, likewise: the difference from 1 is what a small rate leaves
+        for i, (layer, drawn) in enumerate(zip(own, state.norms, strict=True)):
+            norm = _norm(leaves[layer.weight])
+            factor = rates[i == len(own) - 1] * jnp.where(norm > 0, (drawn - norm) / jnp.where(norm > 0, norm, 1), 0)
+            before = factor if layer.normalises else factor + before + factor * before
+            excess[layer.weight] = factor
+            if layer.bias is not None:
+                excess[layer.bias] = before
+
+        def rescaled(path: Any, update: Any, new: Any) -> Any:
+            more = excess.get(path_name(path))
+            return update if more is None else jnp.where(more == 0, update, update + more * new).astype(update.dtype)
+
+        return jax.tree_util.tree_map_with_path(rescaled, updates, moved), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _norm(weight: Any) -> jax.Array:
+    wide = jnp.promote_types(jnp.abs(jnp.zeros((), jnp.result_type(weight))).dtype, jnp.float32)
+    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(weight).astype(wide))))
+
+
+def _leaves(params: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}

@@ -1,0 +1,83 @@
+"""Learning rates that change in the course of a round, by its epochs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wsjax.errors import TaskError
+
+
+class Schedule(NamedTuple):
+    """What a learning rate is multiplied by, as a function of the epochs since the optimiser's state was new.
+
+    Attributes:
+      kind: "constant"; "cosine", half a wave from 1 at the warm-up's end to 0 at the last epoch's; or "steps".
+      epochs: those of the round, or the most that it may have: where it ends before, so does the schedule.
+      warmup: the share of them, in [0, 1), over which the rate rises to its height, step by step.
+      milestones: the epochs, from 0, at whose start "steps" multiplies by `decay`.
+      decay: see there.
+    """
+
+    kind: str = "constant"
+    epochs: int = 1
+    warmup: float = 0.0
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+
+
+KINDS = ("constant", "cosine", "steps")
+
+
+def factor(schedule: Schedule, count: Any, epoch_steps: Any, warmup: int = 0) -> jax.Array:
+    """What the learning rate is multiplied by at step `count`, from 0, with `epoch_steps` steps an epoch.
+
+    `warmup` steps of warm-up come to the schedule's own. The rate rises by equal amounts, and is at its height behind
+    the last of them.
+    """
+    total = schedule.epochs * epoch_steps
+    rise = warmup + schedule.warmup * total
+    height = jnp.minimum((count + 1) / (rise + 1), 1.0)
+    if schedule.kind == "cosine":
+        done = jnp.clip((count - rise) / jnp.maximum(total - rise, 1), 0.0, 1.0)
+        height *= 0.5 * (1 + jnp.cos(math.pi * done))
+    if schedule.kind == "steps":
+        passed = sum((count >= epoch * epoch_steps).astype(jnp.float32) for epoch in schedule.milestones)
+        height *= schedule.decay**passed
+    return height
+
+
+def scale_by_schedule(
+    learning_rate: float, schedule: Schedule, warmup: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by `-learning_rate * factor`; the last of a chain, whose update is given `epoch_steps`.
+
+    Its state is the number of steps: wherever the optimiser's state is new, the schedule begins again.
+
+    Raises:
+      TaskError: the schedule is none, or `update` is not told how many steps an epoch has.
+    """
+    if schedule.kind not in KINDS:
+        raise TaskError(f"unknown schedule '{schedule.kind}'; available: {', '.join(KINDS)}")
+    if schedule.kind == "steps" and not schedule.milestones:
+        raise TaskError("the schedule 'steps' needs milestones: the epochs at which the rate falls")
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, epoch_steps: Any = None, **_: Any
+    ) -> tuple[Any, optax.ScaleByScheduleState]:
+        del params
+        if epoch_steps is None:
+            raise TaskError("a schedule needs the steps of an epoch: make_train_step(..., epoch_steps=n)")
+        rate = -learning_rate * factor(schedule, state.count, epoch_steps, warmup)
+        updates = jax.tree.map(lambda update: (rate * update).astype(update.dtype), updates)
+        return updates, optax.ScaleByScheduleState(jnp.asarray(state.count) + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
