@@ -21,8 +21,8 @@ def heights(schedule, epoch_steps, warmup=0):
 
 
 def test_a_cosine_falls_from_one_to_nothing_behind_its_warm_up():
-    found = heights(Schedule("cosine", 10, warmup=0.2), 5)
-    expected = [(i + 1) / 11 if i < 10 else 0.5 * (1 + np.cos(np.pi * (i - 10) / 40)) for i in range(50)]
+    found = heights(Schedule("cosine", 10, warmup=0.2), 4)
+    expected = [(i + 1) / 9 if i < 8 else 0.5 * (1 + np.cos(np.pi * (i - 8) / 32)) for i in range(40)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -69,6 +69,8 @@ def test_logits_of_relu_layers_in_a_row_are_only_rescaled(seed, rate, hidden):
 def test_rate_0_changes_no_bit(seed):
     _, params = mlp()
     update = random_like(params, seed)
+    update["hidden1"]["bias"] = update["hidden1"]["bias"].at[0].set(-0.0)
+    params["hidden1"]["bias"] = params["hidden1"]["bias"].at[1].set(jnp.inf)
     for rate in (0.0, jnp.float32(0)):
         transformation = soft_weight_rescaling(rate)
         found, _ = jax.jit(transformation.update)(update, transformation.init(params), params)

@@ -121,7 +121,7 @@ def dataset_of(protocol: str | None) -> str | None:
 
 
 def applied(default: Any, protocol: str | None) -> Any:
-    """A script's default settings with a protocol's in their place, but for the data set.
+    """A script's default settings with a protocol's in their place.
 
     Raises:
       UsageError: the script has another one's settings, or there is no such protocol.
@@ -132,5 +132,4 @@ def applied(default: Any, protocol: str | None) -> Any:
     possible = [name for name, own in PROTOCOLS.items() if own.keys() <= fields]
     if protocol not in possible:
         raise UsageError(f"unknown protocol '{protocol}'; available here: {', '.join(possible)}")
-    own = {name: value for name, value in PROTOCOLS[protocol].items() if name != "dataset"}
-    return dataclasses.replace(default, **own, protocol=protocol)
+    return dataclasses.replace(default, **PROTOCOLS[protocol], protocol=protocol)

@@ -56,6 +56,7 @@ BEFORE = {
     "tortoise": 0.999,
     "tortoise_every": 10,
     "rescaling": 0.0001,
+    "head_rescaling": None,
     "own_first": False,
 }
 """Settings that runs did not always have, with what they were before; one that is not named here was None."""
