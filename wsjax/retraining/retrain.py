@@ -222,6 +222,14 @@ def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> No
         raise RunError(f"{folder} was begun with --holdout={held:g}, which must stay, not {recipe.holdout:g}")
 
 
+def _is_part_of(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether settings are those stored, by an older version perhaps, which had fewer of them."""
+    there, here = (own.get("architecture") for own in (stored, settings))
+    if isinstance(there, dict) and isinstance(here, dict) and not differing(there, here):
+        stored = {**stored, "architecture": here}
+    return stored.items() <= settings.items()
+
+
 @contextlib.contextmanager
 def _open_part(folder: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> Iterator[Records]:
     """Opens an unfinished model's folder, or clears it first if it was for other data or settings."""
@@ -231,7 +239,7 @@ def _open_part(folder: Path, settings: Mapping[str, Any], say: Callable[[str], N
             stored = read_json(folder / CONFIG).get("config")
         except RunError as error:
             say(str(error))
-    if stored and isinstance(stored, dict) and stored.items() <= settings.items():
+    if stored and isinstance(stored, dict) and _is_part_of(stored, settings):
         settings = stored  # of what an older version did not write down nothing is known
     elif os.path.lexists(folder):
         if (folder / CONFIG).exists():
