@@ -246,7 +246,7 @@ def test_a_start_that_gives_another_network_is_refused():
 
 
 def test_a_probe_may_have_nothing_to_say_but_no_name_of_a_rows_field():
-    def old_share(setup, state, samples):
+    def old_share(setup, state, samples, key):
         return {"old": jnp.float32(0) / samples.before}
 
     rows = run_rounds(setup(probe=old_share), TWO_ROUNDS, {"WS": warm_start}).rows

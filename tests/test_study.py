@@ -228,9 +228,9 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
 
 
 def test_a_job_of_the_tour_runs_and_the_page_shows_it(tmp_path):
-    done = reproduce("--only", "table1", "--seeds", 2, "--budget=40s", "--workdir", tmp_path)
+    done = reproduce("--only", "table1", "--seeds", 2, "--budget=20s", "--workdir", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "left out, for they do not fit into 40s: table1-2, table1-3, table1-4" in done.stdout
+    assert "left out, for they do not fit into 20s: table1-2, table1-3, table1-4" in done.stdout
     page = (tmp_path / "index.html").read_text()
     assert "Table 1" in page
     assert "table1</td><td>offline" in page.replace("\n", "")
