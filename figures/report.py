@@ -66,7 +66,7 @@ def figures(folders: Sequence[Path]) -> list[Shown]:
             paths = [study.parent / run for run in runs]
             if present := [path for path in paths if (path / "config.json").exists()]:
                 found.append(show(name, present))
-    return sorted(found, key=lambda shown: (shown.name.rstrip("0123456789"), _number(shown.name)))
+    return sorted(found, key=lambda shown: page.place(shown.name))
 
 
 def show(name: str, runs: Sequence[Path]) -> Shown:
@@ -80,11 +80,6 @@ def show(name: str, runs: Sequence[Path]) -> Shown:
     if isinstance(drawn, Sheet):
         return Shown(name, lines, table=drawn)
     return Shown(name, lines, page.picture(drawn))
-
-
-def _number(name: str) -> int:
-    digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits) if digits else 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from wsjax.results.captions import scores
 from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import Unit
-from wsjax.results.summary import paired
+from wsjax.results.summary import differences, paired, with_half
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import Row, round_ends
 
@@ -59,7 +59,7 @@ def told(runs: Mapping[bool, DrawnRun], unit: Unit) -> tuple[str, str]:
     """How much of the gap augmentation takes, paired over seeds; and how every method ended."""
     gaps: dict[str, Mapping[str, Any] | None] = {TITLES[augment]: gap_of(run) for augment, run in runs.items()}
     gaps["the second less the first"] = change_of_gap(runs)
-    numbers = [f"{title} {_number(gap, unit)}" for title, gap in gaps.items() if gap is not None]
+    numbers = [f"{title} {with_half(gap, unit, 1)}" for title, gap in gaps.items() if gap is not None]
     points = " in points" * unit.percent
     ended = [
         scores(run, f"Final test {unit.word} {TITLES[augment]}", ends)
@@ -79,17 +79,10 @@ def change_of_gap(runs: Mapping[bool, DrawnRun]) -> dict[str, Any] | None:
     """The gap RI - WS with augmentation less the gap without, paired by seed; None where no seed has all four."""
     gaps: list[Row] = []
     for augment, run in runs.items():
-        random, warm = (
-            {
-                end["seed"]: end["test_accuracy"]
-                for end in _ends(run)
-                if end["method"] == names.find(run.methods, reinit)
-            }
-            for reinit in (names.RANDOM, names.WARM)
-        )
+        random, warm = (names.find(run.methods, reinit) for reinit in (names.RANDOM, names.WARM))
         gaps += [
-            {"method": TITLES[augment], "seed": seed, "round": 2, "gap": random[seed] - warm[seed]}
-            for seed in random.keys() & warm.keys()
+            {"method": TITLES[augment], "seed": seed, "round": number, "gap": gap}
+            for (seed, number), gap in differences(_ends(run), random, warm).items()
         ]
     return paired(gaps, TITLES[True], TITLES[False], "gap")
 
@@ -102,8 +95,3 @@ def missing(runs: Mapping[bool, DrawnRun]) -> str:
 
 def _ends(run: DrawnRun) -> list[Row]:
     return [end for end in round_ends(run.rows) if end["round"] == 2]
-
-
-def _number(difference: Mapping[str, Any], unit: Unit) -> str:
-    half = "" if difference["low"] is None else f" ± {unit.number((difference['high'] - difference['low']) / 2, 1)}"
-    return unit.number(difference["mean"], 1, sign=True) + half

@@ -10,7 +10,7 @@ from wsjax.errors import printable
 from wsjax.results import names, words
 from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import ACCURACY, Unit, mean_interval, unit_of
-from wsjax.results.summary import paired
+from wsjax.results.summary import minus, paired
 from wsjax.storage.rows import CAP, Row
 
 
@@ -89,7 +89,7 @@ def online_caption(
         low, high = slope["low"], slope["high"]
         bounds = "" if low is None else f" [{unit.number(low, sign=True)}, {unit.number(high, sign=True)}]"
         change = unit.number(slope["mean"], sign=True) + " points" * unit.percent
-        more.append(f"{_minus(slope)} changes by {change}{bounds} a round.")
+        more.append(f"{minus(slope)} changes by {change}{bounds} a round.")
     shares = {name: share for name, share in summary["steps_of_RI"].items() if share is not None}
     if run.finished and shares:
         of = names.label(next(iter(shares.values()))["of"])
@@ -176,7 +176,7 @@ def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str
     if gap := paired(ends, random, warm):
         a, b = gap["minuend"], gap["subtrahend"]
         known = published[a] - published[b] if {a, b} <= published.keys() else None
-        numbers.append(f"{_minus(gap)} {_number(gap['mean'], gap['low'], gap['high'], known, unit)}")
+        numbers.append(f"{minus(gap)} {_number(gap['mean'], gap['low'], gap['high'], known, unit)}")
     of = " in percent" * unit.percent + " (published)" * any(name in published for name in values)
     return f"{what}{of}: {'; '.join(numbers)}."
 
@@ -207,7 +207,3 @@ def _number(mean: float, low: float | None, high: float | None, published: float
 
 def _share(share: Mapping[str, Any]) -> str:
     return _number(share["mean"], share["low"], share["high"], None, ACCURACY)
-
-
-def _minus(difference: Mapping[str, Any]) -> str:
-    return f"{names.label(difference['minuend'])} - {names.label(difference['subtrahend'])}"

@@ -16,11 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsjax.errors import RunError
-from wsjax.results import controls, early_stopping, gradients, hyperparameters, transfer, words
+from wsjax.results import cells, controls, early_stopping, gradients, hyperparameters, names, transfer, words
 from wsjax.results.merge import DrawnRun, merge_runs
-from wsjax.results.names import Methods
-from wsjax.results.stats import mean_interval
-from wsjax.results.summary import paired, summarize_offline, summarize_online
+from wsjax.results.summary import differences, interval, paired, summarize_offline, summarize_online
 from wsjax.storage.records import BEFORE, CONFIG, RunRecords, differing, read_run
 from wsjax.storage.rows import FIRST, Row
 
@@ -199,9 +197,12 @@ def _difference(part: Mapping[str, Any], group: Group) -> Found:
 
 def _change(part: Mapping[str, Any], group: Group, other: Group) -> Found:
     """How much larger the difference of two methods is in one run than in another, paired by seed."""
-    gaps = [_by_seed(each, part["of"]) for each in (group.run, other.run)]
-    both = sorted(gaps[0].keys() & gaps[1].keys())
-    return _interval([gaps[0][seed] - gaps[1][seed] for seed in both])
+    gaps = []
+    for run in (group.run, other.run):
+        minuend, subtrahend = (_named(run, spec) for spec in part["of"])
+        gaps.append(differences(_ends(run), minuend, subtrahend))
+    one, two = gaps
+    return _interval([one[key] - two[key] for key in sorted(one.keys() & two.keys())])
 
 
 def _summary(part: Mapping[str, Any], group: Group) -> Found:
@@ -231,7 +232,7 @@ def _pair(part: Mapping[str, Any], group: Group) -> Found:
     """A paired difference of two methods after a transfer to a target, on a share of it."""
     ends, table = transfer.ends_by_kind(group.run.rows, group.run.methods), transfer.kinds(group.run.methods)
     own = [end for end in ends if end["target"] == part["target"] and end["fraction"] == part["fraction"]]
-    one, other = (_of(table, spec) for spec in part["of"])
+    one, other = (names.matching(table, spec) for spec in part["of"])
     return _found(paired(own, one, other))
 
 
@@ -287,10 +288,10 @@ def _mean(part: Mapping[str, Any], group: Group) -> Found:
     values = [end["test_accuracy"] for end in _ends(group.run) if end["method"] == name]
     if len(values) < 2:
         return []
-    own = _error(values)
-    # The report's standard errors are of 5 seeds and have no degree of freedom taken off.
-    combined = math.hypot(own, part["published"][1] / 100 * math.sqrt(5 / 4))
-    distance = (sum(values) / len(values) - part["published"][0] / 100) / combined
+    own, there = cells.score_of(values), cells.published_score(*part["published"])
+    assert own.error is not None
+    assert there.error is not None
+    distance = (own.mean - there.mean) / math.hypot(own.error, there.error)
     return [("", distance, distance, distance, len(values))]
 
 
@@ -315,19 +316,9 @@ SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def _error(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-
-
 def _named(run: DrawnRun, spec: Mapping[str, Any]) -> str | None:
     """The name of the method that is what `spec` says, and nothing more where several are."""
-    return _of(run.methods, spec)
-
-
-def _of(methods: Methods, spec: Mapping[str, Any]) -> str | None:
-    found = [name for name, own in methods.items() if spec.items() <= own.items()]
-    return min(found, key=lambda name: len(methods[name]), default=None)
+    return names.matching(run.methods, spec)
 
 
 def _ends(run: DrawnRun) -> list[Row]:
@@ -337,19 +328,8 @@ def _ends(run: DrawnRun) -> list[Row]:
     return [row for row in ends if row["round"] == last]
 
 
-def _by_seed(run: DrawnRun, of: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    one, other = (
-        {row["seed"]: row["test_accuracy"] for row in _ends(run) if row["method"] == _named(run, spec)} for spec in of
-    )
-    return {seed: one[seed] - other[seed] for seed in one.keys() & other.keys()}
-
-
 def _interval(values: Sequence[float]) -> Found:
-    if not values:
-        return []
-    mean, low, high = mean_interval(values)
-    several = len(values) > 1
-    return [("", mean, low if several else None, high if several else None, len(values))]
+    return _found(interval(values) if values else None)
 
 
 def _found(value: Mapping[str, Any] | None) -> Found:

@@ -17,7 +17,7 @@ from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.names import Methods, Spec
 from wsjax.results.stats import Unit
-from wsjax.results.summary import paired
+from wsjax.results.summary import paired, with_half
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row, round_ends
 
@@ -97,7 +97,7 @@ def told(comparisons: Sequence[Mapping[str, Any]], unit: Unit) -> str:
     sentences = []
     for own in comparisons:
         each = [own["win"], *own["left"].values()]
-        parts = dict.fromkeys(f"{d['minuend']} - {d['subtrahend']} {_number(d, unit)}" for d in each if d is not None)
+        parts = dict.fromkeys(f"{d['minuend']} - {d['subtrahend']} {with_half(d, unit)}" for d in each if d is not None)
         if parts:
             sentences.append("; ".join(parts))
     if not sentences:
@@ -139,8 +139,3 @@ def _kind(name: str, spec: Spec, several: bool) -> str:
 
 def _at(curve: str, rate: float) -> str:
     return f"{curve} at {rate:.4g}"
-
-
-def _number(difference: Mapping[str, Any], unit: Unit) -> str:
-    half = "" if difference["low"] is None else f" ± {unit.number((difference['high'] - difference['low']) / 2)}"
-    return unit.number(difference["mean"], sign=True) + half

@@ -100,7 +100,12 @@ def sp_name(spec: Spec, with_perturb: bool) -> str:
 
 def find(methods: Methods, reinit: str) -> str | None:
     """The name of the method that does that; of several the plainest, None where there is none."""
-    found = [name for name, spec in methods.items() if spec.get("reinit") == reinit]
+    return matching(methods, {"reinit": reinit})
+
+
+def matching(methods: Methods, spec: Spec) -> str | None:
+    """The name of the method that is all of that; of several the plainest, None where there is none."""
+    found = [name for name, own in methods.items() if spec.items() <= own.items()]
     return min(found, key=lambda name: len(methods[name]), default=None)
 
 

@@ -132,8 +132,14 @@ def numbers(verdicts: Iterable[Verdict]) -> str:
 
 def title(figure: str) -> str:
     """ "figure5" as "Figure 5"."""
+    name, number = place(figure)
+    return f"{name.capitalize()} {number or ''}".strip()
+
+
+def place(figure: str) -> tuple[str, int]:
+    """What a figure's order goes by: "figure5" as ("figure", 5), "controls" as ("controls", 0)."""
     name = figure.rstrip("0123456789")
-    return f"{name.capitalize()} {figure.removeprefix(name)}".strip()
+    return name, int(figure.removeprefix(name) or 0)
 
 
 def _row(verdict: Verdict, figure: Shown | None, drawn: set[str]) -> Mapping[str, Any]:

@@ -89,8 +89,18 @@ def paired(
     ends: Sequence[Row], method: str | None, other: str | None, field: str = "test_accuracy"
 ) -> dict[str, Any] | None:
     """The difference of two methods in a field, paired by seed: its mean and interval; None where no seed has both."""
-    differences = [a - b for a, b in _pairs(ends, method, other, field)]
-    return {"minuend": method, "subtrahend": other, **interval(differences)} if differences else None
+    found = differences(ends, method, other, field)
+    return {"minuend": method, "subtrahend": other, **interval(list(found.values()))} if found else None
+
+
+def differences(
+    ends: Sequence[Row], method: str | None, other: str | None, field: str = "test_accuracy"
+) -> dict[tuple[int, int], float]:
+    """The differences of two methods in a field, by (seed, round), where both have one."""
+    one, two = (
+        {(end["seed"], end["round"]): end[field] for end in ends if end["method"] == name} for name in (method, other)
+    )
+    return {key: one[key] - two[key] for key in sorted(one.keys() & two.keys())}
 
 
 def unit_of_summary(summary: Mapping[str, Any]) -> Unit:
@@ -198,7 +208,7 @@ def _gain_sentence(gain: Mapping[str, Any], gap: Mapping[str, Any] | None, unit:
 
 
 def _slope_sentence(slope: Mapping[str, Any], unit: Unit) -> str:
-    change = f"{_names(slope)} changes by {in_points(slope, unit)} a round"
+    change = f"{minus(slope)} changes by {in_points(slope, unit)} a round"
     if slope["low"] is None:
         return f"{change}."
     if slope["low"] > 0:
@@ -214,11 +224,20 @@ def share_range(share: Mapping[str, Any]) -> str:
 
 
 def _difference(difference: Mapping[str, Any], unit: Unit) -> str:
-    return f"{_names(difference)} = {in_points(difference, unit)}"
+    return f"{minus(difference)} = {in_points(difference, unit)}"
 
 
-def _names(difference: Mapping[str, Any]) -> str:
+def minus(difference: Mapping[str, Any]) -> str:
+    """A difference's title."""
     return f"{names.label(difference['minuend'])} - {names.label(difference['subtrahend'])}"
+
+
+def with_half(difference: Mapping[str, Any], unit: Unit, decimals: int = 2) -> str:
+    """A difference with half of its interval, where it has one."""
+    half = (
+        "" if difference["low"] is None else f" ± {unit.number((difference['high'] - difference['low']) / 2, decimals)}"
+    )
+    return unit.number(difference["mean"], decimals, sign=True) + half
 
 
 def in_points(difference: Mapping[str, Any], unit: Unit) -> str:

@@ -15,7 +15,7 @@ from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.names import Methods
 from wsjax.results.stats import Unit, mean_interval, unit_of
-from wsjax.results.summary import paired, unit_of_summary
+from wsjax.results.summary import minus, paired, unit_of_summary, with_half
 from wsjax.results.tables import Table
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row, round_ends
@@ -116,7 +116,7 @@ def transfer_table(summary: Mapping[str, Any], methods: Methods) -> Table:
     lines = []
     for pair, own in zip(summary["pairs"], by_place(summary["rows"]).values(), strict=True):
         scores = [[end["test_accuracy"] for end in own if end["method"] == name] for name in columns]
-        found = {_minus(each): _told(each, unit) for each in (pair["gap"], *pair["gain"].values()) if each}
+        found = {minus(each): with_half(each, unit) for each in (pair["gap"], *pair["gain"].values()) if each}
         titles |= dict.fromkeys(found)
         means = [unit.number(mean_interval(values).mean) if values else "" for values in scores]
         lines.append(([pair["target"], exact(pair["fraction"]), f"{pair['samples']:,}", *means], found))
@@ -134,9 +134,9 @@ def transfer_sentences(summary: Mapping[str, Any], source: str) -> list[str]:
         for each in zip(*([pair["gap"], *pair["gain"].values()] for pair in own), strict=False):
             places = [(pair["fraction"], found) for pair, found in zip(own, each, strict=True) if found]
             if places:
-                told = "; ".join(f"{exact(fraction)}: {_told(found, unit)}" for fraction, found in places)
+                told = "; ".join(f"{exact(fraction)}: {with_half(found, unit)}" for fraction, found in places)
                 points = "points, " * unit.percent + "by share of the target"
-                sentences.append(f"{source} to {target}, {_minus(places[0][1])} ({points}) {told}. {_signs(places)}")
+                sentences.append(f"{source} to {target}, {minus(places[0][1])} ({points}) {told}. {_signs(places)}")
     return sentences
 
 
@@ -179,7 +179,7 @@ def told(pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> tuple[str, str]
         for difference in _differences(ends, table):
             low, high = difference["low"], difference["high"]
             side = 2 if low is None or low <= 0 <= high else 0 if low > 0 else 1
-            signs.setdefault(_minus(difference), [0, 0, 0])[side] += 1
+            signs.setdefault(minus(difference), [0, 0, 0])[side] += 1
     counts = [
         f"{title} is above 0 in {above} of {above + below + open_}, below in {below}, not to be told in {open_}"
         for title, (above, below, open_) in signs.items()
@@ -251,7 +251,7 @@ def _numbers(ends: Sequence[Row], table: Methods, unit: Unit) -> dict[float, lis
     """The differences of one pair at each share, in words."""
     numbers: dict[float, list[str]] = {}
     for each in _differences(ends, table):
-        numbers.setdefault(each["fraction"], []).append(f"{_minus(each)} {_told(each, unit)}")
+        numbers.setdefault(each["fraction"], []).append(f"{minus(each)} {with_half(each, unit)}")
     return numbers
 
 
@@ -261,13 +261,3 @@ def _joined(numbers: Mapping[float, Sequence[str]]) -> str:
 
 def _unit(pairs: Mapping[Pair, Sequence[Row]]) -> Unit:
     return unit_of([end for ends in pairs.values() for end in ends])
-
-
-def _told(difference: Mapping[str, Any], unit: Unit) -> str:
-    """A mean with half of its interval."""
-    half = "" if difference["low"] is None else f" ± {unit.number((difference['high'] - difference['low']) / 2)}"
-    return unit.number(difference["mean"], sign=True) + half
-
-
-def _minus(difference: Mapping[str, Any]) -> str:
-    return f"{names.label(difference['minuend'])} - {names.label(difference['subtrahend'])}"

@@ -146,9 +146,8 @@ def build_start(config: Common, spec: names.Spec) -> Start:
 
 def at_once(methods: Mapping[str, Method], table: names.Methods, rounds: Sequence[Round]) -> dict[str, Method]:
     """The methods, but that those which shrink and perturb do so before the first round too, as the report's code."""
-    shared = next(iter(rounds))
     return {
-        name: method._replace(after=0, at_once=True, rounds=[shared, *(method.rounds or rounds[1:])])
+        name: method._replace(after=0, at_once=True, rounds=[rounds[0], *(method.rounds or rounds[1:])])
         if table[name]["reinit"] == names.SHRINK
         else method
         for name, method in methods.items()

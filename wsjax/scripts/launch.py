@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError, UsageError
-from wsjax.storage.files import read_json, write_json
 from wsjax.storage.lock import LOCK, hold
 
 POLL = 0.2  # seconds between two looks at the jobs that run
@@ -149,10 +148,7 @@ def run_slurm(jobs: Sequence[Job], folder: Path, parallel: int, **options: Any) 
     executor.update_parameters(array_parallelism=parallel, additional_parameters={"requeue": True}, **given)
     with executor.batch():
         submitted = [executor.submit(Command(job.command, Path.cwd())) for job in jobs]
-    numbers = {job.name: own.job_id for job, own in zip(jobs, submitted, strict=True)}
-    known = folder / "submitted.json"
-    write_json(known, (read_json(known) if known.exists() else {}) | numbers)
-    return numbers
+    return {job.name: own.job_id for job, own in zip(jobs, submitted, strict=True)}
 
 
 def _start(job: Job, logs: Path) -> subprocess.Popen[bytes]:
