@@ -73,6 +73,7 @@ class _Run(NamedTuple):
     checkpoints: Path | None
     observe: Observer | None
     states: bool
+    first: dict[Any, TrainState]  # the one that was drawn last, by its setup and seeds
 
     def programs(self, leg: Leg, number: int) -> Programs:
         """Those of a round of a leg."""
@@ -138,7 +139,7 @@ def run_rounds(
     legs = make_legs(rounds, made, seeds, stack, mesh)
     run = _Run(
         setup, made, settings, Compiler(mesh), _lengths(setup, legs), initial,
-        records, None if checkpoints is None else Path(checkpoints), observe, states,
+        records, None if checkpoints is None else Path(checkpoints), observe, states, {},
     )  # fmt: skip
 
     last: dict[tuple[str, int], TrainState] = {}
@@ -289,8 +290,7 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
             check_start(f"round {number}", old, _template(run, leg, number, keys))
         return old
     begins = number == 1
-    first = _fresh(programs, keys, 1)
-    fresh = first
+    first = fresh = _first_drawn(run, leg, programs, keys)
     if begins or run.settings.fresh == "new":
         fresh = _fresh(programs, keys, 0 if begins else number)
     given = fresh, first, _fold(keys[_BOUNDARY], number)
@@ -313,6 +313,15 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
     # start from these too.
     state = jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *starts)
     return parallel.place(state, programs.mesh)
+
+
+def _first_drawn(run: _Run, leg: Leg, programs: Programs, keys: Mapping[int, jax.Array]) -> TrainState:
+    """The networks that round 1 draws for a leg, once for all the boundaries that may look at them."""
+    key = id(programs.setup), leg.seeds
+    if key not in run.first:
+        run.first.clear()
+        run.first[key] = _fresh(programs, keys, 1)
+    return run.first[key]
 
 
 def _first(run: _Run, leg: Leg, programs: Programs, keys: Mapping[int, jax.Array]) -> TrainState:
