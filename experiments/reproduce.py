@@ -138,7 +138,7 @@ class Config:
     budget: str | None = None
     """Run what fits into so much time, by what was measured: 90s, 30m, 8h or 2d."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Say what would run: the time, about, and the commands, one a line."""
+    """Say what would run: the commands, one a line, with about their steps and time."""
     status: tyro.conf.FlagCreatePairsOff[bool] = False
     """Say how far every job is, and where its log lies."""
     jobs: int = 1
@@ -177,7 +177,8 @@ def main(config: Config) -> None:
         cli.say(f"left out, for they do not fit into {config.budget}: {', '.join(job.name for job in left_out)}")
     if config.dry_run:
         for job in chosen:
-            cli.say(f"{shlex.join(['python', *job.command])}  # about {cli.duration(job.seconds * factor)}")
+            time = cli.duration(job.seconds * factor)
+            cli.say(f"{shlex.join(['python', *job.command])}  # about {job.steps:,.0f} steps, {time}")
         return None
     study.write_study(figures, workdir)
     if config.launcher == "slurm":

@@ -196,6 +196,12 @@ def test_help_loads_no_jax():
     assert done.returncode == 0, done.stderr
     for text in ("--learning_rate", "default: 0.001", "Step size", "resnet18"):
         assert text in done.stdout
+    groups = ("script", "data", "model", "training", "methods", "running")
+    assert tuple(re.findall(r"─ (\w+) options ─", done.stdout)) == groups
+    of = {name: done.stdout.split(f"─ {name} options ─")[1].split("╰─")[0] for name in groups}
+    flags = ("fraction", "dataset", "width", "learning_rate", "shrink", "workdir")
+    for name, flag in zip(groups, flags, strict=True):
+        assert [other for other in groups if f"--{flag} " in of[other]] == [name]
 
 
 @pytest.mark.parametrize(

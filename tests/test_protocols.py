@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import tyro
 
 from wsjax.errors import UsageError
 from wsjax.scripts import cli, config, protocols
@@ -26,7 +25,7 @@ def loaded(script):
 
 def settings(script, *flags):
     default = cli.default_of(loaded(script), flags)
-    return tyro.cli(type(default), default=default, args=flags, use_underscores=True)
+    return cli.parse(default, flags)
 
 
 @pytest.mark.parametrize(("script", "protocol"), [("offline", n) for n in OFFLINE] + [("online", n) for n in ONLINE])

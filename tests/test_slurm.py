@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -116,3 +117,27 @@ def test_an_array_that_is_requeued_and_cancelled_ends_in_the_rows_of_local_runs(
     ended = launch.run_local(here, tmp_path / "logs", 2, lambda running, end: None)
     assert [end.code for end in ended] == [0] * 4
     assert [rows(job) for job in there] == [rows(job) for job in here]
+
+
+def test_processes_under_srun_find_each_other_and_are_one_run(slurm, tmp_path):
+    several = {"JAX_NUM_CPU_DEVICES": "1"}
+    flags = (*TINY, "--first_epochs=4", "--epochs=6", "--seeds=0", "--run=run")
+    there = subprocess.run(
+        ["srun", "--ntasks=2", "--label", sys.executable, str(SCRIPT), *flags, f"--workdir={tmp_path / 'srun'}"],
+        capture_output=True, text=True, timeout=300, env=os.environ | several,
+    )  # fmt: skip
+    assert there.returncode == 0, there.stderr
+    assert "0: Records:" in there.stdout
+    assert "1: Records:" not in there.stdout  # process 0 alone speaks
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    by_hand = [
+        subprocess.Popen([sys.executable, str(SCRIPT), *flags, f"--workdir={tmp_path / 'hand'}", "--num_processes=2",
+                          f"--coordinator=localhost:{port}", f"--process_id={number}"],
+                         stdout=subprocess.DEVNULL, env=os.environ | several)
+        for number in range(2)
+    ]  # fmt: skip
+    assert [process.wait(300) for process in by_hand] == [0, 0]
+    own, other = (Job("run", (), (tmp_path / name / "offline" / "run",), 0.0) for name in ("srun", "hand"))
+    assert rows(own) == rows(other)

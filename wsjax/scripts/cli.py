@@ -7,21 +7,27 @@ one. Imports neither jax nor matplotlib, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import ast
 import codecs
 import contextlib
 import ctypes
+import dataclasses
 import difflib
+import inspect
 import io
+import itertools
 import os
 import select
 import shutil
 import signal
 import sys
+import textwrap
 import time
 import traceback
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 from rich import box
@@ -53,10 +59,51 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with user_errors():
-        default = default_of(defaults, sys.argv[1:])
-        config = tyro.cli(type(default), default=default, description=text, use_underscores=True)
+        config = parse(default_of(defaults, sys.argv[1:]), sys.argv[1:], text)
         warnings.showwarning = lambda message, *_, **__: _complain(f"warning: {message}")
         main(config)
+
+
+def parse(default: Any, flags: Sequence[str], text: str | None = None) -> Any:
+    """The settings of a command line; the help has a group for every class that the settings' class is made of.
+
+    Args:
+      default: the settings where the command line says nothing, a dataclass.
+      flags: the command line.
+      text: what the help says first.
+    """
+    made = type(default)
+    hints = typing.get_type_hints(made, include_extras=True)
+    groups: dict[str, Any] = {}
+    grouped: set[str] = set()
+    for owner in (made, *reversed(made.__mro__[1:])):
+        said = _said_of_fields(owner) if dataclasses.is_dataclass(owner) else {}
+        fields = [
+            (name, Annotated[hints[name], tyro.conf.arg(help=text)], dataclasses.field(default=getattr(default, name)))
+            for name, text in said.items()
+            if name not in grouped
+        ]
+        grouped |= set(said)
+        if fields:
+            group = dataclasses.make_dataclass(owner.__name__, fields, frozen=True)
+            group.__doc__ = owner.__doc__
+            groups["script" if owner is made else owner.__name__.lower()] = group()
+    parts = [(name, tyro.conf.OmitArgPrefixes[type(group)], group) for name, group in groups.items()]
+    parsed = tyro.cli(
+        dataclasses.make_dataclass(made.__name__, parts), args=list(flags), description=text, use_underscores=True
+    )
+    return made(**{k: v for group in vars(parsed).values() for k, v in vars(group).items()})
+
+
+def _said_of_fields(owner: type) -> dict[str, str]:
+    """The fields that a class itself adds, each with the text that stands beneath it."""
+    lines = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(lines, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(lines.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
 
 
 def default_of(defaults: Callable[[str | None], Any], flags: Sequence[str]) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ NEUTRAL = ("workdir", "run", "data_dir", "coordinator", "num_processes", "proces
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Which data."""
+class Data:
+    """Which data, and what is done to them."""
 
     dataset: str = "digits"
     """Data set: digits (embedded, no download), cifar10, cifar100, svhn, or the path of your own .npz."""
@@ -74,11 +75,13 @@ class Source:
     """Use so many train images, drawn at random, the same for every seed. Default: all."""
     num_test: int | None = None
     """Use so many test images. Default: all."""
+    augment: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Augment train images: pad and crop, flip, colour jitter and rotation, as in the report's Figure 9."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """How one model trains in one round."""
+class Model:
+    """What is trained."""
 
     model: str = "mlp"
     """resnet18, mlp or logistic."""
@@ -94,6 +97,14 @@ class Training:
     """MLP and logistic regression: whether layers have biases."""
     conv_init: str = "report"
     """ResNet: how convolutions are drawn: report (He's normal, by outputs) or paper (PyTorch's default, uniform)."""
+    precision: str = "float32"
+    """What layers compute in: float32 or bfloat16. Parameters, statistics and the loss are float32 in both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(Model):
+    """How it trains in one round."""
+
     optimizer: str = "sgd"
     """sgd, msgd (momentum 0.9), adam or adamw (decoupled weight decay)."""
     learning_rate: float = 0.001
@@ -115,8 +126,6 @@ class Training:
     """Coupled L2, added to the gradient of every parameter."""
     batch_size: int = 128
     """Samples a step."""
-    precision: str = "float32"
-    """What layers compute in: float32 or bfloat16. Parameters, statistics and the loss are float32 in both."""
     epochs: int = 200
     """Epochs a round: its length, or the cap of the other stop rules."""
     stop: tuple[str, ...] = ("epochs",)
@@ -137,8 +146,8 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
-class Common(Training, Source):
-    """Settings that every experiment of the study has."""
+class Methods:
+    """How rounds after the first begin."""
 
     methods: tuple[str, ...] = METHODS
     """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), DASH, FIRE; or a warm start
@@ -170,16 +179,20 @@ class Common(Training, Source):
     """SWR: the same for the last layer. Default: --rescaling."""
     own_first: tyro.conf.FlagCreatePairsOff[bool] = False
     """L2, HT, SWR: act in the first round too, which is then their own, not the one that all methods share."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds; results are means over them with 95 % intervals."""
-    augment: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Augment train images: pad and crop, flip, colour jitter and rotation, as in the report's Figure 9."""
     batch_stats: str = "keep"
     """BatchNorm's running statistics at a round's start: keep, reset or reestimate (a pass over the round's images)."""
     opt_state: str = "rebuild"
     """The optimiser's state at a round's start: rebuild or keep."""
     fresh: str = "new"
     """The network that a start draws: new, or the seed's first one again (first, as in the report's Table 1)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """How often, how tested, on what, and where it goes."""
+
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; results are means over them with 95 % intervals."""
     evaluation: str = "running"
     """BatchNorm's statistics in evaluation: running, reestimated (a pass over the round's train images) or batch."""
     evaluate: str = "epoch"
@@ -189,7 +202,8 @@ class Common(Training, Source):
     replicas: str | None = None
     """devices: train seeds, and methods if they are more, side by side, spread over all devices (on a CPU, cores)."""
     coordinator: str | None = None
-    """Several hosts: HOST:PORT of process 0; every process gets the same command but for --process_id."""
+    """Several hosts: HOST:PORT of process 0; every process gets the same command but for --process_id. Under srun its
+    processes find each other without."""
     num_processes: int | None = None
     """Several hosts: how many processes there are. All their devices split every batch."""
     process_id: int | None = None
@@ -198,6 +212,11 @@ class Common(Training, Source):
     """Folder for results: WORKDIR/EXPERIMENT/RUN."""
     run: str | None = None
     """Name of the run's folder. Default: DATASET-MODEL-OPTIMIZER. The same command again continues that run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Common(Running, Methods, Training, Data):
+    """Settings that every experiment of the study has."""
 
 
 def check_config(config: Common) -> None:
@@ -296,8 +315,9 @@ def run_name(config: Common) -> str:
 
 
 def has_several_processes(config: Common) -> bool:
-    """Whether this process is one of several of the run."""
-    return config.coordinator is not None or config.num_processes is not None
+    """Whether this process is one of several of the run: the settings say so, or srun, which started them all."""
+    told = config.coordinator is not None or config.num_processes is not None
+    return told or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
 
 def _split(method: str) -> tuple[str, float | None]:

@@ -28,12 +28,14 @@ class Job(NamedTuple):
       command: without the interpreter.
       folders: where it writes; it is done when each holds summary.json.
       seconds: about what it takes.
+      steps: about how many training steps it has.
     """
 
     name: str
     command: tuple[str, ...]
     folders: tuple[Path, ...]
     seconds: float
+    steps: float = 0.0
 
     @property
     def done(self) -> bool:

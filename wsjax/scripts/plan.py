@@ -1,4 +1,4 @@
-"""What a job of the study costs, about, before it runs: samples, steps and seconds. Imports no jax.
+"""What a job of the study costs, about, before it runs: steps and seconds. Imports no jax.
 
 Rounds that end at an accuracy end when they do, so all of this is a guess, made better by the jobs that have run.
 """
@@ -23,9 +23,8 @@ START, STEP = 15.0, 1e-3
 
 
 class Cost(NamedTuple):
-    """About what a job takes: samples trained on, steps, and seconds on the machine that the constants are of."""
+    """About what a job takes: training steps, and seconds on the machine that the constants are of."""
 
-    samples: float
     steps: float
     seconds: float
 
@@ -39,7 +38,7 @@ def cost(experiment: str, config: Any) -> Cost:
     """
     samples = len(config.seeds) * sum(size * epochs for size, epochs in PASSES[experiment](config))
     steps = samples / config.batch_size
-    return Cost(samples, steps, START + steps * STEP + samples * 6 * _products(config) / OPERATIONS)
+    return Cost(steps, START + steps * STEP + samples * 6 * _products(config) / OPERATIONS)
 
 
 def _products(config: Any) -> float:

@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from wsjax.errors import RunError, UsageError
 from wsjax.scripts import cli, launch, plan
 from wsjax.scripts.launch import Ended, Job
@@ -60,7 +58,8 @@ def _job(name: str, text: str, scripts: Path, workdir: Path) -> Job:
     # A script that runs several data sets has a folder for each.
     names = [f"{name}-{Path(dataset).stem}" for dataset in getattr(config, "datasets", ())] or [name]
     folders = tuple(workdir / script / own for own in names)
-    return Job(name, (str(scripts / f"{script}.py"), *flags), folders, plan.cost(script, config).seconds)
+    cost = plan.cost(script, config)
+    return Job(name, (str(scripts / f"{script}.py"), *flags), folders, cost.seconds, cost.steps)
 
 
 @functools.cache
@@ -81,7 +80,7 @@ def parsed(path: Path, flags: Sequence[str]) -> Any:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
-            return tyro.cli(type(default), default=default, args=list(flags), use_underscores=True)
+            return cli.parse(default, flags)
     except SystemExit as error:
         raise UsageError(f"{path.name} does not take {shlex.join(flags)}") from error
 
