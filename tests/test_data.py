@@ -331,6 +331,12 @@ def test_digits_are_the_same_bytes_everywhere():
     assert checksum(datasets.digits(noise=0.5)) == "da32a8632194fd2e34eb2b2563e3783d9a9d1d133bae2e15e55281064bfc2ede"
 
 
+def test_digits_are_scikit_learns_wherever_its_file_lies(monkeypatch):
+    direct = datasets.digits(noise=0)
+    monkeypatch.setattr(datasets.embedded.importlib.util, "find_spec", lambda name: None)
+    assert checksum(datasets.digits(noise=0)) == checksum(direct)
+
+
 def test_halves_of_the_digits_are_parts_of_the_whole():
     whole = datasets.digits()
     for name, first in (("digits_low", 0), ("digits_high", 5)):
