@@ -101,19 +101,21 @@ def epochs(job):
     return records.read_bytes().count(b"\n") if records.exists() else 0
 
 
+# Seconds of patience: Slurm alone waits for one or two minutes before a requeued job starts again.
+@pytest.mark.timeout(1500)
 def test_an_array_that_is_requeued_and_cancelled_ends_in_the_rows_of_local_runs(slurm, tmp_path):
     here, there = jobs(tmp_path / "local"), jobs(tmp_path / "slurm")
     numbers = launch.run_slurm(there, tmp_path / "files", 2)
     assert len({number.split("_")[0] for number in numbers.values()}) == 1  # one array
-    wait(lambda: epochs(there[0]) > 30 and epochs(there[1]) > 30, 200)
+    wait(lambda: epochs(there[0]) > 30 and epochs(there[1]) > 30, 400)
     command("scontrol", "requeue", numbers["job0"])
     command("scancel", numbers["job1"])
-    wait(lambda: there[0].done and there[2].done and there[3].done, 300)
+    wait(lambda: there[0].done and there[2].done and there[3].done, 500)
     assert not there[1].done
-    wait(lambda: not there[1].held, 30)
+    wait(lambda: not there[1].held, 60)
     again = launch.run_slurm([job for job in there if not job.done], tmp_path / "files", 2)
     assert list(again) == ["job1"]
-    wait(lambda: there[1].done, 200)
+    wait(lambda: there[1].done, 400)
     ended = launch.run_local(here, tmp_path / "logs", 2, lambda running, end: None)
     assert [end.code for end in ended] == [0] * 4
     assert [rows(job) for job in there] == [rows(job) for job in here]
