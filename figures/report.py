@@ -1,5 +1,7 @@
 """The study's page: verdicts on the claims, every figure and table, and how it was run, as one HTML file.
 
+Beside it, the verdicts as a table in Markdown.
+
     python figures/report.py [STUDY_FOLDER ...] [--out figures/results/index.html]
 
 Reads the folders of experiments/reproduce.py, by default figures/results, and draws all from their records. The file
@@ -49,12 +51,19 @@ def main(config: Config) -> None:
 
 
 def write(folders: Sequence[Path], out: Path) -> Path:
-    """Draws the page of all studies in some folders. Raises RunError where a run is damaged, or there is none."""
+    """Draws the page of all studies in some folders, and writes the verdicts beside it as Markdown, verdicts.md.
+
+    Raises:
+      RunError: a run is damaged, or there is none.
+    """
     runs = [run for folder in folders for run in claims.read_study(folder)]
     if not runs:
         raise RunError(f"there is no run in {', '.join(map(str, folders))}: experiments/reproduce.py makes some")
     known = read_json(HERE / "published" / "claims.json")["claims"]
-    write_whole(out, page.render(claims.verdicts(known, runs), figures(folders), runs))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    verdicts = claims.verdicts(known, runs)
+    write_whole(out, page.render(verdicts, figures(folders), runs))
+    write_whole(out.with_name("verdicts.md"), page.verdict_table(verdicts).markdown)
     return out
 
 

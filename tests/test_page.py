@@ -176,3 +176,20 @@ def test_the_page_works_in_a_browser(tmp_path, width, dark):
     assert found["pictures"] == [True, True]
     assert found["wide"] <= 0  # nothing to scroll sideways for
     assert found["keys"]
+
+
+def test_the_table_of_verdicts():
+    runs = [offline((0.60, 0.61, 0.59), (0.50, 0.52, 0.49), **GAP)]
+    sheet = page.verdict_table(verdicts(CLAIMS, runs))
+    assert len(sheet.rows) == len(CLAIMS)
+    first, second = sheet.rows[:2]
+    assert first[:2] == [CLAIMS[0]["claim"], CLAIMS[0]["published"]]
+    assert first[2].startswith("RI - WS = +9.67 points (")
+    assert "3 seeds" in first[3]
+    assert first[4] == "reproduced"
+    assert second[2:] == ["", "", "not run"]
+    (part,) = CLAIMS[0]["parts"]
+    contradicted = {**CLAIMS[0], "parts": [part, {**part, "lies_in": [None, 0]}]}
+    (row,) = page.verdict_table(verdicts([contradicted], runs)).rows
+    assert row[2] == "2 parts: 1 reproduced, 1 not reproduced"
+    assert row[4] == "not reproduced"

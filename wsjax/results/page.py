@@ -130,6 +130,15 @@ def numbers(verdicts: Iterable[Verdict]) -> str:
     return file.getvalue()
 
 
+def verdict_table(verdicts: Iterable[Verdict]) -> Sheet:
+    """The claims as a table: what the report has, what was measured, at which scale, and the verdict."""
+    rows = []
+    for own in verdicts:
+        values = measured(own.estimates[0]) if len(own.estimates) == 1 else _parts(own) if own.estimates else ""
+        rows.append([own.claim["claim"], own.claim["published"], values, own.scale, own.verdict])
+    return Sheet(["claim", "report", "measured", "scale", "verdict"], rows, names=5)
+
+
 def title(figure: str) -> str:
     """ "figure5" as "Figure 5"."""
     name, number = place(figure)
@@ -144,20 +153,25 @@ def place(figure: str) -> tuple[str, int]:
 
 def _row(verdict: Verdict, figure: Shown | None, drawn: set[str]) -> Mapping[str, Any]:
     """A claim's row; its figure stands under the first claim that it belongs to, and is linked by others."""
-    claim, counts = verdict.claim, Counter(estimate.verdict for estimate in verdict.estimates)
+    claim = verdict.claim
     return {
         **{name: claim[name] for name in ("id", "claim", "published", "command", "figure")},
         "paper": claim.get("paper"),
         "title": title(claim["figure"]),
         "shown": None if figure is None else _shown(figure),
         "link": figure is None and claim["figure"] in drawn,
-        "told": f"{len(verdict.estimates)} parts: "
-        + ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name]),
+        "told": _parts(verdict),
         "measured": [measured(estimate) for estimate in verdict.estimates],
         "missing": verdict.missing,
         "scale": verdict.scale,
         "verdict": verdict.verdict,
     }
+
+
+def _parts(verdict: Verdict) -> str:
+    counts = Counter(estimate.verdict for estimate in verdict.estimates)
+    told = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
+    return f"{len(verdict.estimates)} parts: {told}"
 
 
 def _shown(figure: Shown) -> Mapping[str, Any]:
