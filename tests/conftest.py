@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-# Several CPU devices in every run. Programs that tests compile again and again come from a cache of this run's own,
-# which its workers inherit.
+# Several CPU devices in every run. Kernels, and programs that tests compile again and again, come from a cache of this
+# run's own, which its workers and their processes inherit.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="wsjax-tests-")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] = _cache
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -41,8 +41,6 @@ def script(monkeypatch, tmp_path, capfd):
     """Runs one of the experiments' scripts in this process: (exit code, stdout, stderr)."""
     from wsjax.scripts import cli
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))  # taken as the user's: left alone
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
     monkeypatch.delenv("WSJAX_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)

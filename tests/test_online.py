@@ -26,10 +26,10 @@ def run(workdir, *arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_rounds_grow_by_the_increment_and_the_summary_adds_up(tmp_path):
-    done = run(tmp_path, "--increment", "25", "--evaluate", "round")
-    assert done.returncode == 0, done.stderr
-    assert "of RI's steps" in " ".join(done.stdout.split())
+def test_rounds_grow_by_the_increment_and_the_summary_adds_up(script, tmp_path):
+    code, out, error = script("online", *TINY, "--workdir", tmp_path, "--increment", "25", "--evaluate", "round")
+    assert code == 0, error
+    assert "of RI's steps" in " ".join(out.split())
     config, rows, summary = read_run(tmp_path / "online" / "digits-mlp-adam")
     assert config["experiment"] == "online"
     assert summary is not None
@@ -56,15 +56,16 @@ def test_rounds_grow_by_the_increment_and_the_summary_adds_up(tmp_path):
         (("--devices", "2", "--replicas", "devices"), "--devices splits batches and --replicas=devices spreads runs"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
-    done = run(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert re.fullmatch(f"error: {message}.*\n", done.stderr)
+def test_bad_input_is_one_line_and_exit_code_2(script, tmp_path, arguments, message):
+    code, _, error = script("online", *TINY, "--workdir", tmp_path, *arguments)
+    assert code == 2
+    assert re.fullmatch(f"error: {message}.*\n", error)
 
 
-def test_shrinking_before_the_first_round_gives_sp_a_first_round_of_its_own(tmp_path):
-    done = run(tmp_path, "--increment", "30", "--at_once", "--shrink", "0.5", "--threshold", "1", "--stack", "False")
-    assert done.returncode == 0, done.stderr
+def test_shrinking_before_the_first_round_gives_sp_a_first_round_of_its_own(script, tmp_path):
+    flags = ("--increment", "30", "--at_once", "--shrink", "0.5", "--threshold", "1", "--stack", "False")
+    code, _, error = script("online", *TINY, "--workdir", tmp_path, *flags)
+    assert code == 0, error
     _, rows, summary = read_run(tmp_path / "online" / "digits-mlp-adam")
     assert {(row["method"], row["round"]) for row in rows} == {
         ("first", 1), ("RI", 2), ("WS", 2), ("SP", 1), ("SP", 2),
@@ -75,7 +76,9 @@ def test_shrinking_before_the_first_round_gives_sp_a_first_round_of_its_own(tmp_
     assert first != own
 
 
-RESNET = ("--increment", "30", "--model", "resnet18", "--width", "2", "--threshold", "1", "--epochs", "2")
+RESNET = (
+    "--increment", "30", "--model", "resnet18", "--width", "2", "--threshold", "1", "--epochs", "2", "--methods", "WS",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +119,8 @@ def timeless(rows):
 
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     arguments = (
-        "--increment",
-        "15",
-        "--threshold",
-        "1",
-        "--epochs",
-        "60",
-        "--checkpoint_every",
-        "7",
-        "--stack",
-        "False",
-    )
+        "--increment", "15", "--threshold", "1", "--epochs", "60", "--checkpoint_every", "7", "--stack", "False",
+    )  # fmt: skip
     begin = time.monotonic()
     assert run(tmp_path / "whole", *arguments).returncode == 0
     longest = 0.7 * (time.monotonic() - begin)
