@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsjax.data import datasets, sources
+from wsjax.data import datasets, prepared, sources
 from wsjax.errors import DataError
 
 SHAPE = (32, 32, 3)
@@ -223,7 +223,9 @@ def test_damaged_archives(tmp_path):
 def test_unknown_names():
     message = failure("CIFAR-10")
     assert "unknown data set 'CIFAR-10'" in message
-    assert "cifar10, cifar100, svhn, digits, digits_low, digits_high, or the path of a .npz file" in message
+    assert (
+        "cifar10, cifar100, svhn, digits, digits_low, digits_high, tfds:NAME, or the path of a .npz file or" in message
+    )
     assert "did you mean 'cifar10'?" in message
     assert "did you mean" not in failure("imagenet")
     assert "unknown data set ''" in failure("")
@@ -231,7 +233,7 @@ def test_unknown_names():
 
 def test_paths_that_are_no_file(tmp_path):
     assert f"cannot read {tmp_path / 'no.npz'}: No such file" in failure(tmp_path / "no.npz")
-    assert f"cannot read {tmp_path}: Is a directory; give the path of a .npz file" in failure(tmp_path)
+    assert f"{tmp_path} has no sub-folder; a folder of images has a sub-folder a class" in failure(tmp_path)
     (tmp_path / "file").touch()
     assert f"the data folder {tmp_path / 'file'} is a file" in failure("cifar10", tmp_path / "file")
 
@@ -304,7 +306,7 @@ def test_without_tensorflow_datasets_the_message_has_the_command(tmp_path, monke
     for part in (
         str(tmp_path / "cifar10.npz"),
         "tensorflow_datasets",
-        sources.INSTALL_COMMAND,
+        prepared.INSTALL_COMMAND,
         "train_images",
         "uint8",
     ):

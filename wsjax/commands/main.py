@@ -11,7 +11,7 @@ from wsjax.scripts import ending
 
 
 class Command(NamedTuple):
-    """A command: its module, which has `main(config)` and `defaults(dataset)` as a script has them, and what it does."""
+    """A command: its module, with `main(config)` and `defaults(dataset)` as a script has them, and what it does."""
 
     module: str
     text: str

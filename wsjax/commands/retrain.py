@@ -4,9 +4,10 @@
     wsjax retrain --model_dir=MODEL --rollback
 
 The data are .npz files with images (uint8 [N, height, width, channels]), labels (integers from 0) and, if you like,
-class_names. The first call trains from scratch. Every later one reads the files known so far and the new ones, shrinks
-and perturbs the current model's parameters, trains until the train accuracy reaches --threshold, and compares both
-models on images that never enter training. Without new images it changes nothing.
+class_names; or folders with a sub-folder of PNG or JPEG files a class. The first call trains from scratch. Every later
+one reads the files known so far and the new ones, shrinks and perturbs the current model's parameters, trains until the
+train accuracy reaches --threshold, and compares both models on images that never enter training. Without new images it
+changes nothing.
 
 Exit codes: 0 the new model is current, or nothing is new; 2 an error, in one line; 3 the new model is worse and was
 kept aside.
@@ -39,7 +40,9 @@ class Config(common.Training):
     model_dir: Path = Path("model")
     """Folder of the models; made by the first call."""
     data: tuple[str, ...] = ()
-    """Data files or globs. Known files are read again whether or not they are named."""
+    """Data files, folders of images, or globs. Known ones are read again whether or not they are named."""
+    image_size: int | None = None
+    """Pixels of a side: images of folders are resized to squares of it. Default: as the known ones, or else 32."""
     shrink: float = 0.4
     """Factor of the current model's parameters; 1 and --perturb=0 continue from them as they are."""
     perturb: float = 0.1
@@ -80,7 +83,7 @@ def main(config: Config) -> None:
         old, new = roll_back(config.model_dir, build.load_model, config.rollback_to)
         before = "" if old is None else f", not {old}, which stays in {config.model_dir}/models"
         return cli.say(f"rolled back: model {new} is current{before}")
-    cli.check(len(config.data) > 0, "--data is missing: give files or globs, such as --data 'incoming/*.npz'")
+    cli.check(len(config.data) > 0, "--data is missing: give files, folders or globs, such as --data 'incoming/*.npz'")
     with cli.progress(config.epochs, ", if training does not end early") as advance, advice():
         lineage = retrain(
             config.model_dir,
@@ -133,6 +136,7 @@ def build_recipe(config: Config) -> Any:
         compare_scratch=config.compare_scratch,
         mesh=build.data_mesh(config.devices),
         max_gigabytes=config.max_gigabytes,
+        image_size=config.image_size,
         fit=build.build_fit(config),
     )
 
@@ -145,6 +149,7 @@ def check(config: Config) -> None:
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
     size = config.max_gigabytes
     cli.check(math.isfinite(size) and size > 0, f"--max_gigabytes must be positive, not {size}")
+    common.check_image_size(config.image_size)
     cli.check(0 < config.holdout < 1, f"--holdout must lie between 0 and 1, not {config.holdout}")
     cli.check(0 <= config.tolerance <= 1, f"--tolerance must lie in [0, 1], not {config.tolerance}")
     cli.check(0 <= config.seed < 2**31, f"--seed must lie in [0, 2^31), not {config.seed}")
