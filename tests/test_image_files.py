@@ -77,6 +77,13 @@ def test_what_is_transparent_lies_on_white():
     assert read(packed(Image.new("RGB", (8, 8), "red"), transparency=(255, 0, 0)))[0, 0].tolist() == [255] * 3
 
 
+def test_of_several_pictures_in_a_file_the_first_counts():
+    other = {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
+    np.testing.assert_array_equal(read(packed(Image.fromarray(PIXELS), **other)), PIXELS)
+    photo = read(packed(Image.new("RGB", (8, 8), "white"), "MPO", **other))  # as phones write them, named .jpg
+    np.testing.assert_array_equal(photo, np.full((8, 8, 3), 255))
+
+
 @pytest.mark.parametrize(("inks", "colour"), [((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0))])
 def test_printers_inks(inks, colour):
     content = packed(Image.new("CMYK", (8, 8), inks), "JPEG", quality=100)

@@ -141,7 +141,7 @@ def load(
     if is_folder:
         return _dataset(path.name, folders.read_split(path, image_size or IMAGE_SIZE), path)
     if path.suffix == ".npz" or len(path.parts) > 1:
-        return _dataset(path.stem, _read_own(path), path)
+        return _dataset(path.stem, _read_own(path, "a .npz file, or of a folder of images"), path)
     close = difflib.get_close_matches(text.lower(), NAMES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     ways = "tfds:NAME, or the path of a .npz file or a folder of images"
@@ -282,8 +282,8 @@ def _load_named(name: str, folder: Path, image_size: int | None) -> Dataset:
     return dataset
 
 
-def _read_own(path: Path) -> dict[str, np.ndarray]:
-    with sources.open_file(path) as file:
+def _read_own(path: Path, wanted: str = "a .npz file") -> dict[str, np.ndarray]:
+    with sources.open_file(path, wanted) as file:
         return sources.read_npz(file, path, sources.REQUIRED, sources.WANTED)
 
 

@@ -43,6 +43,11 @@ class _Read(NamedTuple):
     hashes: list[tuple[Path, str]]
 
 
+def stop(error: DataError) -> NoReturn:
+    """Raises what is amiss, so that nothing is left out."""
+    raise error
+
+
 def read_split(folder: Path, size: int = IMAGE_SIZE) -> dict[str, np.ndarray]:
     """Reads a data set from a folder: CLASS/*.png, or train/CLASS/*.png and test/CLASS/*.png; JPEG likewise.
 
@@ -59,13 +64,13 @@ def read_split(folder: Path, size: int = IMAGE_SIZE) -> dict[str, np.ndarray]:
     Raises:
       DataError: whatever is amiss in the folder; it names the file.
     """
-    splits = {split: _classes(path, folder, (), _raise) for split, path in _splits(folder, _raise).items()}
+    splits = {split: _classes(path, folder, (), stop) for split, path in _splits(folder, stop).items()}
     names = _in_order(splits[_TRAIN])
     for name in splits.get(_TEST, ()):
         if name not in names:
             raise DataError(f"{folder / _TEST / name}: {folder / _TRAIN} has no class of this name; make them one")
     check_size(sum(len(files) for own in splits.values() for files in own.values()) * size * size * 3, folder)
-    read = {split: _read(own, names, size, _raise) for split, own in splits.items()}
+    read = {split: _read(own, names, size, stop) for split, own in splits.items()}
     if _TEST not in read:
         read = _held_out(folder, read[_TRAIN])
     arrays = {f"{split}_images": own.images for split, own in read.items()}
@@ -120,10 +125,6 @@ def folder_hash(folder: Path) -> str:
 def is_held_out(digest: bytes, holdout: float) -> bool:
     """Whether an image is held out, by the SHA-256 of its pixels: a fraction `holdout` of all images is."""
     return int.from_bytes(digest[:8], "big") < holdout * 2**64
-
-
-def _raise(error: DataError) -> NoReturn:
-    raise error
 
 
 def _ignore(error: DataError) -> None:

@@ -171,7 +171,7 @@ def _decode(tfds: Any, name: str, builder: Any, image_size: int | None) -> dict[
     shape = features[image].shape
     size = image_size or (None if all(shape) else IMAGE_SIZE)
     one_size = math.prod(shape) if size is None else size * size * (shape[-1] or 3)
-    check_size(one_size * sum(splits[split].num_examples for split in _SPLITS), name)
+    check_size(one_size * sum(splits[split].num_examples or 0 for split in _SPLITS), name)
     arrays = {}
     for split in _SPLITS:
         try:

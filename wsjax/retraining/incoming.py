@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsjax.data.datasets import read_images
-from wsjax.data.folders import Refuse, folder_hash, is_held_out, read_labelled
+from wsjax.data.folders import Refuse, folder_hash, is_held_out, read_labelled, stop
 from wsjax.data.image_files import IMAGE_SIZE
 from wsjax.data.sources import MAX_GIGABYTES, Images, expand_user, listed, read_bytes
 from wsjax.errors import DataError, printable
@@ -69,12 +69,10 @@ class _Found:
     duplicates: int = 0
     corrected: int = 0
 
-    def add(
-        self, path: Path, max_gigabytes: float, image_size: int | None = None, refuse: Refuse = lambda error: None
-    ) -> Row:
+    def add(self, path: Path, max_gigabytes: float, image_size: int | None = None, refuse: Refuse = stop) -> Row:
         """Adds a file or a folder of images, and returns its row; where it raises DataError, nothing has changed.
 
-        An image file that cannot be used goes to `refuse`.
+        What is amiss within a folder goes to `refuse`.
         """
         read = self._read(path, max_gigabytes, image_size, refuse)
         shape = read.images.shape[1:]

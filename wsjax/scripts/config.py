@@ -312,7 +312,9 @@ def _check_in_optimizer(config: Common) -> None:
 def check_image_size(size: int | None) -> None:
     """Raises UsageError unless images can be resized to squares of that side."""
     if size is not None:
-        check_positive("image_size", size, 4_096)
+        from wsjax.data.image_files import LARGEST_SIZE
+
+        check_positive("image_size", size, LARGEST_SIZE)
 
 
 def check_positive(name: str, value: float, most: float = math.inf) -> None:
