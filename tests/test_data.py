@@ -244,7 +244,7 @@ def never(*_):
 
 @pytest.mark.parametrize(("name", "num_classes"), [("cifar10", 10), ("cifar100", 100), ("svhn", 10)])
 def test_a_named_set_comes_from_its_file_first(tmp_path, monkeypatch, name, num_classes):
-    monkeypatch.setattr(sources, "read_tfds", never)
+    monkeypatch.setattr(prepared, "read_tfds", never)
     arrays = named(num_classes)
     write(tmp_path / f"{name}.npz", arrays)
     dataset = datasets.load(name, tmp_path)
@@ -268,10 +268,10 @@ def test_a_named_file_must_hold_that_set(tmp_path):
 
 def test_what_was_decoded_is_kept(tmp_path, monkeypatch):
     arrays = named(10)
-    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: arrays)
+    monkeypatch.setattr(prepared, "read_tfds", lambda *_: arrays)
     folder = tmp_path / "new" / "folder"
     first = datasets.load("cifar10", folder)
-    monkeypatch.setattr(sources, "read_tfds", never)
+    monkeypatch.setattr(prepared, "read_tfds", never)
     second = datasets.load("cifar10", folder)
     for name in sources.REQUIRED:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
@@ -279,7 +279,7 @@ def test_what_was_decoded_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(prepared, "read_tfds", lambda *_: named(10))
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match=r"cannot keep .*cifar10.npz \(Not a directory\)") as caught:
         dataset = datasets.load("cifar10", tmp_path / "file" / "folder")
@@ -292,7 +292,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
         file.write(b"PK")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(prepared, "read_tfds", lambda *_: named(10))
     monkeypatch.setattr(np, "savez", fill)
     with pytest.warns(UserWarning, match="No space left"):
         datasets.load("cifar10", tmp_path)

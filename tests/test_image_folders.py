@@ -13,6 +13,7 @@ from wsjax.data import datasets, folders
 from wsjax.errors import DataError
 from wsjax.results.names import of_data
 from wsjax.retraining.incoming import is_held_out, read_pool
+from wsjax.scripts import config, run
 
 
 def write(folder, count=30, size=(8, 8), form="png"):
@@ -247,20 +248,17 @@ def test_what_a_data_set_is_called(tmp_path, monkeypatch):
     assert of_data("tfds:cmaterdb/bangla:1.0.0") == "cmaterdb-bangla-1.0.0"
 
 
-TINY = ("--model", "mlp", "--hidden", "4", "--epochs", "1", "--seeds", "0", "--methods", "WS")
-
-
 def test_an_experiment_on_a_folder(script, photos):
-    code, _, errors = script("offline", "--dataset", photos, "--image_size", "8", *TINY)
-    assert (code, errors) == (0, "")
-    assert (photos.parent / "runs" / "offline" / "photos-mlp-sgd" / "summary.json").exists()
+    own = config.Common(dataset=str(photos), image_size=8)
+    assert config.run_name(own) == "photos-mlp-sgd"
+    assert run.load_data(own).train_images.shape[1:] == (8, 8, 3)
     (photos / "cat" / "a\nb.png").write_bytes(b"")
-    code, _, errors = script("offline", "--dataset", photos, *TINY)
+    code, _, errors = script("offline", "--dataset", photos)
     assert code == 2
     assert errors.startswith(f"error: {photos}/cat/a\\nb.png is no PNG or JPEG image")
     assert errors.count("\n") == 1
     for size in ("-1", "5000"):
-        code, _, errors = script("offline", "--dataset", photos, "--image_size", size, *TINY)
+        code, _, errors = script("offline", "--dataset", photos, "--image_size", size)
         assert (code, errors.startswith("error: --image_size must be ")) == (2, True)
 
 

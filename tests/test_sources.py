@@ -345,6 +345,8 @@ def test_what_is_no_file_is_told_at_once(tmp_path, monkeypatch, kind):
     said |= dict.fromkeys(("link to nothing", "no file"), "No such file or directory")
     said |= {"folder": "Is a directory", "link to itself": "Too many levels of symbolic links"}
     for read in (read_images, datasets.load):
+        if kind == "folder" and read is datasets.load:
+            continue  # it may hold images
         with pytest.raises(DataError, match=f"cannot read .*day.npz: {said[kind]}; give the path of a .npz file"):
             read(path)
 

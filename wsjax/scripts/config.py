@@ -74,8 +74,8 @@ class Data:
     data_dir: Path | None = None
     """Folder of NAME.npz files, and of downloads. Default: $WSJAX_DATA_DIR, else ~/.cache/wsjax/data."""
     image_size: int | None = None
-    """Pixels of a side: images of a folder, or of tfds:NAME, are cut to the largest square at their middle, and resized
-    to it. Default: 32, but a set of tensorflow-datasets whose images have one size keeps it."""
+    """Pixels of a side: of every image of a folder, or of tfds:NAME, the largest square at the middle is resized to so
+    many. Default: 32, but a set of tensorflow-datasets whose images have one size keeps it."""
     num_train: int | None = None
     """Use so many train images, drawn at random, the same for every seed. Default: all."""
     num_test: int | None = None
