@@ -22,7 +22,6 @@ if __name__ == "__main__":  # before the imports that take a second
 
 import dataclasses
 import itertools
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
@@ -62,7 +61,7 @@ def defaults(dataset: str | None) -> Config:
 def main(settings: Config) -> None:
     """Runs the transfers from every source, or what is left of them, prints what came out, and draws it."""
     check(settings)
-    stems = [Path(name).stem for name in settings.datasets]
+    stems = [names.of_data(name) for name in settings.datasets]
     loaded = dict(zip(stems, run.load_several(settings, settings.datasets), strict=True))
     shapes = {name: each.train_images.shape[1:] for name, each in loaded.items()}
     told = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -81,7 +80,7 @@ def check(settings: Config) -> None:
     config.check_config(settings)
     for name in ("datasets", "fractions"):
         config.check_list(name, getattr(settings, name))
-    stems = [Path(name).stem for name in settings.datasets]
+    stems = [names.of_data(name) for name in settings.datasets]
     cli.check(len(stems) > 1, f"--datasets needs two or more to transfer between, not {' '.join(stems)}")
     cli.check(len(set(stems)) == len(stems), f"--datasets must differ in their names: {' '.join(stems)}")
     for fraction in settings.fractions:

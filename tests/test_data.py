@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsjax.data import datasets, sources
+from wsjax.data import datasets, prepared, sources
 from wsjax.errors import DataError
 
 SHAPE = (32, 32, 3)
@@ -223,7 +223,9 @@ def test_damaged_archives(tmp_path):
 def test_unknown_names():
     message = failure("CIFAR-10")
     assert "unknown data set 'CIFAR-10'" in message
-    assert "cifar10, cifar100, svhn, digits, digits_low, digits_high, or the path of a .npz file" in message
+    assert (
+        "cifar10, cifar100, svhn, digits, digits_low, digits_high, tfds:NAME, or the path of a .npz file or" in message
+    )
     assert "did you mean 'cifar10'?" in message
     assert "did you mean" not in failure("imagenet")
     assert "unknown data set ''" in failure("")
@@ -231,7 +233,7 @@ def test_unknown_names():
 
 def test_paths_that_are_no_file(tmp_path):
     assert f"cannot read {tmp_path / 'no.npz'}: No such file" in failure(tmp_path / "no.npz")
-    assert f"cannot read {tmp_path}: Is a directory; give the path of a .npz file" in failure(tmp_path)
+    assert f"{tmp_path} has no sub-folder; a folder of images has a sub-folder a class" in failure(tmp_path)
     (tmp_path / "file").touch()
     assert f"the data folder {tmp_path / 'file'} is a file" in failure("cifar10", tmp_path / "file")
 
@@ -242,7 +244,7 @@ def never(*_):
 
 @pytest.mark.parametrize(("name", "num_classes"), [("cifar10", 10), ("cifar100", 100), ("svhn", 10)])
 def test_a_named_set_comes_from_its_file_first(tmp_path, monkeypatch, name, num_classes):
-    monkeypatch.setattr(sources, "read_tfds", never)
+    monkeypatch.setattr(prepared, "read_tfds", never)
     arrays = named(num_classes)
     write(tmp_path / f"{name}.npz", arrays)
     dataset = datasets.load(name, tmp_path)
@@ -266,10 +268,10 @@ def test_a_named_file_must_hold_that_set(tmp_path):
 
 def test_what_was_decoded_is_kept(tmp_path, monkeypatch):
     arrays = named(10)
-    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: arrays)
+    monkeypatch.setattr(prepared, "read_tfds", lambda *_: arrays)
     folder = tmp_path / "new" / "folder"
     first = datasets.load("cifar10", folder)
-    monkeypatch.setattr(sources, "read_tfds", never)
+    monkeypatch.setattr(prepared, "read_tfds", never)
     second = datasets.load("cifar10", folder)
     for name in sources.REQUIRED:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
@@ -277,7 +279,7 @@ def test_what_was_decoded_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(prepared, "read_tfds", lambda *_: named(10))
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match=r"cannot keep .*cifar10.npz \(Not a directory\)") as caught:
         dataset = datasets.load("cifar10", tmp_path / "file" / "folder")
@@ -290,7 +292,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
         file.write(b"PK")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sources, "read_tfds", lambda name, folder: named(10))
+    monkeypatch.setattr(prepared, "read_tfds", lambda *_: named(10))
     monkeypatch.setattr(np, "savez", fill)
     with pytest.warns(UserWarning, match="No space left"):
         datasets.load("cifar10", tmp_path)
@@ -304,7 +306,7 @@ def test_without_tensorflow_datasets_the_message_has_the_command(tmp_path, monke
     for part in (
         str(tmp_path / "cifar10.npz"),
         "tensorflow_datasets",
-        sources.INSTALL_COMMAND,
+        prepared.INSTALL_COMMAND,
         "train_images",
         "uint8",
     ):

@@ -19,6 +19,7 @@ for _room, *_rooms in (
     ("retraining", "rounds", "methods", "training", "networks"),
     ("results",),
     ("scripts", "results", "retraining", "rounds", "methods", "training", "networks"),
+    ("commands", "scripts", "results", "retraining", "rounds", "methods", "training", "networks"),
 ):
     BELOW[_room] = GROUND | set(_rooms)
 BELOW["results"] -= {"parallel", "data"}
@@ -71,7 +72,8 @@ def test_what_is_read_without_training_loads_no_jax():
 
 
 def test_a_script_starts_to_listen_before_its_imports():
-    assert loaded("from wsjax.scripts import ending", "jax", "tyro", "rich", "numpy", "asyncio") == []
+    for start in ("from wsjax.scripts import ending", "from wsjax.commands import main"):
+        assert loaded(start, "jax", "tyro", "rich", "numpy", "asyncio") == []
 
 
 def loaded(code, *modules):

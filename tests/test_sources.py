@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from wsjax.data import datasets, sources
+from wsjax.data import datasets, prepared, sources
 from wsjax.data.datasets import read_images
 from wsjax.errors import DataError
 
@@ -345,6 +345,8 @@ def test_what_is_no_file_is_told_at_once(tmp_path, monkeypatch, kind):
     said |= dict.fromkeys(("link to nothing", "no file"), "No such file or directory")
     said |= {"folder": "Is a directory", "link to itself": "Too many levels of symbolic links"}
     for read in (read_images, datasets.load):
+        if kind == "folder" and read is datasets.load:
+            continue  # it may hold images
         with pytest.raises(DataError, match=f"cannot read .*day.npz: {said[kind]}; give the path of a .npz file"):
             read(path)
 
@@ -422,11 +424,11 @@ def test_reachable(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Refuse) as server:
         threading.Thread(target=server.handle_request).start()
         url = f"http://127.0.0.1:{server.server_port}/"
-        assert sources._reachable(url)  # an error page is an answer
-    assert not sources._reachable(url)
-    monkeypatch.setattr(sources, "NETWORK_TIMEOUT", 0.2)
+        assert prepared._reachable(url)  # an error page is an answer
+    assert not prepared._reachable(url)
+    monkeypatch.setattr(prepared, "NETWORK_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert not sources._reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        assert not prepared._reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/")
 
 
 def test_a_name_look_up_that_hangs_is_given_up(monkeypatch):
@@ -438,8 +440,8 @@ def test_a_name_look_up_that_hangs_is_given_up(monkeypatch):
         raise socket.gaierror("no such name")
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr(sources, "NETWORK_TIMEOUT", 0.2)
+    monkeypatch.setattr(prepared, "NETWORK_TIMEOUT", 0.2)
     start = time.monotonic()
-    assert not sources._reachable("http://wsjax.invalid/")
+    assert not prepared._reachable("http://wsjax.invalid/")
     assert time.monotonic() - start < 5
     given_up.set()

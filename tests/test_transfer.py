@@ -83,7 +83,7 @@ def test_images_of_two_shapes_are_refused(script, tmp_path, monkeypatch):
 
     load = datasets.load
 
-    def larger(name, data_dir=None):
+    def larger(name, data_dir=None, image_size=None):
         found = load("digits_low")
         wide = {f"{split}_images": getattr(found, f"{split}_images").repeat(2, axis=1) for split in ("train", "test")}
         return dataclasses.replace(found, **wide) if name == "digits_high" else found

@@ -19,6 +19,7 @@ _HOMES = {
     "methods.variants": ("gaussian_perturb", "gaussian_start", "toward_initial"),
     "networks.models": ("logistic_regression", "mlp", "resnet18"),
     "data.datasets": ("Dataset", "load"),
+    "data.image_files": ("read_image",),
     "training.augment": ("augmented", "standard_augmentation"),
     "training.task": ("Task", "image_task", "stateless_task"),
     "training.train": ("Batch", "Samples", "Setup", "TrainState", "init_state", "make_optimizer", "make_train_step"),
@@ -35,6 +36,7 @@ __all__ = [name for names in _HOMES.values() for name in names]  # pyright: igno
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.data.datasets import Dataset as Dataset
     from wsjax.data.datasets import load as load
+    from wsjax.data.image_files import read_image as read_image
     from wsjax.errors import DataError as DataError
     from wsjax.errors import NonFiniteLoss as NonFiniteLoss
     from wsjax.errors import RunError as RunError

@@ -1,7 +1,8 @@
 """Image data sets as uint8 arrays in memory, and pools that grow, as pure functions of a key.
 
-`load` reads CIFAR-10, CIFAR-100 and SVHN (from a file NAME.npz, else through tensorflow-datasets), the small digits
-that come with scikit-learn (no download), or a user's own .npz file.
+`load` reads CIFAR-10, CIFAR-100 and SVHN (from a file NAME.npz, else through tensorflow-datasets), any other set of
+tensorflow-datasets, the small digits that come with scikit-learn (no download), or a user's own .npz file or folder of
+images.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import hashlib
 import io
 import math
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.data import embedded, sources
+from wsjax.data import embedded, folders, prepared, sources
 from wsjax.data.embedded import DIGITS_NOISE, EMBEDDED
-from wsjax.data.sources import SOURCES, Source
+from wsjax.data.image_files import IMAGE_SIZE, LARGEST_SIZE
+from wsjax.data.prepared import SOURCES, Source
+from wsjax.data.sources import Images
 from wsjax.errors import DataError
 
 DATA_DIR_VARIABLE = "WSJAX_DATA_DIR"
@@ -37,7 +38,6 @@ REPORT_STD = (0.2023, 0.1994, 0.2010)
 MAX_CLASSES = 100_000  # more than any set has; a network's last layer must still fit a machine
 _MAX_CHANNELS = 4_096  # more than any camera has
 _MIN_IMAGES = 2  # BatchNorm has no variance over one image
-_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's controls, halves of characters, and ends of lines
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,53 +95,57 @@ class Dataset:
         return len(self.class_names)
 
 
-class Images(NamedTuple):
-    """Labelled images without a split.
-
-    Attributes:
-        images: uint8 [N, height, width, channels].
-        labels: int32 [N], from 0.
-        class_names: one name a class, or None where only numbers are known.
-        sha256: hash of the file, of those very bytes that the arrays come from.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...] | None
-    sha256: str
-
-
 _NAMED_SHAPE = (32, 32, 3)
 NAMES = (*SOURCES, *EMBEDDED)
 
 
-def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> Dataset:
-    """Loads a data set by its name, or a user's own from a .npz file.
+def load(
+    name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None, image_size: int | None = None
+) -> Dataset:
+    """Loads a data set by its name, or a user's own from a .npz file or a folder of images.
 
     CIFAR-10, CIFAR-100 and SVHN come from the first of these that exists: the file DATA_DIR/NAME.npz; a set that
     tensorflow-datasets has prepared in DATA_DIR or in its own folder; a download by tensorflow-datasets into DATA_DIR.
-    The last two are decoded once and kept as DATA_DIR/NAME.npz. They are normalised with the report's CIFAR-10
-    statistics, every other set with those of its train images.
+    The last two are decoded once and kept as DATA_DIR/NAME.npz; so are other sets of tensorflow-datasets, as
+    DATA_DIR/tfds-NAME.npz. The three are normalised with the report's CIFAR-10 statistics, every other set with those
+    of its train images.
 
     Args:
         name: "cifar10", "cifar100", "svhn", "digits", a half of these ("digits_low", 0 to 4, or "digits_high", 5 to
-            9), or the path of a .npz file with the arrays train_images and test_images (uint8 [N, height, width,
-            channels]), train_labels and test_labels (integers [N], from 0) and, if you like, class_names (strings).
+            9); "tfds:NAME" or "tfds:NAME/CONFIG" for any image classification set of tensorflow-datasets; the path of
+            a .npz file with the arrays train_images and test_images (uint8 [N, height, width, channels]), train_labels
+            and test_labels (integers [N], from 0) and, if you like, class_names (strings); or the path of a folder
+            with a sub-folder of PNG or JPEG files a class (`folders.read_split`).
         data_dir: the folder DATA_DIR for named sets; by default $WSJAX_DATA_DIR, else ~/.cache/wsjax/data.
+        image_size: pixels of a side, for a folder or a set of tensorflow-datasets: the largest square at an image's
+            middle is resized (`image_files.read_image`). By default 32, but a set of tensorflow-datasets whose images
+            have one size keeps it.
 
     Raises:
         DataError: if the set is unknown, not found, damaged or malformed, or does not fit this machine's memory.
     """
-    path = sources.expand_user(name)
-    if str(name) in EMBEDDED:
-        return _dataset(str(name), embedded.noisy_digits(EMBEDDED[str(name)]), "scikit-learn's digits")
-    if str(name) in SOURCES:
-        return _load_named(str(name), _data_dir(data_dir))
+    path, text = sources.expand_user(name), str(name)
+    own = text not in NAMES and not text.startswith(prepared.PREFIX)
+    is_folder = own and text != "" and os.path.isdir(path)
+    if image_size is not None:
+        _check_image_size(image_size)
+        if not is_folder and not text.startswith(prepared.PREFIX):
+            raise DataError(
+                f"--image_size={image_size} is for folders of images and sets of tensorflow-datasets (tfds:NAME); "
+                f"{text} has a size of its own: leave it out"
+            )
+    if text in EMBEDDED:
+        return _dataset(text, embedded.noisy_digits(EMBEDDED[text]), "scikit-learn's digits")
+    if not own:
+        return _load_named(text, _data_dir(data_dir), image_size)
+    if is_folder:
+        return _dataset(path.name, folders.read_split(path, image_size or IMAGE_SIZE), path)
     if path.suffix == ".npz" or len(path.parts) > 1:
-        return _dataset(path.stem, _read_own(path), path)
-    close = difflib.get_close_matches(str(name).lower(), NAMES, n=1)
+        return _dataset(path.stem, _read_own(path, "a .npz file, or of a folder of images"), path)
+    close = difflib.get_close_matches(text.lower(), NAMES, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise DataError(f"unknown data set {str(name)!r}; possible: {', '.join(NAMES)}, or the path of a .npz file{hint}")
+    ways = "tfds:NAME, or the path of a .npz file or a folder of images"
+    raise DataError(f"unknown data set {text!r}; possible: {', '.join(NAMES)}, {ways}{hint}")
 
 
 def read_images(path: str | os.PathLike[str], max_gigabytes: float = sources.MAX_GIGABYTES) -> Images:
@@ -262,19 +266,24 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
     return folder
 
 
-def _load_named(name: str, folder: Path) -> Dataset:
-    """A set of `SOURCES`, from its .npz file or else through tensorflow-datasets, which then leaves that file."""
-    path = folder / f"{name}.npz"
+def _check_image_size(size: int) -> None:
+    if not 1 <= size <= LARGEST_SIZE:
+        raise DataError(f"--image_size must lie between 1 and {LARGEST_SIZE:,}, not {size}")
+
+
+def _load_named(name: str, folder: Path, image_size: int | None) -> Dataset:
+    """A set from its .npz file or else through tensorflow-datasets, which then leaves that file."""
+    path = folder / prepared.kept_as(name, image_size)
     cached = os.path.lexists(path)
-    arrays = _read_own(path) if cached else sources.read_tfds(name, folder)
-    dataset = _dataset(name, arrays, path, SOURCES[name])
+    arrays = _read_own(path) if cached else prepared.read_tfds(name, path, image_size)
+    dataset = _dataset(name, arrays, path if cached else name, SOURCES.get(name))
     if not cached:
         sources.write_npz(path, arrays)
     return dataset
 
 
-def _read_own(path: Path) -> dict[str, np.ndarray]:
-    with sources.open_file(path) as file:
+def _read_own(path: Path, wanted: str = "a .npz file") -> dict[str, np.ndarray]:
+    with sources.open_file(path, wanted) as file:
         return sources.read_npz(file, path, sources.REQUIRED, sources.WANTED)
 
 
@@ -362,7 +371,7 @@ def _strings(names: np.ndarray) -> tuple[str, ...]:
     except (ValueError, SystemError) as error:  # bytes, or code points, that are no text
         raise DataError("class_names holds what is no text; write strings, or bytes in UTF-8") from error
     for text in texts:
-        if any(unicodedata.category(character) in _NO_TEXT for character in text):
+        if not sources.is_text(text):
             raise DataError(f"class_names has {text[:60]!a}, with a control character; write plain text")
     return texts
 

@@ -1,4 +1,4 @@
-"""Where data sets come from: .npz files, of which nothing is believed before it is checked, and tensorflow-datasets.
+"""Files that data come from: .npz archives, of which nothing is believed before it is checked.
 
 Nothing here ever unpickles a file, or allocates what a file merely claims to hold.
 """
@@ -6,13 +6,11 @@ Nothing here ever unpickles a file, or allocates what a file merely claims to ho
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import io
 import math
 import os
 import stat
-import threading
+import unicodedata
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,9 +20,6 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from wsjax.errors import DataError
-
-NETWORK_TIMEOUT = 5.0  # seconds
-INSTALL_COMMAND = 'pip install "wsjax[data]"'
 
 MAX_GIGABYTES = 8.0
 """What data files that come in by themselves may unpack to where nothing else is said, in 10^9 bytes."""
@@ -41,25 +36,23 @@ _PACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 _HEADER_BYTES = 2**14  # more than NumPy reads of a header
 _CHUNK_BYTES = 2**20
 _LISTED, _LISTED_LENGTH = 20, 60  # names in a message, characters of each
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's controls, halves of characters, and ends of lines
 
 
-class Source(NamedTuple):
-    """Where tensorflow-datasets finds a named set."""
+class Images(NamedTuple):
+    """Labelled images without a split.
 
-    tfds_name: str
-    num_classes: int
-    address: str
-    archives: tuple[str, ...]
+    Attributes:
+        images: uint8 [N, height, width, channels].
+        labels: int32 [N], from 0.
+        class_names: one name a class, or None where only numbers are known.
+        sha256: hash of the file, of those very bytes that the arrays come from; of a folder's files likewise.
+    """
 
-
-_CIFAR = "https://www.cs.toronto.edu/~kriz"
-_SVHN = "http://ufldl.stanford.edu/housenumbers"
-SOURCES = {
-    "cifar10": Source("cifar10", 10, _CIFAR, ("cifar-10-binary.tar.gz",)),
-    "cifar100": Source("cifar100", 100, _CIFAR, ("cifar-100-binary.tar.gz",)),
-    # tensorflow-datasets always fetches SVHN's "extra" images too (1.3 GB), which nothing here reads.
-    "svhn": Source("svhn_cropped", 10, _SVHN, ("train_32x32.mat", "test_32x32.mat", "extra_32x32.mat")),
-}
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...] | None
+    sha256: str
 
 
 class _Member(NamedTuple):
@@ -80,21 +73,20 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         # Path drops the ./ of "./~name", which means a file of that name.
         return Path(path).expanduser() if os.fspath(path).startswith("~") else Path(path)
     except (RuntimeError, ValueError) as error:
-        raise DataError(f"{os.fspath(path)!r} cannot be a path ({_reason(error)}); write it out, without ~") from error
+        raise DataError(f"{os.fspath(path)!r} cannot be a path ({reason(error)}); write it out, without ~") from error
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path, wanted: str = "a .npz file") -> BinaryIO:
     """Opens a regular file. Raises DataError for all else: a pipe would wait for its writer, a device may never end."""
     try:
         mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise DataError(f"cannot read {path}: Is a directory; give the path of a .npz file")
         if not stat.S_ISREG(mode):
-            raise DataError(f"cannot read {path}: Is a pipe, socket or device; give the path of a .npz file")
+            what = "directory" if stat.S_ISDIR(mode) else "pipe, socket or device"
+            raise DataError(f"cannot read {path}: Is a {what}; give the path of {wanted}")
         # O_NONBLOCK: should it have become a pipe since, that's an empty file.
         return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
     except OSError as error:
-        raise DataError(f"cannot read {path}: {_reason(error)}; give the path of a .npz file") from error
+        raise DataError(f"cannot read {path}: {reason(error)}; give the path of {wanted}") from error
 
 
 def read_bytes(path: Path, max_gigabytes: float) -> bytes:
@@ -141,7 +133,7 @@ def read_npz(
                 if f"{name}.npy" in infos:
                     with _faults(origin, f"the array {name!r}"):
                         members[name] = _read_header(archive, infos[f"{name}.npy"], size)
-            _check_size(sum(member.info.file_size for member in members.values()), origin, max_gigabytes)
+            check_size(sum(member.info.file_size for member in members.values()), origin, max_gigabytes)
             arrays = {}
             for name, member in members.items():
                 with _faults(origin, f"the array {name!r}"):
@@ -161,24 +153,7 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
-        warnings.warn(f"cannot keep {path} ({_reason(error)}); the next run will decode again", stacklevel=4)
-
-
-def read_tfds(name: str, folder: Path) -> dict[str, np.ndarray]:
-    """A set through tensorflow-datasets: already prepared in `folder` or in its own folder, or downloaded now."""
-    tfds = _import_tfds(name, folder)
-    try:
-        return _decode(tfds, _prepared(tfds, name, folder) or _prepare(tfds, name, folder))
-    except DataError:
-        raise
-    except ImportError as error:  # Pillow, or for a set in the TFRecord format TensorFlow
-        lacks = f"tensorflow-datasets lacks a package ({_reason(error)})"
-        raise DataError(f"{name}: {lacks}; {INSTALL_COMMAND}") from error
-    except Exception as error:  # network, disk, checksum, a damaged file, TensorFlow: their errors share no class
-        raise DataError(
-            f"{name}: tensorflow-datasets failed with {type(error).__name__}: {_reason(error)}; if its files in "
-            f"{folder} are incomplete, remove them and try again, or write {folder / name}.npz yourself with {WANTED}"
-        ) from error
+        warnings.warn(f"cannot keep {path} ({reason(error)}); the next run will decode again", stacklevel=4)
 
 
 def listed(names: Iterable[object]) -> str:
@@ -186,6 +161,27 @@ def listed(names: Iterable[object]) -> str:
     names = list(names)
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return ", ".join(str(name)[:_LISTED_LENGTH] for name in names[:_LISTED]) + more
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be printed: it has neither control characters nor what is no Unicode."""
+    return not any(unicodedata.category(character) in _NO_TEXT for character in name)
+
+
+def check_size(size: int, origin: object, max_gigabytes: float | None = None) -> None:
+    """Raises DataError where arrays of so many bytes are too large, by default for this machine's memory."""
+    if max_gigabytes is None:
+        most, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
+    else:
+        most, limit = max_gigabytes * 1e9, f"--max_gigabytes={max_gigabytes:g}"
+    if size > most:
+        raise DataError(f"{origin}: its arrays unpack to {size / 1e9:,.3g} GB, more than {limit}")
+
+
+def reason(error: BaseException) -> str:
+    """An error in few words: the first line of what it says, or its kind where it says nothing."""
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().partition("\n")[0]
+    return said or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -196,10 +192,10 @@ def _faults(origin: object, what: str) -> Iterator[None]:
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"cannot read {origin}: {_reason(error)}; give the path of a .npz file") from error
+        raise DataError(f"cannot read {origin}: {reason(error)}; give the path of a .npz file") from error
     except Exception as error:
         raise DataError(
-            f"{origin}: cannot read {what} ({_reason(error)}); write the file anew with np.savez, as plain arrays: "
+            f"{origin}: cannot read {what} ({reason(error)}); write the file anew with np.savez, as plain arrays: "
             "uint8 images, integer labels, class_names as strings, no objects"
         ) from error
 
@@ -239,15 +235,6 @@ def _parse_header(head: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
         return read(head)
 
 
-def _check_size(size: int, origin: object, max_gigabytes: float | None) -> None:
-    if max_gigabytes is None:
-        most, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine's memory"
-    else:
-        most, limit = max_gigabytes * 1e9, f"--max_gigabytes={max_gigabytes:g}"
-    if size > most:
-        raise DataError(f"{origin}: its arrays unpack to {size / 1e9:,.3g} GB, more than {limit}")
-
-
 def _read_array(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
     """An array without a second copy of it."""
     content = np.empty(member.info.file_size - member.start, np.uint8)
@@ -261,79 +248,3 @@ def _read_array(archive: zipfile.ZipFile, member: _Member) -> np.ndarray:
         raise EOFError("it ends early")
     array = content.view(member.dtype)
     return array.reshape(member.shape[::-1]).T if member.fortran_order else array.reshape(member.shape)
-
-
-def _import_tfds(name: str, folder: Path) -> Any:
-    """tensorflow-datasets, an optional package: named sets that are already there as .npz need none."""
-    try:
-        importlib.import_module("importlib_resources")  # tensorflow-datasets needs it without saying so
-        return importlib.import_module("tensorflow_datasets")
-    except ImportError as error:
-        raise _not_found(name, folder, f"to look further a package is missing ({error})", INSTALL_COMMAND) from error
-
-
-def _prepared(tfds: Any, name: str, folder: Path) -> Any | None:
-    """The builder of a set on disk: in `folder`, else where tensorflow-datasets keeps its sets."""
-    for place in (folder, None):
-        builder = tfds.builder(SOURCES[name].tfds_name, data_dir=place)
-        if builder.data_path.exists():
-            return builder
-    return None
-
-
-def _prepare(tfds: Any, name: str, folder: Path) -> Any:
-    """Downloads a set. Looks for what it needs first, as tensorflow-datasets takes minutes to notice a dead network."""
-    source = SOURCES[name]
-    if importlib.util.find_spec("tensorflow") is None:
-        raise _not_found(name, folder, "to prepare a download TensorFlow is missing", INSTALL_COMMAND)
-    by_hand = folder / "downloads" / "manual"  # where tensorflow-datasets looks for archives before it downloads them
-    if not all((by_hand / archive).exists() for archive in source.archives) and not _reachable(source.address):
-        why = f"{source.address} did not answer within {NETWORK_TIMEOUT:.0f} s"
-        raise _not_found(name, folder, why, f"connect to the network, or put {', '.join(source.archives)} in {by_hand}")
-    builder = tfds.builder(source.tfds_name, data_dir=folder, file_format="array_record")
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
-    return builder
-
-
-def _reachable(url: str) -> bool:
-    """Whether a server answers at all, asked just as tensorflow-datasets will ask: same proxies, same certificates."""
-    requests = importlib.import_module("requests")
-    answers = []
-
-    def ask() -> None:
-        with contextlib.suppress(OSError):
-            answers.append(requests.head(url, timeout=NETWORK_TIMEOUT))
-
-    thread = threading.Thread(target=ask, daemon=True)  # since no timeout holds for the look-up of a host's name
-    thread.start()
-    thread.join(NETWORK_TIMEOUT)
-    return bool(answers)
-
-
-def _decode(tfds: Any, builder: Any) -> dict[str, np.ndarray]:
-    arrays = {}
-    for split in ("train", "test"):
-        try:
-            examples = builder.as_data_source(split)
-        except NotImplementedError:  # a set in tensorflow-datasets' older default format: only TensorFlow reads it
-            examples = tfds.as_numpy(builder.as_dataset(split))
-        pairs = [(example["image"], example["label"]) for example in examples]
-        images, labels = zip(*pairs, strict=True)
-        arrays[f"{split}_images"] = np.stack(images)
-        arrays[f"{split}_labels"] = np.array(labels, np.int32)
-    return arrays | {"class_names": np.array(builder.info.features["label"].names)}
-
-
-def _not_found(name: str, folder: Path, why: str, cure: str) -> DataError:
-    path = folder / f"{name}.npz"
-    return DataError(
-        f"{name}: found neither the file {path} nor a set that tensorflow-datasets prepared, and {why}; {cure}; or "
-        f"write that file yourself with {WANTED}"
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """An error in few words: the first line of what it says, or its kind where it says nothing."""
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error).strip().partition("\n")[0]
-    return said or type(error).__name__

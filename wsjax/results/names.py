@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import colorsys
 import itertools
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError, printable
@@ -39,6 +42,14 @@ class Style(NamedTuple):
 
     color: str
     line: Any = _LINES[0]
+
+
+def of_data(dataset: str) -> str:
+    """What a data set is called: a file or a folder by its name, tfds:NAME/CONFIG by NAME-CONFIG."""
+    if dataset.startswith("tfds:"):
+        return re.sub("[/:]", "-", dataset.removeprefix("tfds:"))
+    stem = Path(dataset).stem
+    return Path(os.path.abspath(dataset)).stem if stem in ("", "..") else stem
 
 
 def from_settings(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from wsjax.results.names import of_data
 from wsjax.storage.records import BEFORE, DATA
 
 Settings = Mapping[str, Any]
@@ -22,6 +22,7 @@ WORDS = {  # in the order of a caption
     "dataset": "{}",
     "datasets": "between {}",
     "fractions": "on {} of the target",
+    "image_size": "images resized to {} pixels a side",
     "num_train": "{} training images",
     "fraction": "first round on {} of the training images",
     "increment": "{} images more a round",
@@ -238,4 +239,4 @@ def _value(name: str, value: Any) -> str:
 
 def label(value: str, name: str = "dataset") -> str:
     """A data set, model or optimiser as it is called in a text; a data set may be a file."""
-    return _NAMES.get(value, Path(value).stem if name in ("dataset", "datasets") else value)
+    return _NAMES.get(value, of_data(value) if name in ("dataset", "datasets") else value)

@@ -1,4 +1,4 @@
-"""Data files that keep coming: all of them as one pool, each image once, some held out for good.
+"""Data files and folders that keep coming: all of them as one pool, each image once, some held out for good.
 
 Whether an image is held out is decided by a hash of its content, so that it stays so as data grow, in whatever file it
 comes.
@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsjax.data.datasets import read_images
-from wsjax.data.sources import MAX_GIGABYTES, expand_user, listed, read_bytes
+from wsjax.data.folders import Refuse, folder_hash, is_held_out, read_labelled, stop
+from wsjax.data.image_files import IMAGE_SIZE
+from wsjax.data.sources import MAX_GIGABYTES, Images, expand_user, listed, read_bytes
 from wsjax.errors import DataError, printable
 from wsjax.storage.rows import Row
 
@@ -27,6 +29,7 @@ Data = tuple[np.ndarray, np.ndarray]
 """(images, labels)."""
 
 _LEAST = {False: 2, True: 1}  # images to train on (BatchNorm has no variance over one), and held out
+_TOLD = 20  # files of one folder that are left out, each in a line
 
 
 class _OtherSize(DataError):
@@ -40,7 +43,7 @@ class Pool(NamedTuple):
       train: (images, labels) to train on.
       held_out: (images, labels) to evaluate on.
       class_names: one name a class.
-      files: a row a data file: path, sha256, images.
+      files: a row a data file or folder: path, sha256, images.
       samples: uint64 [N], sorted: a hash of each image with its label.
     """
 
@@ -66,9 +69,12 @@ class _Found:
     duplicates: int = 0
     corrected: int = 0
 
-    def add(self, path: Path, max_gigabytes: float) -> Row:
-        """Adds a file and returns its row; where it raises DataError, nothing has changed."""
-        read = read_images(path, max_gigabytes)
+    def add(self, path: Path, max_gigabytes: float, image_size: int | None = None, refuse: Refuse = stop) -> Row:
+        """Adds a file or a folder of images, and returns its row; where it raises DataError, nothing has changed.
+
+        What is amiss within a folder goes to `refuse`.
+        """
+        read = self._read(path, max_gigabytes, image_size, refuse)
         shape = read.images.shape[1:]
         if self.shape is not None and shape != self.shape:
             raise _OtherSize(f"{path}: images of {shape} where {self.whose} {self.shape}")
@@ -91,6 +97,12 @@ class _Found:
             self.labels[digest] = label
         return {"path": str(path), "sha256": read.sha256, "images": len(digests)}
 
+    def _read(self, path: Path, max_gigabytes: float, image_size: int | None, refuse: Refuse) -> Images:
+        if not path.is_dir():
+            return read_images(path, max_gigabytes)
+        size = image_size or (self.shape[0] if self.shape else IMAGE_SIZE)
+        return read_labelled(path, size, max_gigabytes, self.class_names, refuse)
+
 
 def read_pool(
     patterns: Sequence[str],
@@ -99,20 +111,24 @@ def read_pool(
     holdout: float,
     say: Callable[[str], None],
     max_gigabytes: float = MAX_GIGABYTES,
+    image_size: int | None = None,
 ) -> Pool | None:
     """Reads all data files there are: known ones in their order, then new ones, by name.
 
-    A file that cannot be used is left out and told. An image that comes twice counts once; where its labels differ, the
-    last one holds, so that a later file can correct an earlier one.
+    A path may be a folder of images (`folders.read_labelled`), whose classes are known by their names. A file that
+    cannot be used, or one of such a folder, is left out and told. An image that comes twice counts once; where its
+    labels differ, the last one holds, so that a later file can correct an earlier one.
 
     Args:
-      patterns: files or globs.
+      patterns: files, folders of images, or globs.
       known: a row a file that earlier models were trained on: path, sha256, images.
       base: what must be kept, the lineage of the model to go on from: class_names, image_shape; None for the first.
       holdout: fraction of the images to hold out.
       say: takes a line for every decision that the user should know of, without control characters.
       max_gigabytes: the most that one file may take, packed or unpacked, and all images together, in 10^9 bytes.
         The pool is sorted into a copy, so that twice as much is needed for a while.
+      image_size: pixels of a side, which images of folders are resized to; by default as high as those that are known,
+        or else 32.
 
     Returns:
       The pool; None where known files are all that was asked for, and they are gone.
@@ -130,14 +146,17 @@ def read_pool(
     found = _Found(tuple(base["class_names"]), tuple(base["image_shape"]), "the model's are") if base else _Found()
     rows = []
     for path in files:
+        refused: list[DataError] = []
         try:
-            row = found.add(path, max_gigabytes)
+            row = found.add(path, max_gigabytes, image_size, refused.append)
         except DataError as error:
             if base is None and isinstance(error, _OtherSize):
                 raise  # which of two sizes is meant is the user's to say
-            tell(f"left out: {error}")
+            refused.insert(0, error)
             rows += [old[path]] if path in old else []
             continue
+        finally:
+            _tell_refused(refused, path, tell)
         if path in old and old[path]["sha256"] != row["sha256"]:
             tell(f"{path} changed since it was trained on: its present images count")
         rows.append(row)
@@ -153,9 +172,11 @@ def read_pool(
     return _split(found.images, found.labels, found.class_names, rows, holdout)
 
 
-def is_held_out(digest: bytes, holdout: float) -> bool:
-    """Whether an image is held out, by the SHA-256 of its pixels: a fraction `holdout` of all images is."""
-    return int.from_bytes(digest[:8], "big") < holdout * 2**64
+def _tell_refused(refused: Sequence[DataError], path: Path, tell: Callable[[str], None]) -> None:
+    for error in refused[:_TOLD]:
+        tell(f"left out: {error}")
+    if len(refused) > _TOLD:
+        tell(f"left out: {len(refused) - _TOLD:,} more files of {path}")
 
 
 def _in_order(
@@ -164,12 +185,12 @@ def _in_order(
     """The files there are: known ones at their old place, also where they have moved, then new ones by name."""
     matched = _matched(patterns, old, tell)
     new = sorted(matched - set(old))
-    gone = {path for path in old if not os.path.isfile(path)}
+    gone = {path for path in old if not (os.path.isfile(path) or os.path.isdir(path))}
     moved: dict[str, Path] = {}
     if gone:
         for path in new:
             with contextlib.suppress(DataError):
-                moved.setdefault(hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest(), path)
+                moved.setdefault(_hash(path, max_gigabytes), path)
     known = []
     for path, row in old.items():
         place = moved.get(row["sha256"]) if path in gone else path
@@ -180,6 +201,11 @@ def _in_order(
             if place != path:
                 tell(f"{path} is now {place}")
     return [*known, *(path for path in new if path not in known)]
+
+
+def _hash(path: Path, max_gigabytes: float) -> str:
+    """The hash that a data file's row has, or a folder's."""
+    return folder_hash(path) if path.is_dir() else hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest()
 
 
 def _matched(patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[str], None]) -> set[Path]:

@@ -60,6 +60,7 @@ class Recipe(NamedTuple):
       compare_scratch: whether to train from scratch too, on the same data, for comparison.
       mesh: `wsjax.parallel.data_mesh()` splits every batch over devices.
       max_gigabytes: what a data file, and all images together, may take in memory.
+      image_size: pixels of a side, which images of folders are resized to; see `incoming.read_pool`.
       fit: what the stop rule looks at; see `Setup`.
     """
 
@@ -77,6 +78,7 @@ class Recipe(NamedTuple):
     compare_scratch: bool = False
     mesh: Mesh | None = None
     max_gigabytes: float = MAX_GIGABYTES
+    image_size: int | None = None
     fit: Callable[..., Any] | None = None
 
 
@@ -105,8 +107,9 @@ def retrain(
 
     Args:
       folder: the model folder; made where it is missing.
-      patterns: data files or globs, .npz with images, labels and perhaps class_names (`datasets.read_images`).
-        Files of earlier calls are read again, whether or not a pattern names them.
+      patterns: data files or globs, .npz with images, labels and perhaps class_names (`datasets.read_images`), or
+        folders of images (`folders.read_labelled`). Files of earlier calls are read again, whether or not a pattern
+        names them.
       recipe: how to train.
       say: takes a line for every decision that the user should know of.
       observe: called with every epoch's rows.
@@ -122,7 +125,8 @@ def retrain(
     folder = shelf.expanded(folder)
     patterns = [os.fspath(pattern) for pattern in ([patterns] if isinstance(patterns, str | os.PathLike) else patterns)]
     # Read before the folder is made: a call that cannot work leaves none.
-    first = None if folder.exists() else read_pool(patterns, (), None, recipe.holdout, say, recipe.max_gigabytes)
+    limits = recipe.max_gigabytes, recipe.image_size
+    first = None if folder.exists() else read_pool(patterns, (), None, recipe.holdout, say, *limits)
     with hold(folder):
         settled = shelf.settle(folder)
         current, decided = shelf.read_place(folder)
@@ -132,7 +136,7 @@ def retrain(
         known, samples = shelf.newest(folder, current, say) or (None, np.empty(0, np.uint64))
         pool = None if known else first
         files = known["files"] if known else ()
-        pool = pool or read_pool(patterns, files, base, recipe.holdout, say, recipe.max_gigabytes)
+        pool = pool or read_pool(patterns, files, base, recipe.holdout, say, *limits)
         if pool is None or (known and not np.setdiff1d(pool.samples, samples).size):
             return settled
         number = max([decided, *shelf.numbers(folder)]) + 1

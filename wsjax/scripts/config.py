@@ -68,9 +68,14 @@ class Data:
     """Which data, and what is done to them."""
 
     dataset: str = "digits"
-    """Data set: digits (embedded, no download), cifar10, cifar100, svhn, or the path of your own .npz."""
+    """Data set: digits (embedded, no download), cifar10, cifar100, svhn, tfds:NAME (any set of tensorflow-datasets that
+    has images with a class), or the path of your own .npz, or of a folder with a sub-folder of PNG or JPEG files a
+    class."""
     data_dir: Path | None = None
     """Folder of NAME.npz files, and of downloads. Default: $WSJAX_DATA_DIR, else ~/.cache/wsjax/data."""
+    image_size: int | None = None
+    """Pixels of a side: of every image of a folder, or of tfds:NAME, the largest square at the middle is resized to so
+    many. Default: 32, but a set of tensorflow-datasets whose images have one size keeps it."""
     num_train: int | None = None
     """Use so many train images, drawn at random, the same for every seed. Default: all."""
     num_test: int | None = None
@@ -222,6 +227,7 @@ class Common(Running, Methods, Training, Data):
 def check_config(config: Common) -> None:
     """Checks every field, once, where it comes in; raises UsageError."""
     check_training(config)
+    check_image_size(config.image_size)
     for name in ("batch_stats", "opt_state", "fresh", "evaluation", "evaluate"):
         choose(name, getattr(config, name), CHOICES[name])
     for method in config.methods:
@@ -303,6 +309,14 @@ def _check_in_optimizer(config: Common) -> None:
     )
 
 
+def check_image_size(size: int | None) -> None:
+    """Raises UsageError unless images can be resized to squares of that side."""
+    if size is not None:
+        from wsjax.data.image_files import LARGEST_SIZE
+
+        check_positive("image_size", size, LARGEST_SIZE)
+
+
 def check_positive(name: str, value: float, most: float = math.inf) -> None:
     """Raises UsageError unless a setting's value is finite, above 0 and at most `most`."""
     check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
@@ -311,7 +325,7 @@ def check_positive(name: str, value: float, most: float = math.inf) -> None:
 
 def run_name(config: Common) -> str:
     """The name of the run's folder."""
-    return config.run or f"{Path(config.dataset).stem}-{config.model}-{config.optimizer}"
+    return config.run or f"{names.of_data(config.dataset)}-{config.model}-{config.optimizer}"
 
 
 def has_several_processes(config: Common) -> bool:

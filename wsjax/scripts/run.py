@@ -65,7 +65,7 @@ def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
         use_devices(config.devices or (os.cpu_count() if config.replicas else None))
-    loaded = [datasets.load(name, config.data_dir) for name in names]
+    loaded = [datasets.load(name, config.data_dir, config.image_size) for name in names]
     return [datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test) for dataset in loaded]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wsjax.errors import RunError, UsageError
+from wsjax.results.names import of_data
 from wsjax.scripts import cli, launch, plan
 from wsjax.scripts.launch import Ended, Job
 from wsjax.storage.files import read_json, write_json
@@ -56,7 +57,7 @@ def _job(name: str, text: str, scripts: Path, workdir: Path) -> Job:
     flags += [f"--run={name}", f"--workdir={workdir}"]
     config = parsed(scripts / f"{script}.py", tuple(flags))
     # A script that runs several data sets has a folder for each.
-    names = [f"{name}-{Path(dataset).stem}" for dataset in getattr(config, "datasets", ())] or [name]
+    names = [f"{name}-{of_data(dataset)}" for dataset in getattr(config, "datasets", ())] or [name]
     folders = tuple(workdir / script / own for own in names)
     cost = plan.cost(script, config)
     return Job(name, (str(scripts / f"{script}.py"), *flags), folders, cost.seconds, cost.steps)

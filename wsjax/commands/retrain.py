@@ -1,0 +1,183 @@
+"""Retrains a model on all data that have come in, from the parameters that it has: a job for cron.
+
+    wsjax retrain --model_dir=MODEL --data 'incoming/*.npz'
+    wsjax retrain --model_dir=MODEL --rollback
+
+The data are .npz files with images (uint8 [N, height, width, channels]), labels (integers from 0) and, if you like,
+class_names; or folders with a sub-folder of PNG or JPEG files a class. The first call trains from scratch. Every later
+one reads the files known so far and the new ones, shrinks and perturbs the current model's parameters, trains until the
+train accuracy reaches --threshold, and compares both models on images that never enter training. Without new images it
+changes nothing.
+
+Exit codes: 0 the new model is current, or nothing is new; 2 an error, in one line; 3 the new model is worse and was
+kept aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from wsjax.scripts import build, cli, process
+from wsjax.scripts import config as common
+
+ARCHITECTURE = ("model", "width", "stem_pool", "hidden", "activation", "bias")
+KEPT_ASIDE = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(common.Training):
+    """Settings of the retraining job."""
+
+    model_dir: Path = Path("model")
+    """Folder of the models; made by the first call."""
+    data: tuple[str, ...] = ()
+    """Data files, folders of images, or globs. Known ones are read again whether or not they are named."""
+    image_size: int | None = None
+    """Pixels of a side: images of folders are resized to squares of it. Default: as the known ones, or else 32."""
+    shrink: float = 0.4
+    """Factor of the current model's parameters; 1 and --perturb=0 continue from them as they are."""
+    perturb: float = 0.1
+    """Factor of newly drawn parameters."""
+    max_gigabytes: float = 8.0
+    """The most that one data file may take, packed or unpacked, and all images together; training needs twice that."""
+    holdout: float = 0.1
+    """Fraction of the images that are held out, by a hash of their content."""
+    tolerance: float = 0.02
+    """A model whose held-out accuracy is lower than its parent's by more than this is kept aside."""
+    seed: int = 0
+    """Model n draws all it draws from the key of seed + n."""
+    compare_scratch: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train from scratch too, on the same data, to say what that costs."""
+    rollback: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go back to the current model's parent, and do nothing else."""
+    rollback_to: int | None = None
+    """Make this model current, and do nothing else."""
+
+
+DEFAULTS = Config(model="resnet18", width=16, stem_pool=False, optimizer="adam", stop=("accuracy",), epochs=200)
+
+
+def defaults(dataset: str | None) -> Config:
+    """The settings where nothing else is said."""
+    return DEFAULTS
+
+
+def main(config: Config) -> None:
+    """Retrains, says what came of it, and exits with a code that says it too."""
+    check(config)
+    process.set_up()
+    build.use_devices(config.devices)
+    from wsjax.retraining.retrain import retrain
+    from wsjax.retraining.shelf import roll_back
+
+    if config.rollback or config.rollback_to is not None:
+        old, new = roll_back(config.model_dir, build.load_model, config.rollback_to)
+        before = "" if old is None else f", not {old}, which stays in {config.model_dir}/models"
+        return cli.say(f"rolled back: model {new} is current{before}")
+    cli.check(len(config.data) > 0, "--data is missing: give files, folders or globs, such as --data 'incoming/*.npz'")
+    with cli.progress(config.epochs, ", if training does not end early") as advance, advice():
+        lineage = retrain(
+            config.model_dir,
+            config.data,
+            build_recipe(config),
+            say=cli.say,
+            observe=lambda rows: advance(
+                1, f"epoch {rows[0]['epoch']}: train accuracy {rows[0]['train_accuracy']:.1%}"
+            ),
+        )
+    if lineage is None:
+        return cli.say("no new data: nothing changed")
+    for line in report(config, lineage):
+        cli.say(line)
+    if not lineage["promoted"]:
+        sys.exit(KEPT_ASIDE)
+
+
+@contextlib.contextmanager
+def advice() -> Iterator[None]:
+    """Says what to do about a loss that is not finite."""
+    from wsjax.errors import NonFiniteLoss
+
+    try:
+        yield
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(f"{error}; nothing changed; lower --learning_rate") from error
+
+
+def build_recipe(config: Config) -> Any:
+    """The settings as a `retraining.Recipe`."""
+    from wsjax.retraining.retrain import Recipe
+    from wsjax.rounds.loop import Settings
+    from wsjax.training.stopping import after_epochs, any_of
+
+    fields: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(common.Training)}
+    architecture = {name: fields.pop(name) for name in ARCHITECTURE}
+    return Recipe(
+        make_task=partial(build.build_task, config),
+        optimizer=build.build_optimizer(config),
+        stop=any_of(build.build_stop(config), after_epochs(config.epochs)),
+        batch_size=config.batch_size,
+        settings=Settings(checkpoint_every=config.checkpoint_every),
+        describe={"architecture": architecture, **fields},
+        shrink=config.shrink,
+        perturb=config.perturb,
+        holdout=config.holdout,
+        tolerance=config.tolerance,
+        seed=config.seed,
+        compare_scratch=config.compare_scratch,
+        mesh=build.data_mesh(config.devices),
+        max_gigabytes=config.max_gigabytes,
+        image_size=config.image_size,
+        fit=build.build_fit(config),
+    )
+
+
+def check(config: Config) -> None:
+    """Checks every field; raises UsageError."""
+    common.check_training(config)
+    for name in ("shrink", "perturb"):
+        value = getattr(config, name)
+        cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
+    size = config.max_gigabytes
+    cli.check(math.isfinite(size) and size > 0, f"--max_gigabytes must be positive, not {size}")
+    common.check_image_size(config.image_size)
+    cli.check(0 < config.holdout < 1, f"--holdout must lie between 0 and 1, not {config.holdout}")
+    cli.check(0 <= config.tolerance <= 1, f"--tolerance must lie in [0, 1], not {config.tolerance}")
+    cli.check(0 <= config.seed < 2**31, f"--seed must lie in [0, 2^31), not {config.seed}")
+
+
+def report(config: Config, lineage: dict[str, Any]) -> list[str]:
+    """What happened, in lines."""
+    number, parent, metrics = lineage["model"], lineage["parent"], lineage["metrics"]
+    origin = "from scratch" if parent is None else f"from model {parent}, shrunk and perturbed"
+    sizes = f"{metrics['train_images']:,} images, {metrics['held_out_images']:,} more held out"
+    took = f"{metrics['steps']:,} steps ({metrics['epochs']} epochs, {cli.duration(metrics['train_seconds'])})"
+    reason = f"train accuracy {metrics['train_accuracy']:.1%}"
+    lines = [f"model {number}, {origin}: {sizes}; {took}, to {reason}"]
+    if metrics["stop"] == "epochs" and set(config.stop) != {"epochs"}:
+        lines.append(f"it ended at the cap of {metrics['epochs']} epochs; raise --epochs or lower --threshold")
+    scratch, change = lineage["scratch"], lineage["change"]
+    if change is None:
+        lines.append(f"held-out accuracy: {metrics['accuracy']:.2%}")
+    else:
+        points = f"{100 * change['mean']:+.2f} points, standard error {100 * change['standard_error']:.2f}"
+        lines.append(f"held-out accuracy: before {lineage['before']:.2%}, now {metrics['accuracy']:.2%} ({points})")
+        cap = " (the cap)" if scratch["stop"] == "epochs" and set(config.stop) != {"epochs"} else ""
+        cost = f"{scratch['steps']:,} steps{cap}, {scratch['accuracy']:.2%}"
+        when = f"measured with model {scratch['model']}, on {scratch['train_images']:,} images"
+        lines.append(f"from scratch: {cost} ({when})")
+    if lineage["promoted"]:
+        lines.append(f"model {number} is current: {config.model_dir}/models/{number:04d}")
+    else:
+        tolerance = lineage["settings"].get("tolerance", config.tolerance)  # older lineages do without
+        lines.append(f"KEPT ASIDE, model {parent} stays current: worse by more than --tolerance={tolerance:g}")
+    return lines
