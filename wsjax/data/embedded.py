@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,7 @@ def _clean_digits() -> tuple[np.ndarray, np.ndarray]:
     if not file.exists():
         from sklearn.datasets import load_digits
 
-        return load_digits(return_X_y=True)
+        both: Any = load_digits(return_X_y=True)
+        return both
     table = np.loadtxt(file, delimiter=",")
     return table[:, :-1], table[:, -1].astype(int)

@@ -100,7 +100,7 @@ def _said_of_fields(owner: type) -> dict[str, str]:
     lines = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     assert isinstance(lines, ast.ClassDef)
     return {
-        field.target.id: " ".join(text.value.value.split())
+        ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
         for field, text in itertools.pairwise(lines.body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
