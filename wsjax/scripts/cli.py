@@ -76,18 +76,18 @@ def parse(default: Any, flags: Sequence[str], text: str | None = None) -> Any:
     hints = typing.get_type_hints(made, include_extras=True)
     groups: dict[str, Any] = {}
     grouped: set[str] = set()
-    for owner in (made, *reversed(made.__mro__[1:])):
-        said = _said_of_fields(owner) if dataclasses.is_dataclass(owner) else {}
+    for owner in filter(dataclasses.is_dataclass, (made, *reversed(made.__mro__[1:]))):
+        own = [name for name in inspect.get_annotations(owner) if name in hints and name not in grouped]
+        said = _said_of_fields(owner)
         fields = [
-            (name, Annotated[hints[name], tyro.conf.arg(help=text)], dataclasses.field(default=getattr(default, name)))
-            for name, text in said.items()
-            if name not in grouped
+            (name, Annotated[hints[name], tyro.conf.arg(help=said.get(name))], _defaulting(getattr(default, name)))
+            for name in own
         ]
-        grouped |= set(said)
         if fields:
             group = dataclasses.make_dataclass(owner.__name__, fields, frozen=True)
             group.__doc__ = owner.__doc__
             groups["script" if owner is made else owner.__name__.lower()] = group()
+        grouped |= set(own)
     parts = [(name, tyro.conf.OmitArgPrefixes[type(group)], group) for name, group in groups.items()]
     parsed = tyro.cli(
         dataclasses.make_dataclass(made.__name__, parts), args=list(flags), description=text, use_underscores=True
@@ -95,9 +95,16 @@ def parse(default: Any, flags: Sequence[str], text: str | None = None) -> Any:
     return made(**{k: v for group in vars(parsed).values() for k, v in vars(group).items()})
 
 
+def _defaulting(value: Any) -> Any:
+    return dataclasses.field(default_factory=lambda: value)
+
+
 def _said_of_fields(owner: type) -> dict[str, str]:
-    """The fields that a class itself adds, each with the text that stands beneath it."""
-    lines = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    """The fields that a class itself adds, each with the text that stands beneath it, where its source is at hand."""
+    try:
+        lines = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    except (OSError, TypeError):
+        return {}
     assert isinstance(lines, ast.ClassDef)
     return {
         ast.unparse(field.target): " ".join(str(ast.literal_eval(text.value)).split())
