@@ -76,7 +76,7 @@ def parse(default: Any, flags: Sequence[str], text: str | None = None) -> Any:
     hints = typing.get_type_hints(made, include_extras=True)
     groups: dict[str, Any] = {}
     grouped: set[str] = set()
-    for owner in filter(dataclasses.is_dataclass, (made, *reversed(made.__mro__[1:]))):
+    for owner in (made, *reversed(made.__mro__[1:])):
         own = [name for name in inspect.get_annotations(owner) if name in hints and name not in grouped]
         said = _said_of_fields(owner)
         fields = [
