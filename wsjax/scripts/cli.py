@@ -52,8 +52,8 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
 
     Args:
       main: takes the config, a dataclass.
-      defaults: the config for a data set, by the value of --dataset, or the first of --datasets; None where neither
-        is given.
+      defaults: the config for a data set, by the value of --dataset, or the first of --datasets or --data; None where
+        none is given.
       text: what the help says first.
     """
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
@@ -113,7 +113,7 @@ def default_of(defaults: Callable[[str | None], Any], flags: Sequence[str]) -> A
       UsageError: there is no such protocol.
     """
     protocol = peeked("protocol", flags)
-    default = defaults(peeked("dataset", flags, "--datasets") or protocols.dataset_of(protocol))
+    default = defaults(peeked("dataset", flags, "--datasets", "--data") or protocols.dataset_of(protocol))
     return protocols.applied(default, protocol)
 
 

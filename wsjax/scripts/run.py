@@ -78,6 +78,7 @@ def run(
     summarize: Callable[..., dict[str, Any]],
     table: Methods | None = None,
     measure: Callable[[Any], Any] | None = None,
+    watch: Callable[[list[Row]], None] | None = None,
 ) -> Outcome:
     """Runs an experiment's rounds, or what is left of them, in its folder.
 
@@ -91,6 +92,7 @@ def run(
       table: what each of them is; None for those that the settings name.
       measure: `{(method, seed): state at its end} -> JSON values`, which `summarize` gets too and the summary holds as
         "measured". What summary.json holds already is kept: only without it are a finished run's states asked for.
+      watch: called with every epoch's rows; where it raises, the run ends, to be continued by the same call.
     """
     from wsjax import parallel
     from wsjax.rounds import loop
@@ -122,12 +124,12 @@ def run(
                 mesh=build_mesh(config),
                 records=records,
                 checkpoints=folder / "checkpoints",
-                observe=partial(_observe, advance, caps),
+                observe=partial(_observe, advance, caps, watch),
                 states=measure is not None and known is None,
             )
         except NonFiniteLoss as error:
             rates = ", ".join(f"{rate:g}" for rate in getattr(config, "learning_rates", [config.learning_rate]))
-            raise NonFiniteLoss(f"{error}; lower the learning rate ({rates})") from error
+            raise NonFiniteLoss(f"{error}; lower the learning rate ({rates})", error.method) from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         if measure is None:
@@ -222,14 +224,16 @@ def _most(seeds: Sequence[int], methods: Mapping[str, Method], caps: Caps) -> li
     ]
 
 
-def _observe(advance: Callable[..., None], caps: Caps, rows: list[Row]) -> None:
-    """Shows an epoch's rows."""
+def _observe(advance: Callable[..., None], caps: Caps, watch: Callable[..., None] | None, rows: list[Row]) -> None:
+    """Shows an epoch's rows, and has them watched."""
     last = rows[-1]
     field = "train_accuracy" if last["test_accuracy"] is None else "test_accuracy"
     values = [row[field] for row in rows if row[field] is not None]
     what = f"{field.replace('_', ' ')} {sum(values) / len(values):.1%}"
     done, skipped = _work(rows, caps)
     advance(done, f"{last['method']}, round {last['round']}, epoch {last['epoch']}: {what}", skipped)
+    if watch is not None:
+        watch(rows)
 
 
 def _work(rows: Sequence[Row], caps: Caps) -> tuple[int, int]:
