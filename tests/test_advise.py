@@ -108,7 +108,7 @@ class Runs:
         self.folder.mkdir(parents=True, exist_ok=True)
         return race.race(own)
 
-    def run(self, name, config, setup, rounds, methods, summarize, table, watch):
+    def run(self, name, config, setup, rounds, methods, summarize, table, watch, within):
         folder = config.workdir / name / config.run
         with open_run(folder, {"seeds": config.seeds}, {"experiment": name}) as records:
             known = {(row["method"], row["seed"]) for row in records.rows}
@@ -183,7 +183,7 @@ def test_a_way_that_diverges_drops_out(runs):
     assert plan["diverged"] == {"a": "the loss is not finite: a"}
     assert all("a" not in rung["ways"] for rung in plan["rungs"])
     assert {end["method"] for end in ends} == {"scratch", "b", "c"}
-    assert "a diverged and dropped out: the loss is not finite: a." in advice.dropped(plan, "10min")
+    assert "a diverged and dropped out: the loss is not finite: a." in advice.dropped(plan, [], "10min")
 
 
 @pytest.mark.parametrize("way", ["scratch", FIRST])

@@ -158,6 +158,10 @@ def sentences(judged: Mapping[str, Any]) -> list[str]:
     """What the rows speak for, why, what is the next best, and what could not be told."""
     name, scratch, ways = judged["recommended"], judged["scratch"], judged["ways"]
     said = [f"Recommended: {_against(name, judged)}.", _why(judged)]
+    low = ways[name]["gain"]["low"]
+    if low is not None and low < -judged["tolerance"]:
+        loss = f"{ACCURACY.number(-low, 1)} points"
+        said.append(f"That leaves room for a loss of {loss}: more seeds, by a larger --budget, would tell.")
     if judged["runner_up"] is not None:
         said.append(f"Runner-up: {_against(judged['runner_up'], judged)}.")
     rest = [way for way in judged["untold"] if way not in judged["level"]]
@@ -221,7 +225,11 @@ def _why(judged: Mapping[str, Any]) -> str:
     if not level:
         return "It is told to be more accurate than every other way."
     everything = not set(judged["ways"]) - {name, *level}
-    begin = "No way is told to differ in accuracy" if everything else f"In accuracy it is not told from {_list(level)}"
+    begin = (
+        "None of these ways is told to be more accurate"
+        if everything
+        else f"In accuracy it is not told from {_list(level)}"
+    )
     if not alike:
         return f"{begin}: it is the cheapest{'' if everything else ' of these'}."
     return f"{begin}; nor is it told to take more steps than {_list(alike)}: of such ways the simplest is taken."

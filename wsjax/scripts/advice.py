@@ -66,8 +66,9 @@ class Config(config.Training):
 
 # As experiments/offline.py has them: a short second round, in which a network that memorised the first half is behind.
 _DIGITS = {name: value for name, value in config.DIGITS.items() if name not in ("shrink", "perturb")}
-DIGITS = Config(**_DIGITS, new=0.5, first_epochs=40, epochs=8, budget="60s")
+_DIGITS |= {"model": "mlp", "stop": ("epochs",), "new": 0.5, "first_epochs": 40, "epochs": 8, "budget": "60s"}
 OWN = Config(**config.RETRAINING)
+DIGITS = dataclasses.replace(OWN, **_DIGITS)
 
 
 def defaults(data: str | None) -> Config:
@@ -215,7 +216,8 @@ def conclude(
         )
     judged = advice.judge(ends, table, settings.tolerance, race.out_of(plan))
     cli.print_table("With the new data, each way", *advice.table(judged))
-    for sentence in [*advice.sentences(judged), *dropped(plan, settings.budget)]:
+    unseen = [way for way in table if way not in ended and way not in plan["diverged"]]
+    for sentence in [*advice.sentences(judged), *dropped(plan, unseen, settings.budget)]:
         cli.say(sentence)
     rate = advice.faster_scratch(judged, table)
     if rate is not None:
@@ -234,11 +236,11 @@ def conclude(
     cli.say(f"Records: {folder}")
 
 
-def dropped(plan: dict[str, Any], budget: str) -> list[str]:
-    """What a race did not follow to its end, and why."""
+def dropped(plan: dict[str, Any], unseen: Sequence[str], budget: str) -> list[str]:
+    """What a race did not follow to its end, and why; `unseen` are the ways that have not ended a seed."""
     said = []
-    if plan["unseen"]:
-        said.append(f"Did not fit into {budget}: {', '.join(map(names.label, plan['unseen']))}.")
+    if unseen:
+        said.append(f"Did not fit into {budget}: {', '.join(map(names.label, unseen))}.")
     if plan["aside"]:
         behind = ", ".join(map(names.label, plan["aside"]))
         said.append(f"Left aside when the time grew short, for they were behind then: {behind}.")

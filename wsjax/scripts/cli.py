@@ -16,6 +16,7 @@ import difflib
 import inspect
 import io
 import itertools
+import math
 import os
 import select
 import shutil
@@ -283,13 +284,16 @@ def check(condition: bool, message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(total: float, proviso: str = "", shown: bool = True) -> Iterator[Callable[..., None]]:
+def progress(
+    total: float, proviso: str = "", shown: bool = True, within: float = math.inf
+) -> Iterator[Callable[..., None]]:
     """Shows how far a run is: a bar in a terminal, else a line now and then.
 
     Args:
       total: the work of the whole run, at most, in any unit.
       proviso: what the estimate of the time to go adds, such as ", if no round ends early".
       shown: whether anything is shown at all.
+      within: the seconds after which it ends in any case.
 
     Yields:
       `advance(done, text, skipped=0)`: work done since the last call, what to show, and work that fell away because a
@@ -306,6 +310,7 @@ def progress(total: float, proviso: str = "", shown: bool = True) -> Iterator[Ca
         meter = bar.add_task("compiling", total=total)
         begin: float | None = None
         calls, done, over, last_line = 0, 0.0, 0.0, time.monotonic()
+        deadline = last_line + within
 
         def advance(work: float, text: str, skipped: float = 0.0) -> None:
             nonlocal begin, calls, done, over, last_line
@@ -318,6 +323,7 @@ def progress(total: float, proviso: str = "", shown: bool = True) -> Iterator[Ca
                 return
             done += work
             remaining = (now - begin) / done * max(total - over, 0) if done else 0.0
+            remaining = min(remaining, max(deadline - now, 0))
             if calls == 1 + ESTIMATE_AFTER and remaining > ESTIMATE_FROM:
                 console.print(f"estimate: {duration(remaining)} to go{printable(proviso)}")
             if not live and now - last_line > LINE_EVERY:

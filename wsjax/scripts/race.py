@@ -177,7 +177,8 @@ def _run(own: Race, plan: dict[str, Any], rung: dict[str, Any], spent: Callable[
     share = SHARE_OF_STACK if count > 1 else SHARE_OF_ONE
     soft = share * own.budget if is_first else hard
     try:
-        while (diverged := _run_ways(own, rung, _watch(spent, soft, hard, count, _rows(own, rung)))) is not None:
+        watch = _watch(spent, soft, hard, count, _rows(own, rung))
+        while (diverged := _run_ways(own, rung, watch, hard - spent())) is not None:
             plan["diverged"][diverged.method] = str(diverged.__cause__ or diverged)
             rung["ways"].remove(diverged.method)
     finally:
@@ -189,7 +190,9 @@ def _run(own: Race, plan: dict[str, Any], rung: dict[str, Any], spent: Callable[
     rung["ended"] = set(rung["ways"]) <= set(ended)
 
 
-def _run_ways(own: Race, rung: Mapping[str, Any], watch: Callable[[list[Row]], None]) -> NonFiniteLoss | None:
+def _run_ways(
+    own: Race, rung: Mapping[str, Any], watch: Callable[[list[Row]], None], within: float
+) -> NonFiniteLoss | None:
     """Runs a rung's ways; returns the error of one that diverged, other than scratch, without which there is nothing.
 
     Those that are not of the rung are run for no seed: its folder is that of all ways, so that one may drop out.
@@ -197,7 +200,7 @@ def _run_ways(own: Race, rung: Mapping[str, Any], watch: Callable[[list[Row]], N
     config = dataclasses.replace(own.config, seeds=tuple(rung["seeds"]), run=_name(own, rung))
     ways = {name: method if name in rung["ways"] else method._replace(seeds=()) for name, method in own.methods.items()}
     try:
-        run.run("advise", config, own.setup, own.rounds, ways, summarize_offline, own.table, watch=watch)
+        run.run("advise", config, own.setup, own.rounds, ways, summarize_offline, own.table, watch=watch, within=within)
     except OutOfTime:
         say("the time for these seeds is over")
     except NonFiniteLoss as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -79,6 +80,7 @@ def run(
     table: Methods | None = None,
     measure: Callable[[Any], Any] | None = None,
     watch: Callable[[list[Row]], None] | None = None,
+    within: float = math.inf,
 ) -> Outcome:
     """Runs an experiment's rounds, or what is left of them, in its folder.
 
@@ -93,6 +95,7 @@ def run(
       measure: `{(method, seed): state at its end} -> JSON values`, which `summarize` gets too and the summary holds as
         "measured". What summary.json holds already is kept: only without it are a finished run's states asked for.
       watch: called with every epoch's rows; where it raises, the run ends, to be continued by the same call.
+      within: the seconds after which it raises, for the estimate of the time to go.
     """
     from wsjax import parallel
     from wsjax.rounds import loop
@@ -112,7 +115,7 @@ def run(
         records = follow_run(folder) if own is None else own
         known = None if measure is None else _measured(folder)
         left = sum(_most(config.seeds, methods, caps)) - sum(_work(records.rows, caps))
-        advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main()))
+        advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main(), within))
         try:
             result = loop.run_rounds(
                 setup,
