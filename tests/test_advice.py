@@ -79,6 +79,16 @@ def test_accuracy_comes_before_cost():
     assert "and takes 19% more steps (95 % interval 19% to 20%)" in said(judged)
 
 
+@pytest.mark.parametrize(("spread", "beaten"), [(0.003, True), (0.005, False)])
+def test_a_way_drops_out_at_99_percent_only(spread, beaten):
+    ends = made(**{"scratch": (0.6, 500), "FIRE": (0.6, 500)})
+    for end in ends:  # FIRE leads by 2 points less the spread for each seed: told at 95 % in both cases
+        end["test_accuracy"] = 0.62 - spread * end["seed"] if end["method"] == "FIRE" else 0.6
+    judged = advice.judge(ends, TABLE)
+    assert (judged["recommended"], judged["untold"]) == ("FIRE", [])
+    assert judged["beaten"] == ({"scratch": "FIRE"} if beaten else {})
+
+
 def test_all_worse_than_scratch():
     judged = judge(**{"scratch": (0.60, 500), "continue": (0.55, 200), "SP 0.4/0.1": (0.58, 300), "FIRE": (0.5, 600)})
     assert (judged["recommended"], judged["runner_up"]) == ("scratch", "SP 0.4/0.1")

@@ -16,7 +16,7 @@ from wsjax.rounds.legs import Method
 from wsjax.scripts import advice, cli, race
 from wsjax.scripts.config import Common
 from wsjax.storage.files import read_json
-from wsjax.storage.records import open_run
+from wsjax.storage.records import open_run, read_rows
 from wsjax.storage.rows import FIRST
 
 TINY = ("--model=logistic", "--batch_size=100", "--first_epochs=2", "--epochs=1", "--factors", "0.4/0.1")
@@ -233,7 +233,9 @@ def test_a_study_of_ones_own_data(script, tmp_path):
     folder = tmp_path / "runs" / "advise" / "own-logistic-adam"
     found = read_json(folder / "advice.json")
     assert found["command"] in out.splitlines()
-    assert list(found["ways"]) == ["scratch", "continue", "SP 0.4/0.1", "scratch@0.03", "FIRE", "continue@0.03", "DASH"]
+    assert list(found["ways"]) == ["scratch", "continue", "SP 0.4/0.1", "scratch@0.03", "continue@0.03", "FIRE", "DASH"]
+    (rows,) = folder.rglob("records.jsonl")
+    assert list(dict.fromkeys(row["method"] for row in read_rows(rows))) == [FIRST, *found["ways"]]  # the control early
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code, again, _ = script("advise", *flags, "--budget=10min")
     assert again.splitlines()[1:] == out.splitlines()[-len(again.splitlines()) + 1 :]

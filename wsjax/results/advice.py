@@ -12,12 +12,14 @@ import numpy as np
 
 from wsjax.results import names, tables
 from wsjax.results.names import Methods
-from wsjax.results.stats import ACCURACY
+from wsjax.results.stats import ACCURACY, mean_interval
 from wsjax.results.summary import differences, in_points, interval, paired, with_half
 from wsjax.storage.rows import FIRST, Row
 
 COST, ACCURATE = "cost", "test_accuracy"
 """Fields of an end: the round's steps, with what a method takes before them; and what is to be high."""
+BEATEN = 0.99
+"""The confidence at which a way drops out: a race looks at many pairs of ways, and again at every rung."""
 TOLERANCE = 0.01
 """A way that loses more than this, of 1, to the best on average is not taken for its cost, told or not."""
 
@@ -38,11 +40,11 @@ def judge(
     """Which way the rows speak for.
 
     Everything is paired by seed, with the 95 % interval over seeds, and *told* where that lies on one side of 0. Ways
-    that are *beaten* drop out: another one, not left aside, is told to be more accurate and told to take no more steps.
-    *Level* are the most accurate of the others, by the mean difference to scratch, and those that are not told to be
-    less accurate than it and lose no more than the tolerance to it on average. Recommended is the cheapest of these; of
-    several that are not told to take more steps than it, the first in the table's order, from the simplest way on. The
-    runner-up is what the same rule takes of the other ways.
+    that are *beaten* drop out: another one, not left aside, is told to be more accurate, at 99 %, and to take no more
+    steps. *Level* are the most accurate of the others, by the mean difference to scratch, and those that are not told
+    to be less accurate than it and lose no more than the tolerance to it on average. Recommended is the cheapest of
+    these; of several that are not told to take more steps than it, the first in the table's order, from the simplest
+    way on. The runner-up is what the same rule takes of the other ways.
 
     Args:
       ends: as `costed` gives them, of any seeds; scratch must have one.
@@ -51,10 +53,11 @@ def judge(
       aside: ways that are not to be recommended, as those that a study did not follow to its end.
 
     Returns:
-      JSON values: "scratch", "tolerance", "recommended", "runner_up" (None where there is no other way), "level",
-      "alike" (of the level ones, not told to take more steps than the cheapest), "untold" (ways that are not told from
-      the recommended one in accuracy), "beaten" (way to way), "aside" and "ways": by name "seeds", "accuracy", "steps",
-      and against scratch "gain" and "share" (of its steps), each a mean with its interval.
+      JSON values: "scratch", "tolerance", "recommended", "runner_up" (None where there is no other way), "order" (the
+      ways as the rule takes them one after the other), "level", "alike" (of the level ones, not told to take more steps
+      than the cheapest), "untold" (ways that are not told from the recommended one in accuracy), "beaten" (way to way),
+      "aside" and "ways": by name "seeds", "accuracy", "steps", and against scratch "gain" and "share" (of its steps),
+      each a mean with its interval.
     """
     scratch = names.matching(table, {"reinit": names.RANDOM})
     seeds = {end["seed"] for end in ends if end["method"] == scratch}
@@ -63,12 +66,16 @@ def judge(
     gains = {name: _mean(ends, name, scratch, ACCURATE) for name in here}
     running = [name for name in here if name not in aside]
     recommended, level, alike = _choose(ends, running, gains, tolerance)
-    others = [name for name in running if name != recommended]
+    order, rest = [recommended], [name for name in running if name != recommended]
+    while rest:
+        order.append(_choose(ends, rest, gains, tolerance)[0])
+        rest.remove(order[-1])
     return {
         "scratch": scratch,
         "tolerance": tolerance,
         "recommended": recommended,
-        "runner_up": _choose(ends, others, gains, tolerance)[0] if others else None,
+        "runner_up": order[1] if len(order) > 1 else None,
+        "order": order,
         "level": level,
         "alike": alike,
         "untold": [name for name in here if name != recommended and not _told(ends, name, recommended)],
@@ -79,10 +86,9 @@ def judge(
 
 
 def ranked(judged: Mapping[str, Any]) -> list[str]:
-    """The ways that are still in the race: scratch, which all are compared with, the recommended, others by gain."""
-    first = list(dict.fromkeys((judged["scratch"], judged["recommended"])))
-    ways = sorted(judged["ways"], key=lambda name: -judged["ways"][name]["gain"]["mean"])
-    return first + [name for name in ways if name not in {*first, *judged["beaten"], *judged["aside"]}]
+    """The ways that are still in the race: scratch, which all are compared with, and others as the rule takes them."""
+    scratch = judged["scratch"]
+    return [scratch, *(name for name in judged["order"] if name != scratch and name not in judged["beaten"])]
 
 
 def is_open(judged: Mapping[str, Any]) -> bool:
@@ -116,8 +122,10 @@ def _beaten(ends: Sequence[Row], some: Sequence[str], by: Sequence[str], gains: 
 
 def _beats(ends: Sequence[Row], one: str, other: str) -> bool:
     """Whether a way is told to be more accurate than another, and told to take no more steps."""
-    cost = paired(ends, other, one, COST)
-    return _more(ends, one, other, ACCURATE) and bool(cost and cost["low"] is not None and cost["low"] >= 0)
+    accuracy, cost = list(differences(ends, one, other, ACCURATE).values()), paired(ends, other, one, COST)
+    if cost is None or cost["low"] is None:
+        return False
+    return mean_interval(accuracy, BEATEN).low > 0 and cost["low"] >= 0
 
 
 def _more(ends: Sequence[Row], one: str, other: str, field: str) -> bool:
@@ -169,7 +177,7 @@ def sentences(judged: Mapping[str, Any]) -> list[str]:
         said.append(f"Not told from {names.label(name)} in accuracy either, but behind or left aside: {_list(rest)}.")
     if judged["beaten"]:
         by = [f"{names.label(way)} (by {names.label(other)})" for way, other in judged["beaten"].items()]
-        said.append(f"Beaten, by a way that is told to be more accurate and takes no more steps: {', '.join(by)}.")
+        said.append(f"Beaten, by a way that is more accurate, told at 99 %, and no dearer: {', '.join(by)}.")
     if ways[scratch]["seeds"] == 1:
         said.append("One seed gives no interval: nothing is told, and all of this may be chance.")
     return said

@@ -93,11 +93,11 @@ def _range(shares: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Places moved so that each group that is closer than the gap stands side by side around its mean."""
+    """Places moved so that each group that is as good as one stands side by side around its mean, a gap apart."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     groups: list[list[int]] = []
     for i in order:
-        if groups and places[i] - places[groups[-1][-1]] < gap / 4:
+        if groups and places[i] - places[groups[-1][-1]] < gap / 12:
             groups[-1].append(i)
         else:
             groups.append([i])

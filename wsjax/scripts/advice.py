@@ -24,6 +24,8 @@ from wsjax.storage.records import DATA, about_run, data_digest, open_run, write_
 
 if TYPE_CHECKING:
     from wsjax.data.datasets import Dataset
+    from wsjax.rounds.legs import Method, Round
+    from wsjax.training.train import Setup
 
 ADVICE = "advice.json"
 RETRAIN = "python experiments/retrain.py"
@@ -95,7 +97,7 @@ def main(settings: Config, retrain: str = RETRAIN) -> None:
     rounds = build.build_rounds(own, [(old, settings.first_epochs or settings.epochs), (total, settings.epochs)])
     setup = build.build_setup(own, dataset)
     rounds = optimisers.paced(own, setup, rounds)
-    methods = build.build_methods(own, setup, rounds, table)
+    methods = _in_order(build.build_methods(own, setup, rounds, table), setup, rounds[1])
     folder = user_path(own.workdir) / "advise" / config.run_name(own)
     cli.say(
         f"{dataset.name}: a model of {old:,} images is to take in {total - old:,} new ones; "
@@ -148,9 +150,9 @@ def ways(settings: Config, num_samples: int) -> dict[str, names.Spec]:
         "continue": warm,
         first: shrunk.pop(first),
         f"scratch@{rate:g}": {**scratch, "learning_rate": rate},
+        f"continue@{rate:g}": {**warm, "learning_rate": rate},
         "FIRE": {"reinit": "fire", "steps": settings.fire_steps},
         **shrunk,
-        f"continue@{rate:g}": {**warm, "learning_rate": rate},
         "DASH": dash,
     }
 
@@ -216,7 +218,7 @@ def conclude(
         )
     judged = advice.judge(ends, table, settings.tolerance, race.out_of(plan))
     cli.print_table("With the new data, each way", *advice.table(judged))
-    unseen = [way for way in table if way not in ended and way not in plan["diverged"]]
+    unseen = [way for way in table if way in plan["unseen"] or way not in {*ended, *plan["diverged"]}]
     for sentence in [*advice.sentences(judged), *dropped(plan, unseen, settings.budget)]:
         cli.say(sentence)
     rate = advice.faster_scratch(judged, table)
@@ -237,13 +239,13 @@ def conclude(
 
 
 def dropped(plan: dict[str, Any], unseen: Sequence[str], budget: str) -> list[str]:
-    """What a race did not follow to its end, and why; `unseen` are the ways that have not ended a seed."""
+    """What a race did not follow to its end, and why; `unseen` are the ways that have not ended the first seeds."""
     said = []
     if unseen:
         said.append(f"Did not fit into {budget}: {', '.join(map(names.label, unseen))}.")
     if plan["aside"]:
         behind = ", ".join(map(names.label, plan["aside"]))
-        said.append(f"Left aside when the time grew short, for they were behind then: {behind}.")
+        said.append(f"Left aside when the time grew short, for they were the last by the rule then: {behind}.")
     said += [f"{names.label(way)} diverged and dropped out: {why}." for way, why in plan["diverged"].items()]
     if not plan["rungs"][-1]["ended"]:
         said.append("The last seeds were not run for all ways; the same command with a larger --budget goes on.")
@@ -258,6 +260,19 @@ def _common(settings: Config, table: names.Methods) -> config.Common:
         evaluation="reestimated", evaluate="round", workdir=settings.workdir, run=settings.run,
     )  # fmt: skip
     return dataclasses.replace(own, run=settings.run or f"{_name(settings.data)}-{own.model}-{own.optimizer}")
+
+
+def _in_order(methods: dict[str, Method], setup: Setup, here: Round) -> dict[str, Method]:
+    """The ways with those behind the raised rates in rounds of their own, which are the same.
+
+    Ways of the same rounds run one after the other: where the time is short, the control would come last.
+    """
+    raised = [number for number, method in enumerate(methods.values()) if method.rounds is not None]
+    own = [here._replace(setup=here.setup or setup)]
+    return {
+        name: method._replace(rounds=own) if number > max(raised) else method
+        for number, (name, method) in enumerate(methods.items())
+    }
 
 
 def _identity(settings: Config, own: config.Common, dataset: Dataset) -> dict[str, Any]:

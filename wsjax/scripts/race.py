@@ -2,8 +2,8 @@
 
 The first rung tries all ways on few seeds, as far as a share of the time reaches. Each later one takes twice as many
 new seeds as there were, for the ways that are not beaten (`advice.judge`). Where that does not fit into what is left of
-the time, the ways that are behind are left aside, down to half of them, and then fewer seeds are taken. Every rung is
-a run's folder of its own; `plan.json` holds what was decided, so that a race that was stopped goes on.
+the time, the ways that the rule would take last are left aside, down to half, and then fewer seeds are taken. Every
+rung is a run's folder of its own; `plan.json` holds what was decided, so that a race that was stopped goes on.
 """
 
 from __future__ import annotations
