@@ -331,6 +331,15 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys)
     ]
 
 
+def test_progress_estimates_no_more_than_there_is(monkeypatch, capsys):
+    times = iter([0, 50, 60, 70])
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    with cli.progress(100, within=90) as advance:
+        for epoch in range(1, 4):
+            advance(1, f"epoch {epoch}")
+    assert capsys.readouterr().out.splitlines() == ["  2%  epoch 2  (30 s to go)"]
+
+
 def test_progress_of_a_short_run_says_nothing(monkeypatch, capsys):
     times = iter(range(10))
     monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(times)))

@@ -12,6 +12,9 @@ import pytest
 
 from wsjax import parallel
 from wsjax.errors import DataError, RunError
+from wsjax.methods.dash import dash
+from wsjax.methods.fire import fire
+from wsjax.methods.layouts import wsjax_layout
 from wsjax.methods.reinit import shrink_perturb
 from wsjax.methods.starts import grown
 from wsjax.networks import models
@@ -121,6 +124,75 @@ def test_it_starts_from_the_shrunk_and_perturbed_parent(job):
     fresh, _ = job.load().task.init(jax.random.key(2))
     expected = jax.tree.map(lambda old, new: 0.5 * old + 0.25 * new, parent, fresh)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), job.load().state.params, expected)
+
+
+def falling_by_hand(task, params, pool):
+    images, labels = pool.train
+
+    def loss(params):
+        outputs, _ = task.apply(params, {}, jnp.asarray(images), jnp.ones(len(labels)), False, None)
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
+
+    return jax.tree.map(jnp.negative, jax.grad(loss)(params))
+
+
+@pytest.mark.parametrize("method", ["continue", "scratch", "dash", "fire"])
+def test_it_starts_as_its_method_says(job, method):
+    job.add("a")
+    job.call()
+    parent = job.load().state.params
+    job.add("b", seed=1)
+    still = recipe(epochs=1, optimizer=optax.sgd(0.0), tolerance=1.0, method=method, dash_shrink=0.4, fire_steps=5)
+    lineage = job.call(still)
+    own = {"continue": {}, "scratch": {}, "dash": {"dash_shrink": 0.4}, "fire": {"fire_steps": 5}}[method]
+    assert {"method": method, "parent": 1, **own}.items() <= lineage["settings"].items()
+    assert "shrink" not in lineage["settings"]
+    started = job.load().state.params
+    if method == "scratch":
+        assert lineage["scratch"] == lineage["metrics"]
+        assert not any(np.allclose(a, b) for a, b in zip(*map(jax.tree.leaves, (started, parent)), strict=True))
+        return
+    pool = read_pool([str(job.incoming / "*.npz")], (), None, 0.25, print)
+    expected = {
+        "continue": lambda: parent,
+        "fire": lambda: fire(parent, steps=5, layout=wsjax_layout),
+        "dash": lambda: dash(parent, falling_by_hand(job.load().task, parent, pool), shrink=0.4, layout=wsjax_layout),
+    }[method]()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), started, expected)
+    assert same(started, parent) == (method == "continue")
+
+
+def test_a_method_that_looks_into_kernels_takes_new_classes_in(job):
+    job.add("a")
+    job.call()
+    write(job.incoming / "b.npz", *make_images(60, classes=3, seed=1))
+    job.call(recipe(epochs=1, method="dash", tolerance=1.0))
+    assert job.load()(make_images(4, classes=3)[0]).shape == (4, 3)
+
+
+def test_later_models_have_a_learning_rate_of_their_own(job):
+    job.add("a")
+    described = {"architecture": {"model": "logistic"}, "learning_rate": 0.02}
+    later = recipe(epochs=1, describe=described, method="continue", later=(0.0, optax.sgd(0.0)), compare_scratch=True)
+    assert job.call(later)["settings"]["learning_rate"] == 0.02
+    parent = job.load().state.params
+    job.add("b", seed=1)
+    lineage = job.call(later)
+    assert lineage["settings"]["learning_rate"] == 0.0
+    assert same(job.load(2).state.params, parent)
+    assert lineage["scratch"]["model"] == 2
+    assert lineage["scratch"]["train_accuracy"] > 0.5  # it learns: from scratch the rate is the first model's
+
+
+def test_a_killed_training_starts_anew_by_another_method(job):
+    job.add("a")
+    job.call()
+    job.add("b", seed=1)
+    with pytest.raises(Killed):
+        job.call(observe=killed_at(2))
+    with pytest.raises(Killed):
+        job.call(recipe(method="continue"), observe=killed_at(1))
+    assert any("was for other data or settings: it starts anew" in line for line in job.lines)
 
 
 def test_a_model_gives_the_outputs_that_it_was_judged_by(job):

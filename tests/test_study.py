@@ -111,7 +111,9 @@ def test_what_is_asked_for_is_run_and_what_there_is_not_is_named(scripts):
         study.select(figures, ["table3"])
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5m", 90), ("8h", 28800), ("2d", 172800)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("1.5m", 90), ("10min", 600), ("8h", 28800), ("2d", 172800)]
+)
 def test_times(text, seconds):
     assert study.seconds_of(text) == seconds
 

@@ -27,7 +27,11 @@ class RunError(UserError):
 
 
 class NonFiniteLoss(UserError, ArithmeticError):
-    """Training left the finite numbers; the message says where."""
+    """Training left the finite numbers; the message says where, and `method` is whose training, where that is known."""
+
+    def __init__(self, message: str, method: str | None = None):
+        super().__init__(message)
+        self.method = method
 
 
 class ProcessLost(UserError, RuntimeError):

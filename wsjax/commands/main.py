@@ -1,4 +1,4 @@
-"""The command `wsjax`: `wsjax retrain --model_dir=MODEL ...` is experiments/retrain.py without the repository."""
+"""The command `wsjax`: `wsjax retrain` and `wsjax advise` are the scripts of these names without the repository."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "retrain": Command("wsjax.commands.retrain", "retrain a model on all data that have come in: a job for cron"),
+    "advise": Command("wsjax.commands.advise", "find out how to retrain on your data: which way, at which rate"),
 }
 
 

@@ -5,9 +5,9 @@
 
 The data are .npz files with images (uint8 [N, height, width, channels]), labels (integers from 0) and, if you like,
 class_names; or folders with a sub-folder of PNG or JPEG files a class. The first call trains from scratch. Every later
-one reads the files known so far and the new ones, shrinks and perturbs the current model's parameters, trains until the
-train accuracy reaches --threshold, and compares both models on images that never enter training. Without new images it
-changes nothing.
+one reads the files known so far and the new ones, shrinks and perturbs the current model's parameters (or begins as
+--method says; `wsjax advise` finds out which is best), trains until the train accuracy reaches --threshold, and
+compares both models on images that never enter training. Without new images it changes nothing.
 
 Exit codes: 0 the new model is current, or nothing is new; 2 an error, in one line; 3 the new model is worse and was
 kept aside.
@@ -26,6 +26,7 @@ from typing import Any
 
 import tyro
 
+from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB
 from wsjax.scripts import build, cli, process
 from wsjax.scripts import config as common
 
@@ -43,10 +44,19 @@ class Config(common.Training):
     """Data files, folders of images, or globs. Known ones are read again whether or not they are named."""
     image_size: int | None = None
     """Pixels of a side: images of folders are resized to squares of it. Default: as the known ones, or else 32."""
+    method: str = SHRINK_PERTURB
+    """What a retraining begins with: shrink-perturb; continue (the current model as it is); scratch (a new network);
+    dash or fire (the current model made ready by these)."""
     shrink: float = 0.4
-    """Factor of the current model's parameters; 1 and --perturb=0 continue from them as they are."""
+    """Shrink-perturb: factor of the current model's parameters."""
     perturb: float = 0.1
-    """Factor of newly drawn parameters."""
+    """Shrink-perturb: factor of newly drawn parameters."""
+    dash_shrink: float = 0.3
+    """DASH: the least factor of the current model's parameters, in [0, 1]."""
+    fire_steps: int | None = 10
+    """FIRE: steps of Newton and Schulz; None goes all the way, by a singular value decomposition."""
+    later_rate: float | None = None
+    """Learning rate of every model but the first. Default: --learning_rate."""
     max_gigabytes: float = 8.0
     """The most that one data file may take, packed or unpacked, and all images together; training needs twice that."""
     holdout: float = 0.1
@@ -63,7 +73,8 @@ class Config(common.Training):
     """Make this model current, and do nothing else."""
 
 
-DEFAULTS = Config(model="resnet18", width=16, stem_pool=False, optimizer="adam", stop=("accuracy",), epochs=200)
+DEFAULTS = Config(**common.RETRAINING)
+ORIGINS = {"continue": "as it is", "dash": "made ready by DASH", "fire": "made ready by FIRE"}
 
 
 def defaults(dataset: str | None) -> Config:
@@ -138,12 +149,28 @@ def build_recipe(config: Config) -> Any:
         max_gigabytes=config.max_gigabytes,
         image_size=config.image_size,
         fit=build.build_fit(config),
+        method=config.method,
+        dash_shrink=config.dash_shrink,
+        fire_steps=config.fire_steps,
+        later=build_later(config),
     )
+
+
+def build_later(config: Config) -> tuple[float, Any] | None:
+    """The learning rate and the optimiser of models that have a parent; None where they are those of the first."""
+    rate = config.later_rate
+    if rate is None or rate == config.learning_rate:
+        return None
+    return rate, build.build_optimizer(dataclasses.replace(config, learning_rate=rate))
 
 
 def check(config: Config) -> None:
     """Checks every field; raises UsageError."""
     common.check_training(config)
+    cli.choose("method", config.method, METHODS)
+    if config.later_rate is not None:
+        common.check_positive("later_rate", config.later_rate)
+    common.check_factors(config)
     for name in ("shrink", "perturb"):
         value = getattr(config, name)
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
@@ -158,7 +185,10 @@ def check(config: Config) -> None:
 def report(config: Config, lineage: dict[str, Any]) -> list[str]:
     """What happened, in lines."""
     number, parent, metrics = lineage["model"], lineage["parent"], lineage["metrics"]
-    origin = "from scratch" if parent is None else f"from model {parent}, shrunk and perturbed"
+    method = lineage["settings"].get("method", SHRINK_PERTURB)  # older lineages do without
+    origin = f"from model {parent}, {ORIGINS.get(method, 'shrunk and perturbed')}"
+    if parent is None or method == SCRATCH:
+        origin = "from scratch"
     sizes = f"{metrics['train_images']:,} images, {metrics['held_out_images']:,} more held out"
     took = f"{metrics['steps']:,} steps ({metrics['epochs']} epochs, {cli.duration(metrics['train_seconds'])})"
     reason = f"train accuracy {metrics['train_accuracy']:.1%}"

@@ -45,11 +45,11 @@ def unit_of(rows: Iterable[Row]) -> Unit:
     return ACCURACY if shares else SCORE
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean of independent values with its 95 % interval by Student's t."""
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
+    """The mean of independent values with its interval, of 95 % by default, by Student's t."""
     count = len(values)
     mean = float(np.mean(values))
     if count < 2:
         return Interval(mean, float("nan"), float("nan"))
-    half = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * np.std(values, ddof=1) / np.sqrt(count))
+    half = float(stdtrit(count - 1, 0.5 + confidence / 2) * np.std(values, ddof=1) / np.sqrt(count))
     return Interval(mean, mean - half, mean + half)

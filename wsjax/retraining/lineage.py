@@ -1,10 +1,14 @@
-"""What a lineage.json must tell of a model for others to go on from it. Standard library only."""
+"""What a lineage.json tells of a model, and must tell for others to go on from it. Standard library only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+SHRINK_PERTURB, SCRATCH = "shrink-perturb", "scratch"
+METHODS = (SHRINK_PERTURB, "continue", SCRATCH, "dash", "fire")
+"""What a model that has a parent may begin with; lineages that name none have the first."""
 
 Check = Callable[[str, Any], str | None]
 """`(name, value) -> what is wrong`, None where nothing is."""

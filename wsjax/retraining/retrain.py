@@ -1,8 +1,9 @@
 """A model that is retrained whenever data come in: what a scheduled job calls.
 
-A call reads all data files, known ones and new ones, trains from the shrink-perturbed parameters of the current model,
-and makes the new model current unless it got worse. Nothing is ever trained on a held-out image: whether an image is
-held out is decided by a hash of its content, so that it stays so as data grow. `shelf` keeps the models.
+A call reads all data files, known ones and new ones, trains from the current model's parameters, by default shrunk and
+perturbed, and makes the new model current unless it got worse. Nothing is ever trained on a held-out image: whether an
+image is held out is decided by a hash of its content, so that it stays so as data grow. `shelf` keeps the models,
+`methods` makes their parameters ready.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ from wsjax import parallel
 from wsjax.data.datasets import channel_statistics
 from wsjax.data.sources import MAX_GIGABYTES
 from wsjax.errors import NonFiniteLoss, RunError
-from wsjax.methods.reinit import shrink_perturb
-from wsjax.methods.starts import grown
-from wsjax.retraining import shelf
+from wsjax.retraining import methods, shelf
 from wsjax.retraining.incoming import Pool, read_pool
+from wsjax.retraining.lineage import SCRATCH, SHRINK_PERTURB
 from wsjax.retraining.shelf import MakeTask, Model
 from wsjax.rounds.journal import Observer
 from wsjax.rounds.legs import Round
@@ -62,6 +62,10 @@ class Recipe(NamedTuple):
       max_gigabytes: what a data file, and all images together, may take in memory.
       image_size: pixels of a side, which images of folders are resized to; see `incoming.read_pool`.
       fit: what the stop rule looks at; see `Setup`.
+      method: how a model begins that has a parent: one of `lineage.METHODS`.
+      dash_shrink: DASH: the least factor of the current model's parameters, in [0, 1].
+      fire_steps: FIRE: steps of Newton and Schulz; None goes all the way.
+      later: the learning rate, for the lineage, and the optimiser of models that have a parent; None takes `optimizer`.
     """
 
     make_task: MakeTask
@@ -80,6 +84,10 @@ class Recipe(NamedTuple):
     max_gigabytes: float = MAX_GIGABYTES
     image_size: int | None = None
     fit: Callable[..., Any] | None = None
+    method: str = SHRINK_PERTURB
+    dash_shrink: float = 0.3
+    fire_steps: int | None = 10
+    later: tuple[float, optax.GradientTransformation] | None = None
 
 
 class Job(NamedTuple):
@@ -156,25 +164,26 @@ def _train(job: Job) -> tuple[TrainState, dict[str, Any]]:
     make_task = partial(recipe.make_task, len(pool.class_names), shape, mean, std)
     setup = Setup(make_task(None), recipe.optimizer, pool.train, pool.held_out, recipe.batch_size, fit=recipe.fit)
     split = setup._replace(task=make_task(parallel.axis_of(recipe.mesh)))
-    start = None
+    start, own, how = None, split, {"parent": parent and parent.lineage["model"], **methods.factors(recipe)}
     if parent is not None:
         fresh, _ = jax.jit(setup.task.init)(jax.random.key(recipe.seed + number))
-        reinit = grown(partial(shrink_perturb, shrink=recipe.shrink, perturb=recipe.perturb))
-        start = reinit(parent.state.params, fresh), parent.state.batch_stats
-
-    how = {"parent": parent and parent.lineage["model"], "shrink": recipe.shrink, "perturb": recipe.perturb}
+        start = methods.begun(recipe, setup, parent.state, fresh)
+        if recipe.later is not None:
+            how["learning_rate"], optimizer = recipe.later
+            own = split._replace(optimizer=optimizer)
     settings = {**recipe.describe, "seed": recipe.seed, "holdout": recipe.holdout}
     # All that decides the result: what a killed call left is gone on with only where all of it is the same.
     key = {"samples": _hash(pool.samples), **settings, "classes": len(pool.class_names), "mean": mean, "std": std}
     origin = {**how, "parent_state": parent and checkpoint.digest(parent.state)}
 
-    state, end = _run(job, job.part, split, start, {**key, **origin})
+    state, end = _run(job, job.part, own, start, {**key, **origin})
     state = _with_own_statistics(setup, state)
     scores = _scores(setup, state)
     before = None if parent is None else _scores(setup._replace(task=parent.task), parent.state)
     cost = _cost(number, pool, scores, end)
-    scratch = cost if parent is None or known is None else known["scratch"]
-    if recipe.compare_scratch and parent is not None:
+    from_scratch = parent is None or (recipe.method == SCRATCH and recipe.later is None)
+    scratch = cost if from_scratch or known is None else known["scratch"]
+    if recipe.compare_scratch and not from_scratch:
         try:
             other, other_end = _run(job, job.part / shelf.SCRATCH, split, None, key)
             scratch = _cost(number, pool, _scores(setup, _with_own_statistics(setup, other)), other_end)

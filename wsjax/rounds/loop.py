@@ -217,7 +217,8 @@ def _run_round(
         fitted = jax.tree.map(np.asarray, fitted)
         for i in ran:
             if step := int(fitted["bad_step"][i]):
-                raise NonFiniteLoss(f"the loss is not finite: {_where(leg, i, number, epoch)}, step {step}")
+                where = f"{_where(leg, i, number, epoch)}, step {step}"
+                raise NonFiniteLoss(f"the loss is not finite: {where}", leg.replicas[i][0])
             history[i].append(float(fitted["accuracy"][i]))
         reasons = [here.reason(accuracies) for accuracies in history]
         active &= [reason is None for reason in reasons]
@@ -229,7 +230,8 @@ def _run_round(
             tested, eval_seconds = jax.tree.map(np.asarray, tested), eval_seconds + seconds
         for i in wanted:
             if not np.isfinite(tested["loss"][i]):
-                raise NonFiniteLoss(f"the test loss is not finite: {_where(leg, i, number, epoch)}")
+                where = _where(leg, i, number, epoch)
+                raise NonFiniteLoss(f"the test loss is not finite: {where}", leg.replicas[i][0])
 
         rows = [
             {

@@ -117,14 +117,17 @@ def build_stop(config: Training) -> StopRule:
     return stopping.any_of(*(rules[name] for name in config.stop if name in rules))
 
 
-def build_methods(config: Common, setup: Setup, rounds: Sequence[Round]) -> dict[str, Method]:
+def build_methods(
+    config: Common, setup: Setup, rounds: Sequence[Round], table: names.Methods | None = None
+) -> dict[str, Method]:
     """The settings' methods, by the names that rows and tables give them; all share the first of the rounds.
 
-    One with a learning rate or an optimiser of its own has its own setup in its rounds.
+    One with a learning rate or an optimiser of its own has its own setup in its rounds. A table says what methods are
+    in place of the settings.
     """
     from wsjax.rounds.legs import Method
 
-    table = methods_table(config)
+    table = methods_table(config) if table is None else table
     own = optimisers.own_rounds(config, setup, rounds, table)
     return {name: Method(build_start(config, spec), *own.get(name, (1, None))) for name, spec in table.items()}
 

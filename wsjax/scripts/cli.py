@@ -16,6 +16,7 @@ import difflib
 import inspect
 import io
 import itertools
+import math
 import os
 import select
 import shutil
@@ -52,8 +53,8 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
 
     Args:
       main: takes the config, a dataclass.
-      defaults: the config for a data set, by the value of --dataset, or the first of --datasets; None where neither
-        is given.
+      defaults: the config for a data set, by the value of --dataset, or the first of --datasets or --data; None where
+        none is given.
       text: what the help says first.
     """
     # XLA logs an alarming and harmless error for every CPU program that it reads back from the compilation cache.
@@ -120,7 +121,7 @@ def default_of(defaults: Callable[[str | None], Any], flags: Sequence[str]) -> A
       UsageError: there is no such protocol.
     """
     protocol = peeked("protocol", flags)
-    default = defaults(peeked("dataset", flags, "--datasets") or protocols.dataset_of(protocol))
+    default = defaults(peeked("dataset", flags, "--datasets", "--data") or protocols.dataset_of(protocol))
     return protocols.applied(default, protocol)
 
 
@@ -290,13 +291,16 @@ def check(condition: bool, message: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(total: float, proviso: str = "", shown: bool = True) -> Iterator[Callable[..., None]]:
+def progress(
+    total: float, proviso: str = "", shown: bool = True, within: float = math.inf
+) -> Iterator[Callable[..., None]]:
     """Shows how far a run is: a bar in a terminal, else a line now and then.
 
     Args:
       total: the work of the whole run, at most, in any unit.
       proviso: what the estimate of the time to go adds, such as ", if no round ends early".
       shown: whether anything is shown at all.
+      within: the seconds after which it ends in any case.
 
     Yields:
       `advance(done, text, skipped=0)`: work done since the last call, what to show, and work that fell away because a
@@ -313,6 +317,7 @@ def progress(total: float, proviso: str = "", shown: bool = True) -> Iterator[Ca
         meter = bar.add_task("compiling", total=total)
         begin: float | None = None
         calls, done, over, last_line = 0, 0.0, 0.0, time.monotonic()
+        deadline = last_line + within
 
         def advance(work: float, text: str, skipped: float = 0.0) -> None:
             nonlocal begin, calls, done, over, last_line
@@ -325,6 +330,7 @@ def progress(total: float, proviso: str = "", shown: bool = True) -> Iterator[Ca
                 return
             done += work
             remaining = (now - begin) / done * max(total - over, 0) if done else 0.0
+            remaining = min(remaining, max(deadline - now, 0))
             if calls == 1 + ESTIMATE_AFTER and remaining > ESTIMATE_FROM:
                 console.print(f"estimate: {duration(remaining)} to go{printable(proviso)}")
             if not live and now - last_line > LINE_EVERY:

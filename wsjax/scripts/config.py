@@ -59,6 +59,15 @@ DIGITS: dict[str, Any] = {
     "perturb": (0.6,),
 }
 """How every experiment trains on the embedded digits."""
+RETRAINING: dict[str, Any] = {
+    "model": "resnet18",
+    "width": 16,
+    "stem_pool": False,
+    "optimizer": "adam",
+    "stop": ("accuracy",),
+    "epochs": 200,
+}
+"""How the retraining job trains where nothing else is said."""
 NEUTRAL = ("workdir", "run", "data_dir", "coordinator", "num_processes", "process_id", "protocol")
 """Fields that say where a run lies and runs: another value of them is no other run."""
 
@@ -248,11 +257,9 @@ def check_config(config: Common) -> None:
     for name in ("shrink", "perturb"):
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
-    check(0 <= config.dash_shrink <= 1, f"--dash_shrink must lie in [0, 1], not {config.dash_shrink}")
+    check_factors(config)
     check(0 < config.dash_decay <= 1, f"--dash_decay must lie in (0, 1], not {config.dash_decay}")
     check_positive("dash_chunk", config.dash_chunk, 2**31 - 1)
-    steps = config.fire_steps
-    check(steps is None or 0 <= steps <= 1000, f"--fire_steps must lie in [0, 1000] or be None, not {steps}")
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
     check(config.run != "", "--run is empty: give a name, or leave it out")
     check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")
@@ -279,6 +286,13 @@ def check_training(config: Training) -> None:
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
     check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
+
+
+def check_factors(config: Any) -> None:
+    """Checks the factors of DASH and FIRE that every script with these methods has; raises UsageError."""
+    check(0 <= config.dash_shrink <= 1, f"--dash_shrink must lie in [0, 1], not {config.dash_shrink}")
+    steps = config.fire_steps
+    check(steps is None or 0 <= steps <= 1000, f"--fire_steps must lie in [0, 1000] or be None, not {steps}")
 
 
 def _check_steps(config: Training) -> None:

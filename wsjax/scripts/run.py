@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,8 @@ def run(
     summarize: Callable[..., dict[str, Any]],
     table: Methods | None = None,
     measure: Callable[[Any], Any] | None = None,
+    watch: Callable[[list[Row]], None] | None = None,
+    within: float = math.inf,
 ) -> Outcome:
     """Runs an experiment's rounds, or what is left of them, in its folder.
 
@@ -91,6 +94,8 @@ def run(
       table: what each of them is; None for those that the settings name.
       measure: `{(method, seed): state at its end} -> JSON values`, which `summarize` gets too and the summary holds as
         "measured". What summary.json holds already is kept: only without it are a finished run's states asked for.
+      watch: called with every epoch's rows; where it raises, the run ends, to be continued by the same call.
+      within: the seconds after which it raises, for the estimate of the time to go.
     """
     from wsjax import parallel
     from wsjax.rounds import loop
@@ -110,7 +115,7 @@ def run(
         records = follow_run(folder) if own is None else own
         known = None if measure is None else _measured(folder)
         left = sum(_most(config.seeds, methods, caps)) - sum(_work(records.rows, caps))
-        advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main()))
+        advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main(), within))
         try:
             result = loop.run_rounds(
                 setup,
@@ -122,12 +127,12 @@ def run(
                 mesh=build_mesh(config),
                 records=records,
                 checkpoints=folder / "checkpoints",
-                observe=partial(_observe, advance, caps),
+                observe=partial(_observe, advance, caps, watch),
                 states=measure is not None and known is None,
             )
         except NonFiniteLoss as error:
             rates = ", ".join(f"{rate:g}" for rate in getattr(config, "learning_rates", [config.learning_rate]))
-            raise NonFiniteLoss(f"{error}; lower the learning rate ({rates})") from error
+            raise NonFiniteLoss(f"{error}; lower the learning rate ({rates})", error.method) from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         if measure is None:
@@ -222,14 +227,16 @@ def _most(seeds: Sequence[int], methods: Mapping[str, Method], caps: Caps) -> li
     ]
 
 
-def _observe(advance: Callable[..., None], caps: Caps, rows: list[Row]) -> None:
-    """Shows an epoch's rows."""
+def _observe(advance: Callable[..., None], caps: Caps, watch: Callable[..., None] | None, rows: list[Row]) -> None:
+    """Shows an epoch's rows, and has them watched."""
     last = rows[-1]
     field = "train_accuracy" if last["test_accuracy"] is None else "test_accuracy"
     values = [row[field] for row in rows if row[field] is not None]
     what = f"{field.replace('_', ' ')} {sum(values) / len(values):.1%}"
     done, skipped = _work(rows, caps)
     advance(done, f"{last['method']}, round {last['round']}, epoch {last['epoch']}: {what}", skipped)
+    if watch is not None:
+        watch(rows)
 
 
 def _work(rows: Sequence[Row], caps: Caps) -> tuple[int, int]:

@@ -92,10 +92,10 @@ def select(figures: Mapping[str, list[Job]], only: Sequence[str]) -> dict[str, l
 
 
 def seconds_of(budget: str) -> float:
-    """A time as "90s", "30m", "8h" or "2d" in seconds; raises UsageError where it is none."""
-    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", budget)) or float(match[1]) == 0:
+    """A time as "90s", "30m" ("30min"), "8h" or "2d" in seconds; raises UsageError where it is none."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]|min)", budget)) or float(match[1]) == 0:
         raise UsageError(f"a time is written as 90s, 30m, 8h or 2d, not '{budget}'")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def speed(jobs: Sequence[Job], workdir: Path) -> float:

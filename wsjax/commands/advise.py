@@ -1,0 +1,323 @@
+"""How should I retrain? Tries the ways on your data, within a time, and says which is best and how to go on with it.
+
+    wsjax advise                                              the embedded digits, a minute
+    wsjax advise --data mydata.npz --new=0.2 --budget=10min   a fifth of the images are new
+
+From scratch, from the parameters that there are, by shrink-perturb, FIRE or DASH, at the learning rate or a higher one:
+what each gains, loses and saves against training from scratch, paired over seeds, and the command line of
+`wsjax retrain` that does it from now on. The same command continues a study that was stopped; with a larger --budget it
+takes more seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+import shlex
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsjax.errors import RunError, printable
+from wsjax.results import advice, names, words
+from wsjax.scripts import build, cli, config, optimisers, process, race, study
+from wsjax.storage.files import user_path
+from wsjax.storage.records import DATA, about_run, data_digest, open_run, write_json
+
+if TYPE_CHECKING:
+    from wsjax.data.datasets import Dataset
+    from wsjax.rounds.legs import Method, Round
+    from wsjax.training.train import Setup
+
+ADVICE = "advice.json"
+RETRAIN = "wsjax retrain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(config.Training):
+    """What data come, and how long to look for the best way to take them in."""
+
+    data: tuple[str, ...] = ()
+    """Your data: files, folders or globs as `wsjax retrain` takes them, one .npz with a test set of its own, or
+    cifar10, cifar100, svhn. Default: the embedded digits."""
+    image_size: int | None = None
+    """Pixels of a side: images of folders are resized to squares of it. Default: 32."""
+    new: float = 0.2
+    """Share of all train images that is new at a retraining, in (0, 1)."""
+    budget: str = "10min"
+    """About how long to take, in all calls together: 90s, 10min, 8h or 2d."""
+    first_epochs: int | None = None
+    """Epochs of the model that there is before the new data come, where they are not --epochs."""
+    factors: tuple[str, ...] = ("0.4/0.1", "0.3/0.6", "0.7/0.3")
+    """Shrink-perturb: SHRINK/PERTURB of each that is tried."""
+    raised: float = 3.0
+    """What the learning rate is multiplied by at the boundary, where a higher one is tried."""
+    dash_shrink: float = 0.3
+    """DASH: the least factor of the current model's parameters, in [0, 1]."""
+    fire_steps: int | None = 10
+    """FIRE: steps of Newton and Schulz; None goes all the way, by a singular value decomposition."""
+    tolerance: float = advice.TOLERANCE
+    """A way that is less accurate than the best by more than this, on average, is not taken for its cost."""
+    seeds: int = 36
+    """The most seeds."""
+    holdout: float = 0.1
+    """Fraction of the images to test on, by a hash of their content, where the data have no test set."""
+    max_gigabytes: float = 8.0
+    """The most that one data file may take, packed or unpacked, and all images together."""
+    workdir: Path = Path("runs")
+    """Folder for results: WORKDIR/advise/RUN."""
+    run: str | None = None
+    """Name of the run's folder. Default: DATA-MODEL-OPTIMIZER. The same command again continues that run."""
+
+
+# As experiments/offline.py has them: a short second round, in which a network that memorised the first half is behind.
+_DIGITS = {name: value for name, value in config.DIGITS.items() if name not in ("shrink", "perturb")}
+_DIGITS |= {"model": "mlp", "stop": ("epochs",), "new": 0.5, "first_epochs": 40, "epochs": 8, "budget": "60s"}
+OWN = Config(**config.RETRAINING)
+DIGITS = dataclasses.replace(OWN, **_DIGITS)
+
+
+def defaults(data: str | None) -> Config:
+    """The settings for data where nothing else is said: those of the retraining job, but for the embedded digits."""
+    return DIGITS if data in (None, "digits") else OWN
+
+
+def main(settings: Config) -> None:
+    """Runs the study, or what is left of it within the time, and says how to retrain from now on."""
+    begin = time.monotonic()
+    check(settings)
+    budget = study.seconds_of(settings.budget)
+    dataset = load(settings)
+    table = ways(settings, len(dataset.train_labels))
+    own = _common(settings, table)
+    total = len(dataset.train_labels)
+    old = words.share(total, 1 - settings.new)
+    cli.check(0 < old < total, f"--new={settings.new:g} of {total} train images leaves none on one side; give another")
+    rounds = build.build_rounds(own, [(old, settings.first_epochs or settings.epochs), (total, settings.epochs)])
+    setup = build.build_setup(own, dataset)
+    rounds = optimisers.paced(own, setup, rounds)
+    methods = _in_order(build.build_methods(own, setup, rounds, table), setup, rounds[1])
+    folder = user_path(own.workdir) / "advise" / config.run_name(own)
+    cli.say(
+        f"{dataset.name}: a model of {old:,} images is to take in {total - old:,} new ones; "
+        f"tested on {len(dataset.test_labels):,} others, {len(table)} ways, within {cli.duration(budget)}"
+    )
+    with open_run(folder, _identity(settings, own, dataset), about_run("advise", _devices()) | {"methods": table}):
+        ends, plan = race.race(
+            race.Race(
+                own, setup, rounds, methods, table, folder, budget, settings.seeds, settings.tolerance,
+                lambda: time.monotonic() - begin,
+            )
+        )  # fmt: skip
+        conclude(settings, table, folder, ends, plan)
+
+
+def check(settings: Config) -> None:
+    """Checks every field; raises UsageError."""
+    config.check_training(settings)
+    config.check_factors(settings)
+    config.check_image_size(settings.image_size)
+    study.seconds_of(settings.budget)
+    config.check_list("factors", settings.factors)
+    for pair in settings.factors:
+        _split(pair)
+    for name, most in (("raised", math.inf), ("seeds", 1000), ("max_gigabytes", math.inf)):
+        config.check_positive(name, getattr(settings, name), most)
+    if settings.first_epochs is not None:
+        config.check_positive("first_epochs", settings.first_epochs, config.LIMITS["epochs"])
+    for name in ("new", "holdout"):
+        value = getattr(settings, name)
+        cli.check(0 < value < 1, f"--{name} must lie between 0 and 1, not {value}")
+    cli.check(0 <= settings.tolerance <= 1, f"--tolerance must lie in [0, 1], not {settings.tolerance}")
+    name = settings.run
+    cli.check(name is None or name == Path(name).name not in ("", ".."), f"--run must be a plain name, not '{name}'")
+    own = config.Common(devices=settings.devices)
+    cli.check(not config.has_several_processes(own), "advise runs as one process: start it without srun")
+
+
+def ways(settings: Config, num_samples: int) -> dict[str, names.Spec]:
+    """What each way is, by name, from the one to try first on; `wsjax retrain` can do all of them."""
+    rate = float(f"{settings.learning_rate * settings.raised:.6g}")
+    scratch, warm = {"reinit": names.RANDOM}, {"reinit": names.WARM}
+    pairs: list[dict[str, Any]] = [
+        dict(zip(("shrink", "perturb"), _split(pair), strict=True)) for pair in settings.factors
+    ]
+    shrunk = {names.sp_name(pair, True): {"reinit": names.SHRINK, **pair} for pair in pairs}
+    first = next(iter(shrunk))
+    dash = {"reinit": "dash", "shrink": settings.dash_shrink, "decay": 1.0, "chunk": num_samples}
+    return {
+        "scratch": scratch,
+        "continue": warm,
+        first: shrunk.pop(first),
+        f"scratch@{rate:g}": {**scratch, "learning_rate": rate},
+        f"continue@{rate:g}": {**warm, "learning_rate": rate},
+        "FIRE": {"reinit": "fire", "steps": settings.fire_steps},
+        **shrunk,
+        "DASH": dash,
+    }
+
+
+def load(settings: Config) -> Dataset:
+    """The data, with a test set: their own, or images held out as the retraining job does. Sets up the devices."""
+    process.set_up()
+    build.use_devices(settings.devices)
+    from wsjax.data import datasets
+    from wsjax.retraining.incoming import read_pool
+
+    given = settings.data or ("digits",)
+    if len(given) == 1 and (given[0] in datasets.NAMES or _has_test_set(given[0])):
+        return datasets.load(given[0])
+    pool = read_pool(given, (), None, settings.holdout, cli.say, settings.max_gigabytes, settings.image_size)
+    assert pool is not None
+    mean, std = datasets.channel_statistics(pool.train[0])
+    return datasets.Dataset(_name(given), *pool.train, *pool.held_out, pool.class_names, mean, std)
+
+
+def command(settings: Config, spec: names.Spec) -> str:
+    """The command line that retrains in a way from now on, with these settings."""
+    flags = [f"--model_dir=MODEL --data {shlex.join(settings.data) if _are_files(settings.data) else 'FILES'}"]
+    flags.append(f"--method={_METHODS[spec['reinit']]}")
+    if spec["reinit"] == names.SHRINK:
+        flags.append(f"--shrink={spec['shrink']:g} --perturb={spec['perturb']:g}")
+    if "learning_rate" in spec:
+        flags.append(f"--later_rate={spec['learning_rate']!r}")
+    usual = {field.name: field.default for field in dataclasses.fields(config.Training)} | config.RETRAINING
+    usual |= {"image_size": None, "dash_shrink": 0.3, "fire_steps": 10, "holdout": 0.1, "max_gigabytes": 8.0}
+    for name, default in usual.items():
+        value = getattr(settings, name)
+        if value == default or (name == "dash_shrink" and spec["reinit"] != "dash"):
+            continue
+        if name == "fire_steps" and spec["reinit"] != "fire":
+            continue
+        several = isinstance(value, tuple)
+        flags.append(shlex.join([f"--{name}", *map(str, value)] if several else [f"--{name}={value}"]))
+    return " ".join([RETRAIN, *flags])
+
+
+_METHODS = {
+    names.RANDOM: "scratch",
+    names.WARM: "continue",
+    names.SHRINK: "shrink-perturb",
+    "dash": "dash",
+    "fire": "fire",
+}
+"""What `wsjax retrain` calls a way."""
+
+
+def conclude(settings: Config, table: names.Methods, folder: Path, ends: Sequence[Any], plan: dict[str, Any]) -> None:
+    """Says what the study came to, and draws it."""
+    from wsjax.results import advice_plot, plots
+
+    ended = {end["method"] for end in ends}
+    if "scratch" not in ended or len(ended) < 2:
+        raise RunError(
+            f"{settings.budget} did not suffice for two ways on one seed; the same command with a larger --budget goes "
+            "on where this one ended"
+        )
+    judged = advice.judge(ends, table, settings.tolerance, race.out_of(plan))
+    cli.print_table("With the new data, each way", *advice.table(judged))
+    unseen = [way for way in table if way in plan["unseen"] or way not in {*ended, *plan["diverged"]}]
+    for sentence in [*advice.sentences(judged), *dropped(plan, unseen, settings.budget)]:
+        cli.say(sentence)
+    rate = advice.faster_scratch(judged, table)
+    if rate is not None:
+        cli.say(
+            f"From scratch too a higher rate is better: try this command with --learning_rate={rate:g}, and see what "
+            "other ways gain then."
+        )
+    line = command(settings, table[judged["recommended"]])
+    write_json(folder / ADVICE, {**judged, "command": line})
+    cli.say("From now on:")
+    print(printable(line), flush=True)  # never broken into lines, for it is to be copied
+    if not _are_files(settings.data):
+        cli.say("(FILES: .npz files with images and labels, see docs/retraining.md)")
+    picture, _ = plots.save(advice_plot.tradeoff(judged, table), folder / "figure")
+    cli.say(f"Picture: {picture}")
+    cli.say(f"Records: {folder}")
+
+
+def dropped(plan: dict[str, Any], unseen: Sequence[str], budget: str) -> list[str]:
+    """What a race did not follow to its end, and why; `unseen` are the ways that have not ended the first seeds."""
+    said = []
+    if unseen:
+        said.append(f"Did not fit into {budget}: {', '.join(map(names.label, unseen))}.")
+    if plan["aside"]:
+        behind = ", ".join(map(names.label, plan["aside"]))
+        said.append(f"Left aside when the time grew short, for they were the last by the rule then: {behind}.")
+    said += [f"{names.label(way)} diverged and dropped out: {why}." for way, why in plan["diverged"].items()]
+    if not plan["rungs"][-1]["ended"]:
+        said.append("The last seeds were not run for all ways; the same command with a larger --budget goes on.")
+    return said
+
+
+def _common(settings: Config, table: names.Methods) -> config.Common:
+    """The settings as the experiments have them. Statistics are taken anew for the test, as the retraining job does."""
+    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(config.Training)}
+    own = config.Common(
+        **fields, dataset=" ".join(settings.data) or "digits", methods=tuple(table), shrink=(), perturb=(),
+        evaluation="reestimated", evaluate="round", workdir=settings.workdir, run=settings.run,
+    )  # fmt: skip
+    return dataclasses.replace(own, run=settings.run or f"{_name(settings.data)}-{own.model}-{own.optimizer}")
+
+
+def _in_order(methods: dict[str, Method], setup: Setup, here: Round) -> dict[str, Method]:
+    """The ways with those behind the raised rates in rounds of their own, which are the same.
+
+    Ways of the same rounds run one after the other: where the time is short, the control would come last.
+    """
+    raised = [number for number, method in enumerate(methods.values()) if method.rounds is not None]
+    own = [here._replace(setup=here.setup or setup)]
+    return {
+        name: method._replace(rounds=own) if number > max(raised) else method
+        for number, (name, method) in enumerate(methods.items())
+    }
+
+
+def _identity(settings: Config, own: config.Common, dataset: Dataset) -> dict[str, Any]:
+    """All that decides the rows of a race, but for how far it goes."""
+    fields = {name: value for name, value in dataclasses.asdict(own).items() if name not in config.NEUTRAL}
+    data = (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
+    fields |= {"new": settings.new, "first_epochs": settings.first_epochs, DATA: data_digest(data)}
+    return {name: value for name, value in fields.items() if name != "seeds"}
+
+
+def _name(data: Sequence[str]) -> str:
+    """What data are called, in a folder's name too."""
+    stem = Path(data[0]).stem if data else "digits"
+    return re.sub(r"[^\w.-]+", "", stem).strip(".-") or "data"
+
+
+def _are_files(data: Sequence[str]) -> bool:
+    """Whether data are files that the retraining job takes as they are."""
+    from wsjax.data.datasets import NAMES
+
+    return bool(data) and not any(name in NAMES or _has_test_set(name) for name in data)
+
+
+def _has_test_set(path: str) -> bool:
+    """Whether a file holds train_images and the like; one that cannot be read holds nothing."""
+    try:
+        with zipfile.ZipFile(Path(path).expanduser()) as archive:
+            return "train_images.npy" in archive.namelist()
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return False
+
+
+def _split(pair: str) -> tuple[float, float]:
+    """Shrink and perturb, as they are written."""
+    with contextlib.suppress(ValueError):
+        shrink, perturb = map(float, pair.split("/"))
+        if math.isfinite(shrink) and math.isfinite(perturb):
+            return shrink, perturb
+    cli.check(False, f"--factors are written as 0.4/0.1, SHRINK/PERTURB, not '{pair}'")
+    raise AssertionError
+
+
+def _devices() -> list[str]:
+    from wsjax import parallel
+
+    return parallel.device_names()

@@ -1,0 +1,285 @@
+"""How to retrain, by a small study: which way its rows speak for, and the sentences and the table that say so.
+
+A *way* is a method, or one at a learning rate of its own. All of this is a pure function of how ways and seeds ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wsjax.results import names, tables
+from wsjax.results.names import Methods
+from wsjax.results.stats import ACCURACY, mean_interval
+from wsjax.results.summary import differences, in_points, interval, paired, with_half
+from wsjax.storage.rows import FIRST, Row
+
+COST, ACCURATE = "cost", "test_accuracy"
+"""Fields of an end: the round's steps, with what a method takes before them; and what is to be high."""
+BEATEN = 0.99
+"""The confidence at which a way drops out: a race looks at many pairs of ways, and again at every rung."""
+TOLERANCE = 0.01
+"""A way that loses more than this, of 1, to the best on average is not taken for its cost, told or not."""
+
+
+def costed(ends: Sequence[Row], table: Methods) -> list[Row]:
+    """The ends of the ways' rounds with their cost: the steps, and for DASH an epoch's for its pass over the images."""
+    passes = {name: spec.get("reinit") == "dash" for name, spec in table.items()}
+    return [
+        end | {COST: end["steps"] + passes[end["method"]] * (end["steps"] // end["epochs"])}
+        for end in ends
+        if end["method"] != FIRST and end["round"] > 1
+    ]
+
+
+def judge(
+    ends: Sequence[Row], table: Methods, tolerance: float = TOLERANCE, aside: Collection[str] = ()
+) -> dict[str, Any]:
+    """Which way the rows speak for.
+
+    Everything is paired by seed, with the 95 % interval over seeds, and *told* where that lies on one side of 0. Ways
+    that are *beaten* drop out: another one, not left aside, is told to be more accurate, at 99 %, and to take no more
+    steps. *Level* are the most accurate of the others, by the mean difference to scratch, and those that are not told
+    to be less accurate than it and lose no more than the tolerance to it on average. Recommended is the cheapest of
+    these; of several that are not told to take more steps than it, the first in the table's order, from the simplest
+    way on. The runner-up is what the same rule takes of the other ways.
+
+    Args:
+      ends: as `costed` gives them, of any seeds; scratch must have one.
+      table: what each way is, from the simplest on. Scratch is the plain random initialisation.
+      tolerance: see `TOLERANCE`.
+      aside: ways that are not to be recommended, as those that a study did not follow to its end.
+
+    Returns:
+      JSON values: "scratch", "tolerance", "recommended", "runner_up" (None where there is no other way), "order" (the
+      ways as the rule takes them one after the other), "level", "alike" (of the level ones, not told to take more steps
+      than the cheapest), "untold" (ways that are not told from the recommended one in accuracy), "beaten" (way to way),
+      "aside" and "ways": by name "seeds", "accuracy", "steps", and against scratch "gain" and "share" (of its steps),
+      each a mean with its interval.
+    """
+    scratch = names.matching(table, {"reinit": names.RANDOM})
+    seeds = {end["seed"] for end in ends if end["method"] == scratch}
+    here = [name for name in table if any(end["method"] == name and end["seed"] in seeds for end in ends)]
+    assert scratch in here
+    gains = {name: _mean(ends, name, scratch, ACCURATE) for name in here}
+    running = [name for name in here if name not in aside]
+    recommended, level, alike = _choose(ends, running, gains, tolerance)
+    order, rest = [recommended], [name for name in running if name != recommended]
+    while rest:
+        order.append(_choose(ends, rest, gains, tolerance)[0])
+        rest.remove(order[-1])
+    return {
+        "scratch": scratch,
+        "tolerance": tolerance,
+        "recommended": recommended,
+        "runner_up": order[1] if len(order) > 1 else None,
+        "order": order,
+        "level": level,
+        "alike": alike,
+        "untold": [name for name in here if name != recommended and not _told(ends, name, recommended)],
+        "beaten": _beaten(ends, here, running, gains),
+        "aside": [name for name in here if name in aside],
+        "ways": {name: _way(ends, name, scratch) for name in here},
+    }
+
+
+def ranked(judged: Mapping[str, Any]) -> list[str]:
+    """The ways that are still in the race: scratch, which all are compared with, and others as the rule takes them."""
+    scratch = judged["scratch"]
+    return [scratch, *(name for name in judged["order"] if name != scratch and name not in judged["beaten"])]
+
+
+def is_open(judged: Mapping[str, Any]) -> bool:
+    """Whether more seeds could change the recommendation: a way that is in the race is not told from it."""
+    return bool(set(judged["untold"]) & set(ranked(judged)))
+
+
+def _choose(
+    ends: Sequence[Row], candidates: Sequence[str], gains: Mapping[str, float], tolerance: float
+) -> tuple[str, list[str], list[str]]:
+    """The way that the rule takes of some, those level with it in accuracy, and those of them alike in cost."""
+    beaten = _beaten(ends, candidates, candidates, gains)
+    candidates = [name for name in candidates if name not in beaten] or list(candidates)
+    best = max(candidates, key=lambda name: gains[name])
+    level = [
+        name
+        for name in candidates
+        if not _more(ends, best, name, ACCURATE) and _mean(ends, best, name, ACCURATE) <= tolerance
+    ]
+    cheapest = min(level, key=lambda name: float(np.mean(_shares(ends, name, best))))
+    alike = [name for name in level if not _more(ends, name, cheapest, COST)]
+    return alike[0], level, alike
+
+
+def _beaten(ends: Sequence[Row], some: Sequence[str], by: Sequence[str], gains: Mapping[str, float]) -> dict[str, str]:
+    """Those of some ways that are beaten by others, each with the most accurate that beats it."""
+    order = sorted(by, key=lambda name: -gains[name])
+    found = {name: next((other for other in order if _beats(ends, other, name)), None) for name in some}
+    return {name: other for name, other in found.items() if other is not None}
+
+
+def _beats(ends: Sequence[Row], one: str, other: str) -> bool:
+    """Whether a way is told to be more accurate than another, and told to take no more steps."""
+    accuracy, cost = list(differences(ends, one, other, ACCURATE).values()), paired(ends, other, one, COST)
+    if cost is None or cost["low"] is None:
+        return False
+    return mean_interval(accuracy, BEATEN).low > 0 and cost["low"] >= 0
+
+
+def _more(ends: Sequence[Row], one: str, other: str, field: str) -> bool:
+    """Whether a field is told to be larger for one way than for another; a single seed tells nothing."""
+    difference = paired(ends, one, other, field)
+    return bool(difference and difference["low"] is not None and difference["low"] > 0)
+
+
+def _told(ends: Sequence[Row], one: str, other: str) -> bool:
+    """Whether two ways are told apart in accuracy."""
+    return _more(ends, one, other, ACCURATE) or _more(ends, other, one, ACCURATE)
+
+
+def _mean(ends: Sequence[Row], one: str, other: str, field: str) -> float:
+    """The mean difference over the seeds that both have; below every number where there is none."""
+    found = differences(ends, one, other, field)
+    return sum(found.values()) / len(found) if found else float("-inf")
+
+
+def _shares(ends: Sequence[Row], name: str, of: str) -> list[float]:
+    """A way's cost as a share of another's, seed by seed."""
+    one, two = ({end["seed"]: end[COST] for end in ends if end["method"] == way} for way in (name, of))
+    return [one[seed] / two[seed] for seed in sorted(one.keys() & two.keys())]
+
+
+def _way(ends: Sequence[Row], name: str, scratch: str) -> dict[str, Any]:
+    own = [end for end in ends if end["method"] == name]
+    return {
+        "seeds": len(own),
+        "accuracy": interval([end[ACCURATE] for end in own]),
+        "steps": interval([end[COST] for end in own]),
+        "gain": paired(ends, name, scratch, ACCURATE),
+        "share": interval(_shares(ends, name, scratch)),
+    }
+
+
+def sentences(judged: Mapping[str, Any]) -> list[str]:
+    """What the rows speak for, why, what is the next best, and what could not be told."""
+    name, scratch, ways = judged["recommended"], judged["scratch"], judged["ways"]
+    said = [f"Recommended: {_against(name, judged)}.", _why(judged)]
+    low = ways[name]["gain"]["low"]
+    if low is not None and low < -judged["tolerance"]:
+        loss = f"{ACCURACY.number(-low, 1)} points"
+        said.append(f"That leaves room for a loss of {loss}: more seeds, by a larger --budget, would tell.")
+    if judged["runner_up"] is not None:
+        said.append(f"Runner-up: {_against(judged['runner_up'], judged)}.")
+    rest = [way for way in judged["untold"] if way not in judged["level"]]
+    if rest:
+        said.append(f"Not told from {names.label(name)} in accuracy either, but behind or left aside: {_list(rest)}.")
+    if judged["beaten"]:
+        by = [f"{names.label(way)} (by {names.label(other)})" for way, other in judged["beaten"].items()]
+        said.append(f"Beaten, by a way that is more accurate, told at 99 %, and no dearer: {', '.join(by)}.")
+    if ways[scratch]["seeds"] == 1:
+        said.append("One seed gives no interval: nothing is told, and all of this may be chance.")
+    return said
+
+
+def faster_scratch(judged: Mapping[str, Any], table: Methods) -> float | None:
+    """The learning rate at which scratch is told to be more accurate than at its own, if any: a rate to begin with."""
+    gains = {name: judged["ways"][name]["gain"] for name in judged["ways"]}
+    told = [
+        table[name]["learning_rate"]
+        for name, gain in gains.items()
+        if table[name]["reinit"] == names.RANDOM and name != judged["scratch"] and (gain["low"] or 0) > 0
+    ]
+    return told[0] if told else None
+
+
+def _against(name: str, judged: Mapping[str, Any]) -> str:
+    """A way with what it gains, loses and saves against scratch."""
+    way, label = judged["ways"][name], names.label(name)
+    if name == judged["scratch"]:
+        return f"{label}, {_number(way['accuracy'])} % in {way['steps']['mean']:,.0f} steps"
+    gain = way["gain"]
+    points = in_points(gain, ACCURACY)
+    verb = "gains" if gain["mean"] > 0 else "loses"
+    if gain["low"] is None or gain["low"] <= 0 <= gain["high"]:
+        accuracy = f"is not told from {names.label(judged['scratch'])} in accuracy, {points}"
+    else:
+        accuracy = f"{verb} accuracy against {names.label(judged['scratch'])}, {points}"
+    return f"{label}; it {accuracy}, and {saved(way['share'])}"
+
+
+def saved(share: Mapping[str, Any]) -> str:
+    """What a share of scratch's steps saves, in words."""
+    mean, low, high = (None if share[key] is None else 1 - share[key] for key in ("mean", "high", "low"))
+    assert mean is not None
+    if mean == 0 and low in (0, None):
+        return "takes as many steps"
+    verb, sign = ("saves", 1) if mean >= 0 else ("takes", -1)
+    what = f"{verb} {abs(mean):.0%} {'of the' if sign > 0 else 'more'} steps"
+    if low is None or high is None:
+        return what
+    ends = sorted((sign * low, sign * high))
+    return f"{what} (95 % interval {ends[0]:.0%} to {ends[1]:.0%})"
+
+
+def _why(judged: Mapping[str, Any]) -> str:
+    name = judged["recommended"]
+    level = [way for way in judged["level"] if way != name]
+    alike = [way for way in judged["alike"] if way != name]
+    if not level and judged["untold"]:
+        points = f"{ACCURACY.number(judged['tolerance'], 1)} points"
+        return f"Every other way is told to be less accurate, or is more than {points} behind on average."
+    if not level:
+        return "It is told to be more accurate than every other way."
+    everything = not set(judged["ways"]) - {name, *level}
+    begin = (
+        "None of these ways is told to be more accurate"
+        if everything
+        else f"In accuracy it is not told from {_list(level)}"
+    )
+    if not alike:
+        return f"{begin}: it is the cheapest{'' if everything else ' of these'}."
+    return f"{begin}; nor is it told to take more steps than {_list(alike)}: of such ways the simplest is taken."
+
+
+def table(judged: Mapping[str, Any]) -> tables.Table:
+    """Columns and rows of the table: a row a way, those in the race first."""
+    scratch = judged["scratch"]
+    order = [*ranked(judged), *judged["beaten"], *judged["aside"]]
+    lines = []
+    for name in dict.fromkeys(order):
+        way = judged["ways"][name]
+        against = name != scratch
+        lines.append(
+            [
+                names.label(name) + _mark(name, judged),
+                str(way["seeds"]),
+                _number(way["accuracy"]),
+                with_half(way["gain"], ACCURACY) if against else "",
+                f"{way['steps']['mean']:,.0f}",
+                _percent(way["share"]) if against else "",
+            ]
+        )
+    return ["way", "seeds", "test %", f"- {names.label(scratch)}", "steps", f"of {names.label(scratch)}"], lines
+
+
+def _mark(name: str, judged: Mapping[str, Any]) -> str:
+    marks = {judged["runner_up"]: " (runner-up)", judged["recommended"]: " (recommended)"}
+    marks = {way: " (beaten)" for way in judged["beaten"]} | {way: " (left aside)" for way in judged["aside"]} | marks
+    return marks.get(name, "")
+
+
+def _number(own: Mapping[str, Any]) -> str:
+    """An accuracy in percent, with half of its interval where it has one."""
+    half = "" if own["low"] is None else f" ± {ACCURACY.number((own['high'] - own['low']) / 2)}"
+    return ACCURACY.number(own["mean"]) + half
+
+
+def _percent(share: Mapping[str, Any]) -> str:
+    half = "" if share["low"] is None else f" ± {100 * (share['high'] - share['low']) / 2:.0f}"
+    return f"{100 * share['mean']:.0f}{half} %"
+
+
+def _list(ways: Sequence[str]) -> str:
+    return ", ".join(map(names.label, ways))
