@@ -2,8 +2,9 @@
 
 The first rung tries all ways on few seeds, as far as a share of the time reaches. Each later one takes twice as many
 new seeds as there were, for the ways that are not beaten (`advice.judge`). Where that does not fit into what is left of
-the time, the ways that the rule would take last are left aside, down to half, and then fewer seeds are taken. Every
-rung is a run's folder of its own; `plan.json` holds what was decided, so that a race that was stopped goes on.
+the time, the ways that the rule would take last are left aside, down to half of them or three, and then fewer seeds are
+taken. Every rung is a run's folder of its own; `plan.json` holds what was decided, so that a race that was stopped goes
+on.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ STACK = 4
 """Seeds of the first rung, where they train as one program; else it is one."""
 SHARE_OF_STACK, SHARE_OF_ONE = 0.6, 0.33
 """The share of the time after which the first rung ends: a stack tells something by itself, a single seed does not."""
+LEAST = 3
+"""Ways that a rung has where the time is short: scratch, the recommended one, and the next by the rule."""
 ENOUGH = 3
 """Ways that must have ended the first rung by then."""
 
@@ -122,7 +125,7 @@ def next_rung(
       overhead: seconds of the rung whatever its ways and seeds.
       left: seconds.
     """
-    keep, least = list(ways), max(-(-len(ways) // 2), 2)
+    keep, least = list(ways), max(-(-len(ways) // 2), LEAST)
 
     def fits(count: int) -> bool:
         each = seconds[FIRST] + sum(seconds[way] for way in keep)
