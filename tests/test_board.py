@@ -102,6 +102,7 @@ def test_the_table_and_what_is_said(tmp_path):
     assert [row["Steps, % of RI's"] for row in cells] == ["", "100 ± 0", "100 ± 0"]
     assert cells[1]["To RI's accuracy, times as fast"] == "1 of 3 seeds (at most 1.14)"
     assert cells[2]["To RI's accuracy, times as fast"].startswith("1.65 (")
+    assert "the same, published" not in sheet.columns
     assert "SP 0.3" in sheet.markdown
     assert r"\begin{tabular}" in sheet.latex
     caption = board.caption(found)
@@ -120,6 +121,8 @@ def test_published_numbers_stand_beside_the_very_settings_only(tmp_path):
         "DASH": pytest.approx(69.5 - 52.1),
     }  # fmt: skip
     assert "training logs" in board.caption([block]).notes
+    sheet = board.table([block])
+    assert [row[sheet.columns.index("the same, published")] for row in sheet.rows] == ["", "-3.1", "+13.0", "+17.4"]
     # Steps of 9 rounds; the first, of one epoch, is everybody's.
     assert block.entries[1].cost["mean"] == pytest.approx((10 + 9 * 10) / (10 + 9 * 20))
     for other in ({"rounds": 9}, {"width": 16}, {"learning_rate": 0.01}):

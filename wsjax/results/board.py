@@ -119,6 +119,9 @@ def table(boards: Sequence[Block]) -> Sheet:
         for block in boards
         for entry in block.entries
     ]
+    if not any(block.source for block in boards):  # nothing was published of these
+        place = columns.index("the same, published")
+        columns, *rows = [[*line[:place], *line[place + 1 :]] for line in (columns, *rows)]
     return Sheet(columns, rows, 2)
 
 
