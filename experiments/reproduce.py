@@ -52,6 +52,7 @@ def grid(more: str, rates: Sequence[float], decays: Sequence[float]) -> dict[str
 
 # The newcomer's tour. Figures 9 and 10 are missing: a crop by four pixels leaves nothing of a digit of eight.
 DIGITS = grid("", (0.003, 0.01), (0.1, 0.01, 0.001)) | {
+    "board": ["offline --methods RI WS SP DASH FIRE L2 HT SWR RI@0.003"],
     "figure6": ["online --shrink 0.2 0.4 0.6 0.9"],
     "figure11": ["transfer"],
     "table1": [
@@ -88,6 +89,10 @@ CPU = grid(f"{ON_CIFAR} --epochs=20", (0.15, 0.5), (0.01, 0.001, 0.0001)) | {
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=40"],
     "figure10": [f"gradients {ON_CIFAR} --augment --first_epochs=40 --epochs=10"],
     "figure11": [f"transfer --datasets cifar10 cifar100 {SMALL} --epochs=20 --fractions 0.3 1"],
+    "board": [
+        "online --protocol=dash --width=16 --max_rounds=10 --methods RI WS SP DASH RI@0.01 --seeds 2021 2022 2023 "
+        "--epochs=300 --num_test=5000 --evaluate=epoch --replicas=devices"
+    ],
     "table1": [
         f"offline --dataset={dataset} --model={model} --optimizer={optimizer} {TABLE_1}"
         for model in ("logistic", "mlp")
@@ -110,6 +115,7 @@ FULL = grid(f"--dataset=cifar10 {SEEDS}", (0.011, 0.1), (0.1, 0.01, 0.001)) | {
     "figure9": [f"offline --dataset=cifar10 --augment --methods RI WS --epochs=350 {SEEDS}"],
     "figure10": [f"gradients --dataset=cifar10 --augment {SEEDS}"],
     "figure11": [f"transfer --datasets cifar10 cifar100 svhn {SEEDS}"],
+    "board": ["online --protocol=dash --methods RI WS SP DASH RI@0.01 --evaluate=epoch"],
     "table1": [
         f"offline --dataset={dataset} --model={model} --optimizer={optimizer} {TABLE_1}"
         + " --learning_rate=0.005" * ((model, optimizer, dataset) == ("mlp", "sgd", "svhn"))

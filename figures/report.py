@@ -80,15 +80,16 @@ def figures(folders: Sequence[Path]) -> list[Shown]:
 
 def show(name: str, runs: Sequence[Path]) -> Shown:
     """A figure as the page has it; where it cannot be drawn, the caption says why."""
-    draw = runpy.run_path(str(HERE / f"{name}.py"))["draw"]
+    script, own = runpy.run_path(str(HERE / f"{name}.py")), [read_run(run) for run in runs]
     try:
-        drawn, caption = draw([read_run(run) for run in runs])
+        drawn, caption = script["draw"](own)
+        table = script["table"](own) if "table" in script else None
     except RunError as error:
         return Shown(name, [f"Not drawn: {error}"])
     lines = caption.text.splitlines()
     if isinstance(drawn, Sheet):
         return Shown(name, lines, table=drawn)
-    return Shown(name, lines, page.picture(drawn))
+    return Shown(name, lines, page.picture(drawn), table)
 
 
 if __name__ == "__main__":

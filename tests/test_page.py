@@ -36,6 +36,7 @@ def study():
         Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),
         Shown("figure12", ["More."], page.picture(figure)),
         Shown("table1", ["Table 1."], None, Sheet(["model", NASTY], [["MLP", "38.2"]])),
+        Shown("board", ["Board."], page.picture(figure), Sheet(["Method", "- RI"], [["SP", "+1.0"]])),
     ]
     return page.render(verdicts(CLAIMS, runs), figures, runs)
 
@@ -85,8 +86,17 @@ def test_text_from_records_is_only_text():
 
 def test_every_picture_says_what_it_shows():
     pictures = [attributes for tag, attributes in Elements().tags if tag == "img"]
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     assert pictures[0]["alt"].startswith("Figure 1: what.")
+    assert pictures[1]["alt"] == "Board."
+
+
+def test_the_board_has_a_section_of_its_own():
+    section = HTML[HTML.index('<h2 id="methods">') : HTML.index('<h2 id="figures">')]
+    assert section.count("<figure") == 1
+    assert '<figure id="board">' in section
+    assert "+1.0" in section
+    assert '<h2 id="methods">' not in page.render(verdicts(CLAIMS, []), [], [])
 
 
 def test_the_same_runs_give_the_same_bytes():
@@ -173,7 +183,7 @@ def test_the_page_works_in_a_browser(tmp_path, width, dark):
     assert found["up"] == sorted(found["up"], key=str.lower)
     assert found["up"] == found["down"][::-1]
     assert found["sort"] == "ascending"
-    assert found["pictures"] == [True, True]
+    assert found["pictures"] == [True, True, True]
     assert found["wide"] <= 0  # nothing to scroll sideways for
     assert found["keys"]
 

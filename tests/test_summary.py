@@ -148,7 +148,7 @@ def test_summary_of_rows():
 
 def test_a_run_without_ends_has_no_gap():
     result = summarize_offline([row("RI", 0, 1, None)], METHODS)
-    assert result == {"rows": [], "first_round": [], "gap": None, "gain": {}}
+    assert result == {"rows": [], "first_round": [], "gap": None, "gain": {}, "from_scratch": {}}
     assert verdict(result) == []
     assert offline_table(result)[1] == []
 

@@ -3,7 +3,7 @@
 Every network is called as `model.apply(variables, images, train=..., weights=...)` with normalised float images
 [B, H, W, C], computes in their dtype, and returns float32 logits [B, num_classes]. `weights` [B] marks real rows by 1
 and padding by 0. Only ResNets hold "batch_stats"; pass `mutable=["batch_stats"]` to have them updated when `train` is
-true.
+true. With `mutable=["intermediates"]` they give "features", the last hidden layer's [B, D], and each ReLU's outputs.
 """
 
 import math
@@ -21,6 +21,8 @@ from wsjax.networks.norm import batch_norm, normalise
 BN_MOMENTUM = 0.1
 """The new batch's share in BatchNorm's running statistics (PyTorch's convention)."""
 BN_EPSILON = 1e-5
+FEATURES, RELU = "features", "relu"
+"""What networks call, among their intermediates, the last hidden layer's outputs, and how names of a ReLU's begin."""
 
 CONV_INITS: dict[str, Callable[..., Array]] = {
     "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -114,7 +116,9 @@ class ResNet(nn.Module):
                 name = f"stage{stage + 1}_block{block + 1}"
                 features = self.width * 2**stage
                 x = BasicBlock(features, stride, self.axis_name, self.conv_init, name=name)(x, train, weights)
-        return Linear(self.num_classes, name="head")(x.mean((1, 2))).astype(jnp.float32)
+        x = x.mean((1, 2))
+        self.sow("intermediates", FEATURES, x)
+        return Linear(self.num_classes, name="head")(x).astype(jnp.float32)
 
 
 class BasicBlock(nn.Module):
@@ -160,6 +164,10 @@ class MLP(nn.Module):
         x = images.reshape(images.shape[0], -1)
         for layer, size in enumerate(self.hidden):
             x = _ACTIVATIONS[self.activation](Linear(size, self.bias, name=f"hidden{layer + 1}")(x))
+            if self.activation == "relu":
+                self.sow("intermediates", f"{RELU}{layer + 1}", x)
+        if self.hidden:
+            self.sow("intermediates", FEATURES, x)
         return Linear(self.num_classes, self.bias, name="head")(x).astype(jnp.float32)
 
 
@@ -217,7 +225,10 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         if not train:
-            return normalise(x, mean.value, var.value, scale, bias, shortcut, BN_EPSILON, self.relu)
+            y: Any = normalise(x, mean.value, var.value, scale, bias, shortcut, BN_EPSILON, self.relu)
+            if self.relu:
+                self.sow("intermediates", RELU, y)
+            return y
         weights = jnp.ones(x.shape[0]) if weights is None else weights
         result: Any = batch_norm(x, weights, scale, bias, shortcut, BN_EPSILON, self.relu, self.axis_name)
         y, (batch_mean, batch_var, count) = result

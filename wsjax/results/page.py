@@ -25,6 +25,8 @@ from wsjax.results.claims import (
 from wsjax.results.sheets import Sheet
 
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN)
+BOARD = "board"
+"""The figure that has a section of its own: it compares methods, and is of no claim."""
 
 
 class Shown(NamedTuple):
@@ -50,13 +52,14 @@ def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence
     )
     counts = Counter(verdict.verdict for verdict in verdicts)
     left = {figure.name: figure for figure in figures}
-    drawn = set(left)
+    drawn, board = set(left), left.pop(BOARD, None)
     rows = [_row(verdict, left.pop(verdict.claim["figure"], None), drawn) for verdict in verdicts]
     return environment.get_template("page.html").render(
         sentences=sentences(verdicts),
         counts={name: counts[name] for name in VERDICTS if counts[name]},
         rows=rows,
         csv=numbers(verdicts),
+        board=None if board is None else _shown(board),
         figures=[_shown(figure) for figure in left.values()],
         runs=[_ran(run) for run in runs],
     )

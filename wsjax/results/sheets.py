@@ -44,8 +44,14 @@ class Sheet(NamedTuple):
 
 def save_captioned(sheet: Sheet, caption: Caption, stem: Path) -> None:
     """Writes stem.md, stem.tex, and the caption as stem.txt."""
+    save(sheet, stem)
+    write_whole(stem.with_name(f"{stem.name}.txt"), caption.text + "\n")
+
+
+def save(sheet: Sheet, stem: Path) -> None:
+    """Writes stem.md and stem.tex."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for kind, text in (("md", sheet.markdown), ("tex", sheet.latex), ("txt", caption.text + "\n")):
+    for kind, text in (("md", sheet.markdown), ("tex", sheet.latex)):
         write_whole(stem.with_name(f"{stem.name}.{kind}"), text)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wsjax.results import names
+from wsjax.results import names, speedup
 from wsjax.results.names import Methods
 from wsjax.results.stats import CONFIDENCE, Unit, mean_interval, unit_of
 from wsjax.storage.rows import CAP, FIRST, Row, round_ends
@@ -26,7 +26,7 @@ def summarize_offline(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     Returns:
       "rows": each method's and seed's end; "first_round": each seed's; "gap": random initialisation minus warm start
       in test accuracy, paired over seeds, or None where one of them did not run; "gain": each other method minus warm
-      start, likewise.
+      start, likewise; "from_scratch": how soon each method has random initialisation's accuracy, see `speedup`.
     """
     ends = _with_factors(round_ends(rows), methods)
     final = [end for end in ends if end["method"] != FIRST]
@@ -36,6 +36,7 @@ def summarize_offline(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
         "first_round": [end for end in ends if end["method"] == FIRST],
         "gap": paired(final, random, warm),
         "gain": {name: paired(final, name, warm) for name in _others(final, random, warm)},
+        "from_scratch": speedup.speedups(rows, methods),
     }
 
 
@@ -52,7 +53,8 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       rounds: the last round's accuracies, "mean_test_accuracy" over the rounds after the first, and total epochs,
       steps and seconds. "gap", "gain": as offline, of the seeds that reached the last round; "mean_gap", "mean_gain":
       of the means over rounds; "gap_slope": the change of the gap a round, by least squares; "steps_of_RI",
-      "seconds_of_RI": each method's total as a share of random initialisation's. All are paired over seeds, with
+      "seconds_of_RI": each method's total as a share of random initialisation's; "from_scratch": how soon, in the last
+      round, each method has random initialisation's accuracy, see `speedup`. All are paired over seeds, with
       intervals; None where a method did not run.
     """
     ends = round_ends(rows)
@@ -82,6 +84,7 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
         "gap_slope": _slope(by_seed, random, warm),
         "steps_of_RI": {name: _share(ended, name, random, "steps") for name in not_random},
         "seconds_of_RI": {name: _share(ended, name, random, "train_seconds") for name in not_random},
+        "from_scratch": speedup.speedups(rows, methods),
     }
 
 
@@ -122,6 +125,8 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     for name, share in summary.get("steps_of_RI", {}).items():
         if share is not None:
             sentences.append(f"{names.label(name)} took {share_range(share)} of {names.label(share['of'])}'s steps.")
+    if told := speedup.sentence(summary.get("from_scratch", {})):
+        sentences.append(told)
     if {end["method"] for end in summary["rows"]} == {FIRST}:
         sentences.append("All methods share the first round: a second one would tell them apart.")
     return sentences

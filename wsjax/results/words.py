@@ -65,7 +65,7 @@ NEUTRAL = {
     *("data_dir", "workdir", "run"),  # where things lie
     "protocol",  # a name for other settings
     *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
-    *("checkpoint_every", "evaluate"),  # how often a run looks at itself
+    *("checkpoint_every", "evaluate", "probes"),  # how often a run looks at itself
     *("dash_shrink", "dash_decay", "dash_chunk", "fire_steps"),  # methods' own factors, as their table says
     *("l2_init", "l2_decoupled", "tortoise", "tortoise_every", "rescaling", "head_rescaling"),
     *("methods", "shrink", "seeds", "networks"),  # what is drawn: a picture's legend and its caption's end say it

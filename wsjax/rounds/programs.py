@@ -15,6 +15,7 @@ from wsjax import parallel
 from wsjax.errors import TaskError
 from wsjax.methods.starts import Boundary, Mixed, Start
 from wsjax.storage.rows import CRC, FIELDS
+from wsjax.training import anchors
 from wsjax.training.train import Data, Samples, Setup, TrainState, evaluate, init_state, train_epoch
 
 
@@ -93,7 +94,10 @@ class Compiler:
 
     def _make(self, given: Setup, mesh: Mesh | None) -> Programs:
         setup = given._replace(
-            train=self._place(given.train, mesh), test=self._place(given.test, mesh), axis_name=parallel.axis_of(mesh)
+            train=self._place(given.train, mesh),
+            test=self._place(given.test, mesh),
+            axis_name=parallel.axis_of(mesh),
+            optimizer=anchors.optimizer_of(given),
         )
         starts: dict[tuple[int, int], tuple[Start, Program]] = {}
 
@@ -120,7 +124,8 @@ class Compiler:
                 key: Any, old: Any, fresh: Any, first: Any, train: Data, test: Data, order: Any, counts: Any
             ) -> Any:
                 here = setup._replace(train=train, test=test)
-                return start(Boundary(key, old, fresh, Samples(order, *counts), here, first))
+                state = start(Boundary(key, old, fresh, Samples(order, *counts), here, first))
+                return anchors.put(state, first.params) if given.anchors else state
 
             in_axes = (0, 0, 0, 0, None, None, 0, None)
             if isinstance(start, Mixed) and start.batch_stats != "reestimate":  # which looks at the data
@@ -147,7 +152,7 @@ class Compiler:
 
     def _draw(self, setup: Setup) -> Program:
         if id(setup) not in self._draws:
-            self._draws[id(setup)] = self._keep(Program(partial(init_state, setup.task, setup.optimizer)))
+            self._draws[id(setup)] = self._keep(Program(partial(init_state, setup.task, anchors.optimizer_of(setup))))
         return self._draws[id(setup)]
 
     def _program(

@@ -14,6 +14,7 @@ from wsjax.results import names
 from wsjax.scripts import methods as known
 from wsjax.scripts import optimisers
 from wsjax.scripts.config import Common, Training, check_training, has_several_processes
+from wsjax.scripts.probes import with_probes
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def build_setup(config: Common, dataset: Dataset) -> Setup:
-    """The settings' model, augmentation, optimiser and evaluation, on a data set."""
+    """The settings' model, augmentation, optimiser, evaluation and probes, on a data set."""
     from wsjax import parallel
     from wsjax.training import augment, task, train
 
@@ -37,7 +38,7 @@ def build_setup(config: Common, dataset: Dataset) -> Setup:
     own = build_task(config, dataset.num_classes, image_shape, dataset.mean, dataset.std, axis_name)
     if config.augment:
         own = augment.augmented(own, augment.standard_augmentation)
-    return train.Setup(
+    setup = train.Setup(
         task=task.with_batch_statistics(own) if config.evaluation == "batch" else own,
         optimizer=build_optimizer(config),
         train=(dataset.train_images, dataset.train_labels),
@@ -45,7 +46,9 @@ def build_setup(config: Common, dataset: Dataset) -> Setup:
         batch_size=config.batch_size,
         judged=train.reestimated if config.evaluation == "reestimated" else None,
         fit=build_fit(config),
+        learning_rate=optimisers.learning_rate(config),
     )
+    return with_probes(setup, config)
 
 
 def with_label_noise(setup: Setup, num_classes: int, share: float) -> Setup:

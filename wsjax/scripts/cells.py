@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from wsjax.results.hyperparameters import Cell
-from wsjax.scripts import build
+from wsjax.scripts import build, optimisers
 from wsjax.scripts.config import Training
 
 if TYPE_CHECKING:
@@ -51,5 +51,6 @@ def draw(seed: int, grid: Sequence[Cell], number: int) -> Cell:
 def build_setup(config: Training, setup: Setup, cell: Cell) -> Setup:
     """A setup with a cell's learning rate and batch size."""
     rate, size = cell
-    optimizer = build.build_optimizer(dataclasses.replace(config, learning_rate=rate))
-    return setup._replace(optimizer=optimizer, batch_size=size)
+    own = dataclasses.replace(config, learning_rate=rate)
+    optimizer, told = build.build_optimizer(own), optimisers.learning_rate(own)
+    return setup._replace(optimizer=optimizer, learning_rate=told, batch_size=size)

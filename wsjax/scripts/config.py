@@ -25,6 +25,7 @@ METHODS = ("RI", "WS", "SP")
 """Those that run where nothing is said; `ALL_METHODS` are all."""
 ALL_METHODS = (*METHODS, *known.METHODS)
 STOPS = ("epochs", "accuracy", "plateau")
+PROBES = ("weights", "dead", "rank", "distance", "gradients")
 CHOICES = {
     "model": MODELS,
     "activation": ("tanh", "relu"),
@@ -211,6 +212,10 @@ class Running:
     """BatchNorm's statistics in evaluation: running, reestimated (a pass over the round's train images) or batch."""
     evaluate: str = "epoch"
     """Test after every epoch, or only at the end of each round: epoch or round."""
+    probes: tuple[str, ...] = ()
+    """Measure at each epoch's start too, as fields of its row: weights (norms, and learning rates in effect), dead
+    (ReLU units), rank (of the last hidden layer), distance (from the round's start and from the first network),
+    gradients (norms, of old and of new images: a pass over all of them)."""
     stack: bool | None = None
     """Train all seeds together as one program. Default: yes, but for the ResNet."""
     replicas: str | None = None
@@ -245,6 +250,9 @@ def check_config(config: Common) -> None:
         if rate is not None:
             check_positive(f"methods {method}", rate)
     _check_in_optimizer(config)
+    for probe in config.probes:
+        choose("probe", probe, PROBES)
+    check(len(set(config.probes)) == len(config.probes), f"--probes must not repeat a value: {_list(config.probes)}")
     if config.replicas is not None:
         choose("replicas", config.replicas, ("devices",))
         check(config.devices is None, "--devices splits batches and --replicas=devices spreads runs: give one of them")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsjax.results.sheets import Sheet
 
     Draw = Callable[..., tuple[Figure | Sheet, Caption]]
+    Table = Callable[..., Sheet]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class OnlineConfig(Config):
     """What a round costs: seconds, or steps, which do not depend on the machine."""
 
 
-def run_script(draw: Draw, script: str, text: str | None, config_type: type[Config] = Config) -> None:
+def run_script(
+    draw: Draw, script: str, text: str | None, config_type: type[Config] = Config, *, table: Table | None = None
+) -> None:
     """Draws the runs that the command line names, writes picture or table and caption, and prints the caption.
 
     Args:
@@ -52,20 +55,27 @@ def run_script(draw: Draw, script: str, text: str | None, config_type: type[Conf
       script: the script's file.
       text: what the help says first.
       config_type: the fields of the command line.
+      table: `runs -> sheet`, for a figure that is a table too.
     """
     config = tyro.cli(config_type, description=text)
     with cli.user_errors():
-        for line in write(draw, script, config).text.splitlines():
+        for line in write(draw, script, config, table).text.splitlines():
             cli.say(line)
 
 
-def write(draw: Draw, script: str, config: Config) -> Caption:
-    """Draws runs, writes stem.png and stem.pdf, or stem.md and stem.tex, and stem.txt, and returns the caption."""
+def write(draw: Draw, script: str, config: Config, table: Table | None = None) -> Caption:
+    """Draws runs, writes stem.png and stem.pdf, or stem.md and stem.tex, and stem.txt, and returns the caption.
+
+    With a table beside the figure it writes all of them.
+    """
     from wsjax.results import plots, sheets
 
     options = {name: value for name, value in asdict(config).items() if name not in ("runs", "out")}
-    drawn, caption = draw([read_run(folder) for folder in config.runs], **options)
+    runs = [read_run(folder) for folder in config.runs]
+    drawn, caption = draw(runs, **options)
     out = config.out or Path(script).resolve().parent / "results" / Path(script).stem
     save = sheets.save_captioned if isinstance(drawn, sheets.Sheet) else plots.save_captioned
     save(drawn, caption, user_path(out))  # type: ignore[arg-type]
+    if table is not None:
+        sheets.save(table(runs), user_path(out))
     return caption

@@ -6,7 +6,7 @@ Each is a warm start whose rounds have a setup of their own. Imports jax where i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsjax.results import names
@@ -29,7 +29,6 @@ def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
     import optax
 
     from wsjax.methods import hare_tortoise, l2_init, soft_weight_rescaling
-    from wsjax.training.schedules import Schedule
     from wsjax.training.train import make_optimizer
 
     spec = spec or {}
@@ -43,17 +42,32 @@ def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
         after = [hare_tortoise.hare_tortoise(spec["momentum"], spec["every"], first=1, in_epochs=True)]
     if spec.get("reinit") == "soft_weight_rescaling":
         after = [soft_weight_rescaling.soft_weight_rescaling(spec["rate"], head_rate=spec["head_rate"])]
-    schedule = Schedule(config.schedule, config.epochs, config.warmup_share, config.milestones, config.rate_decay)
     own = make_optimizer(
         config.optimizer,
         spec.get("learning_rate", config.learning_rate),
         config.weight_decay,
         config.warmup,
-        schedule=schedule if is_scheduled(config) else None,
+        schedule=_schedule(config) if is_scheduled(config) else None,
         clip_norm=config.clip_norm,
         decoupled=decoupled,
     )
     return optax.chain(*before, own, *after) if before or after else own
+
+
+def learning_rate(config: Training, spec: names.Spec | None = None) -> Callable[[Any, Any], Any]:
+    """The learning rate of `build_optimizer`'s, as a setup tells it: `(count, epoch_steps) -> []`."""
+    import jax.numpy as jnp
+
+    from wsjax.training.schedules import factor
+
+    rate, schedule = (spec or {}).get("learning_rate", config.learning_rate), _schedule(config)
+    return lambda count, epoch_steps: rate * factor(schedule, jnp.asarray(count), epoch_steps, config.warmup)
+
+
+def _schedule(config: Training) -> Any:
+    from wsjax.training.schedules import Schedule
+
+    return Schedule(config.schedule, config.epochs, config.warmup_share, config.milestones, config.rate_decay)
 
 
 def is_scheduled(config: Training) -> bool:
@@ -124,7 +138,9 @@ class _Setups:
         cap = here.max_epochs if is_scheduled(self._config) and here.max_epochs else self._config.epochs
         key = tuple(sorted(spec.items())), cap, id(base)
         if key not in self._made:
-            optimizer = build_optimizer(dataclasses.replace(self._config, epochs=cap), spec)
+            config = dataclasses.replace(self._config, epochs=cap)
             judged = tortoise if spec.get("reinit") == "hare_tortoise" else base.judged
-            self._made[key] = base._replace(optimizer=optimizer, judged=judged)
+            self._made[key] = base._replace(
+                optimizer=build_optimizer(config, spec), learning_rate=learning_rate(config, spec), judged=judged
+            )
         return self._made[key]

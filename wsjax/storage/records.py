@@ -58,6 +58,7 @@ BEFORE = {
     "rescaling": 0.0001,
     "head_rescaling": None,
     "own_first": False,
+    "probes": [],
 }
 """Settings that runs did not always have, with what they were before; one that is not named here was None."""
 

@@ -10,9 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
+
+from wsjax.networks.models import FEATURES, RELU
 
 Params = Any
 BatchStats = Any
+
+
+class Activations(NamedTuple):
+    """What a network computes on its way, in evaluation.
+
+    Attributes:
+      features: [B, D], the last hidden layer's outputs; None where there is no hidden layer.
+      relus: the outputs of each ReLU [B, ..., units], by name.
+    """
+
+    features: Any
+    relus: dict[str, Any]
 
 
 class Task(NamedTuple):
@@ -26,6 +41,8 @@ class Task(NamedTuple):
       loss: `(outputs, targets) -> [B]`, a loss for each sample.
       score: `(outputs, targets) -> [B]`, what "accuracy" averages.
       stats_momentum: the share that one batch has in batch_stats when `apply` updates them.
+      activations: `(params, batch_stats, inputs) -> Activations`, for probes that look into the network; None where
+        there are none.
     """
 
     init: Callable[[jax.Array], tuple[Params, BatchStats]]
@@ -33,6 +50,7 @@ class Task(NamedTuple):
     loss: Callable[[Any, Any], jax.Array]
     score: Callable[[Any, Any], jax.Array]
     stats_momentum: float = 0.1
+    activations: Callable[[Params, BatchStats, Any], Activations] | None = None
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -78,19 +96,30 @@ def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any, dt
         variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
         return variables["params"], variables.get("batch_stats", {})
 
+    def normalised(inputs: jax.Array) -> jax.Array:
+        values = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32) * scale + shift
+        return values.reshape(inputs.shape).astype(dtype)
+
     def apply(
         params: Params, batch_stats: BatchStats, inputs: jax.Array, weights: jax.Array, train: bool, keys: Any = None
     ) -> Any:
         del keys  # these networks draw nothing
-        values = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32) * scale + shift
-        images = values.reshape(inputs.shape).astype(dtype)
+        images = normalised(inputs)
         variables = {"params": params, "batch_stats": batch_stats}
         if not train:
             return model.apply(variables, images, train=False), batch_stats
         logits, new = model.apply(variables, images, train=True, weights=weights, mutable=["batch_stats"])
         return logits, new.get("batch_stats", {})
 
-    return Task(init, apply, cross_entropy, correct)
+    def activations(params: Params, batch_stats: BatchStats, inputs: jax.Array) -> Activations:
+        variables = {"params": params, "batch_stats": batch_stats}
+        _, kept = model.apply(variables, normalised(inputs), train=False, mutable=["intermediates"])
+        flat: dict[Any, Any] = flatten_dict(kept.get("intermediates", {}))
+        found = {"/".join(path): values[0] for path, values in flat.items()}
+        relus = {name: values for name, values in found.items() if name.split("/")[-1].startswith(RELU)}
+        return Activations(found.get(FEATURES), relus)
+
+    return Task(init, apply, cross_entropy, correct, activations=activations)
 
 
 def with_batch_statistics(task: Task) -> Task:

@@ -85,6 +85,9 @@ class Setup(NamedTuple):
       fit: `(setup, state, samples) -> metrics`, the loss and accuracy on the train samples after an epoch, which its
         row tells and its stop rule looks at; None takes their means over the epoch. See `fit_after`.
       probe: `(setup, state, samples, key) -> {name: scalar}`, measured at each epoch's start, fields of its row.
+      anchors: whether the state keeps the parameters that distances are measured from; see `wsjax.training.anchors`.
+      learning_rate: `(count, epoch_steps) -> []`, the optimiser's after so many steps, for probes; None where it is
+        not told.
     """
 
     task: Task
@@ -97,6 +100,8 @@ class Setup(NamedTuple):
     judged: Callable[[Setup, TrainState, Samples], TrainState] | None = None
     fit: Callable[[Setup, TrainState, Samples], Metrics] | None = None
     probe: Callable[[Setup, TrainState, Samples, jax.Array], Metrics] | None = None
+    anchors: bool = False
+    learning_rate: Callable[[Any, Any], Any] | None = None
 
 
 def make_optimizer(
