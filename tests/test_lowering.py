@@ -1,6 +1,7 @@
 """What a GPU or a TPU would run, read from programs that are lowered for it on a CPU: nothing is compiled for one."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +92,8 @@ def test_a_step_for_pmap_lowers_as_the_docs_have_it():
     task, optimizer = task_of(model), make_optimizer("sgd", 0.1)
     state = jax.eval_shape(partial(init_state, task, optimizer), jax.random.key(0))
     shapes = ((SHAPE, jnp.uint8), ((), jnp.int32), ((), jnp.float32))
-    arrays = state, Batch(*(jax.ShapeDtypeStruct((2, *shape), dtype) for shape, dtype in shapes))
-    parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct((DEVICES, *x.shape), x.dtype), arrays)
+    arrays: Any = [jax.ShapeDtypeStruct((2, *shape), dtype) for shape, dtype in shapes]
+    parts = jax.tree.map(lambda x: jax.ShapeDtypeStruct((DEVICES, *x.shape), x.dtype), (state, Batch(*arrays)))
     step = jax.jit(jax.pmap(make_train_step(task, optimizer, axis_name="data"), axis_name="data"), donate_argnums=0)
     found = lowering.contents(step.trace(*parts), "cuda")
     assert lowering.problems(found) == []

@@ -87,12 +87,12 @@ def _conv_native(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 def _gradient_native(argument: int, x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
     """The gradient for `x` (argument 0) or `kernel` (1) as autodiff writes it, which is the form that GPUs know."""
-    arguments = [x, kernel]
 
     def linear(one: Array) -> Array:
-        return _conv_native(*arguments[:argument], one, *arguments[argument + 1 :], stride=stride, padding=padding)
+        images, taps = (one, kernel) if argument == 0 else (x, one)
+        return _conv_native(images, taps, stride, padding)
 
-    return jax.linear_transpose(linear, arguments[argument])(dy)[0]
+    return jax.linear_transpose(linear, (x, kernel)[argument])(dy)[0]
 
 
 def _conv_taps(x: Array, kernel: Array, stride: int, padding: int) -> Array:
