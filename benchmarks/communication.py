@@ -76,29 +76,13 @@ def main(config: Config) -> dict[str, Any]:
 
 def compiled_step(config: Config) -> str:
     """The step's program for one of the devices, as text."""
-    import jax
-    import jax.numpy as jnp
-
+    from benchmarks import lowering
     from wsjax import parallel
-    from wsjax.data.datasets import REPORT_MEAN, REPORT_STD
     from wsjax.networks import models
-    from wsjax.training.task import image_task
-    from wsjax.training.train import Batch, init_state, make_optimizer, make_train_step
 
     mesh = parallel.data_mesh(config.devices)
-    axis_name = parallel.axis_of(mesh)
-    model = models.resnet18(10, config.width, axis_name=axis_name)
-    task, optimizer = image_task(model, (32, 32, 3), REPORT_MEAN, REPORT_STD), make_optimizer("sgd", 0.001)
-    step = parallel.over_mesh(make_train_step(task, optimizer, axis_name), mesh, [False, False])
-    state = jax.eval_shape(lambda key: init_state(task, optimizer, key), jax.random.key(0))
-    part = math.ceil(config.batch_size / config.devices)
-    shapes = {"images": (part, 32, 32, 3), "labels": (part,), "weights": (part,)}
-    batch = Batch(
-        jax.ShapeDtypeStruct(shapes["images"], jnp.uint8),
-        jax.ShapeDtypeStruct(shapes["labels"], jnp.int32),
-        jax.ShapeDtypeStruct(shapes["weights"], jnp.float32),  # pyright: ignore[reportArgumentType]
-    )
-    return str(jax.jit(step).lower(state, batch).compile().as_text())
+    model = models.resnet18(10, config.width, axis_name=parallel.axis_of(mesh))
+    return str(lowering.step(model, "float32", mesh, config.batch_size).lower().compile().as_text())
 
 
 def all_reduces(program: str) -> list[int]:

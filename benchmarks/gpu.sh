@@ -3,6 +3,7 @@
 #
 #     benchmarks/gpu.sh OUT
 #     TINY=1 benchmarks/gpu.sh OUT       to see that it runs: tiny networks, the embedded digits, no GPU needed
+#     LOWER=1 benchmarks/gpu.sh OUT      to see what a GPU would be given, at full width, up to the device: none needed
 #
 # It ends within LIMIT seconds, and leaves benchmarks.json, the run offline/RUN with its checkpoints, figure1 and figure5
 # in OUT. Figures are drawn of what there is by then, and the same command goes on with the run; PARTS=figures leaves the
@@ -28,6 +29,7 @@ if [[ -n ${TINY:-} ]]; then
 fi
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+if [[ -n ${LOWER:-} ]]; then exec "$PYTHON" -m benchmarks.lowering; fi
 
 # Whether XLA knows a flag (it ends the process if not), and a loop of convolutions runs with it.
 works() {

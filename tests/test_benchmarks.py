@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import __main__ as benchmarks  # noqa: E402
-from benchmarks import communication, gpu_subjects, jax_side, roofline, subjects, torch_side  # noqa: E402
+from benchmarks import communication, gpu_subjects, jax_side, lowering, roofline, subjects, torch_side  # noqa: E402
 from wsjax.errors import UsageError  # noqa: E402
 
 
@@ -122,6 +122,20 @@ def test_a_compiled_network_is_the_same_one_and_says_what_compiling_took():
         [sys.executable, "-c", COMPILED], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_gpu_would_be_timed_on_lowers_for_it(monkeypatch):
+    small = partial(subjects.models.ResNet, 10, (1, 1), width=2)
+    monkeypatch.setattr(subjects.models, "resnet18", lambda *_: small())
+    monkeypatch.setattr(gpu_subjects, "NAMES", {"bfloat16": "bfloat16"})  # two traces of four
+    with lowering.tracing() as traces:
+        cases = list(gpu_subjects.resnet_gpu(subjects.TINY))
+    assert len(cases) == len(traces) == 2  # a step and an epoch
+    for traced in traces:
+        found = lowering.contents(traced, "cuda")
+        assert lowering.problems(found) == []
+        assert found.operations["convolution"] == 3 * 6 - 1  # all but the gradient for the first one's images
+        assert sum(found.donated) == lowering.state_bytes(small())
 
 
 def test_the_gpu_script_leaves_out_flags_that_xla_does_not_know(tmp_path):

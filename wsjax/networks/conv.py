@@ -87,7 +87,12 @@ def _conv_native(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 def _gradient_native(argument: int, x: Array, kernel: Array, dy: Array, stride: int, padding: int) -> Array:
     """The gradient for `x` (argument 0) or `kernel` (1) as autodiff writes it, which is the form that GPUs know."""
-    return jax.vjp(partial(_conv_native, stride=stride, padding=padding), x, kernel)[1](dy)[argument]
+
+    def linear(one: Array) -> Array:
+        images, taps = (one, kernel) if argument == 0 else (x, one)
+        return _conv_native(images, taps, stride, padding)
+
+    return jax.linear_transpose(linear, (x, kernel)[argument])(dy)[0]
 
 
 def _conv_taps(x: Array, kernel: Array, stride: int, padding: int) -> Array:

@@ -72,7 +72,8 @@ def merge_runs(
         for row in run.rows:
             name = own.get(row["method"], FIRST)
             if (first_round and name == FIRST) or name in drawn:
-                found.setdefault((name, row["seed"]), []).append(row | {"method": name})
+                named = row if name == row["method"] else row | {"method": name}  # there may be a million
+                found.setdefault((name, row["seed"]), []).append(named)
         for key, rows in found.items():
             curves[key] = max(curves.get(key, []), rows, key=len)
     rows = [row for found in curves.values() for row in found]

@@ -61,9 +61,7 @@ class Journal:
             return Reached(self.leg.end, 0, None)
         reached = reached or Reached(self.leg.begin, 0, None)
         lost = self._epochs_after(reached)
-        dropped = self._records.keep(
-            lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= (reached.number, reached.epoch)
-        )
+        dropped = self._drop_after(reached)
         # A kill leaves less than that; and a round's end has a checkpoint.
         if self._folder is not None and (lost > self._checkpoint_every or any(row["stop"] for row in dropped)):
             self._tell(lost)
@@ -73,14 +71,25 @@ class Journal:
         """Sets what the leg has done aside, for the state at its end is wanted and no checkpoint holds it."""
         begin = Reached(self.leg.begin, 0, None)
         self._tell(self._epochs_after(begin))
-        self._records.keep(lambda row: not self.leg.has(row))
+        self._drop_after(begin)
         return begin
+
+    def _own(self) -> list[Row]:
+        """The leg's rows, replica by replica."""
+        rows = (row for replica in self.leg.replicas for row in self._records.of(*replica))
+        return [row for row in rows if self.leg.begin <= row["round"] < self.leg.end]
 
     def _epochs_after(self, reached: Reached) -> int:
         """How many epochs the rows tell of beyond a place."""
         here = reached.number, reached.epoch
-        own = {(row["round"], row["epoch"]) for row in self._records.rows if self.leg.has(row)}
-        return sum(place > here for place in own)
+        return sum(place > here for place in {(row["round"], row["epoch"]) for row in self._own()})
+
+    def _drop_after(self, reached: Reached) -> list[Row]:
+        """Sets the leg's rows beyond a place aside; most of a run's legs have none."""
+        here = reached.number, reached.epoch
+        if not self._epochs_after(reached):
+            return []
+        return self._records.keep(lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= here)
 
     def _tell(self, epochs: int) -> None:
         warnings.warn(
@@ -91,8 +100,7 @@ class Journal:
 
     def rows(self, number: int) -> list[list[Row]]:
         """Each replica's rows of a round so far."""
-        rows = [row for row in self._records.rows if self.leg.has(row) and row["round"] == number]
-        return [[row for row in rows if (row["method"], row["seed"]) == replica] for replica in self.leg.replicas]
+        return [[row for row in self._records.of(*replica) if row["round"] == number] for replica in self.leg.replicas]
 
     def write(self, rows: list[Row], state: TrainState, last: bool) -> None:
         """Writes an epoch's rows and, where it is due, a checkpoint: always of a round's last epoch.
@@ -122,7 +130,7 @@ class Journal:
 
         def wanted(step: int) -> bool:
             number, epoch = divmod(step, _EPOCHS_A_ROUND)
-            return self.leg.begin <= number < self.leg.end and covered(self._records.rows, self.leg, number, epoch)
+            return self.leg.begin <= number < self.leg.end and covered(self._own(), self.leg, number, epoch)
 
         found = checkpoint.restore(self._folder, lambda step: template(step // _EPOCHS_A_ROUND), wanted)
         return None if found is None else Reached(*divmod(found[0], _EPOCHS_A_ROUND), found[1])
@@ -132,7 +140,7 @@ class Journal:
         last = self.rows(self.leg.end - 1)
         if not all(rows and rows[-1]["stop"] for rows in last):
             return False
-        return covered(self._records.rows, self.leg, self.leg.end - 1, max(len(rows) for rows in last))
+        return covered(self._own(), self.leg, self.leg.end - 1, max(len(rows) for rows in last))
 
 
 @contextlib.contextmanager

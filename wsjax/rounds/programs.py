@@ -38,9 +38,17 @@ class Program:
         shapes = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if shapes not in self.executables:
             begin = time.perf_counter()
-            self.executables[shapes] = self._jit.lower(*arguments).compile()
+            self.executables[shapes] = self.compile(*arguments)
             self.compile_seconds += time.perf_counter() - begin
         return self.executables[shapes]
+
+    def compile(self, *arguments: Any) -> Callable[..., Any]:
+        """Compiles it for such arguments, whether it was or not."""
+        return self.trace(*arguments).lower().compile()
+
+    def trace(self, *arguments: Any) -> jax.stages.Traced:
+        """Its trace for such arguments, for who looks at the program and does not run it."""
+        return self._jit.trace(*arguments)
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the program for such arguments."""

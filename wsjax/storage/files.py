@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
+    value = {sys.intern(name): own for name, own in pairs}  # else a million rows would have their names a million times
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"it gives {next(name for name in names if names.count(name) > 1)!r:.40} twice")

@@ -90,7 +90,13 @@ class Records:
             self.rows, self._size = _read_rows(self.path)
             if self.path.stat().st_size > self._size:
                 os.truncate(self.path, self._size)
-        self._keys: set[Key] = set(map(key_of, self.rows))
+        # By method and seed, then round and epoch: a run may have a million rows, and hundreds of legs ask for theirs.
+        self._curves: dict[tuple[str, int], dict[tuple[int, int], Row]] = {}
+        self._index(self.rows)
+
+    def of(self, method: str, seed: int) -> list[Row]:
+        """The rows of a method and seed, in their order; not to be changed."""
+        return list(self._curves.get((method, seed), {}).values())
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows; they are on the disk when it returns.
@@ -107,7 +113,8 @@ class Records:
             except ValueError as error:
                 place = ", ".join(f"{name} {row.get(name)!r:.40}" for name in ("method", "seed", "round", "epoch"))
                 raise RunError(f"a row cannot be recorded: {error} ({place})") from error
-            if key_of(row) in self._keys or key_of(row) in keys:
+            at = self._curves.get((row["method"], row["seed"]), {})
+            if (row["round"], row["epoch"]) in at or key_of(row) in keys:
                 raise RunError(f"a row cannot be recorded: there is one already ({name_of(row)})")
             keys.add(key_of(row))
         if self.path is not None and rows:
@@ -117,7 +124,7 @@ class Records:
                 self._made = True
             self._size = append_whole(self.path, _lines(rows), self._size)
         self.rows.extend(rows)
-        self._keys |= keys
+        self._index(rows)
 
     def keep(self, wanted: Callable[[Row], bool]) -> list[Row]:
         """Drops the rows that are not wanted, and returns them.
@@ -134,8 +141,14 @@ class Records:
             text = _lines(kept)
             write_whole(self.path, text.decode())
             self._size = len(text)
-        self.rows, self._keys = kept, set(map(key_of, kept))
+        if dropped:
+            self.rows, self._curves = kept, {}
+            self._index(kept)
         return dropped
+
+    def _index(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._curves.setdefault((row["method"], row["seed"]), {})[row["round"], row["epoch"]] = row
 
 
 @contextlib.contextmanager
@@ -200,21 +213,24 @@ def read_rows(path: Path | str) -> list[Row]:
 
 def _read_rows(path: Path) -> tuple[list[Row], int]:
     """The rows of a file, and where the last whole line ends."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}") from error
     rows: list[Row] = []
     lines: dict[Key, int] = {}
-    whole = text.rfind(b"\n") + 1
-    for number, line in enumerate(text[:whole].split(b"\n")[:-1], 1):
-        try:
-            row = _read_row(line)
-            if (first := lines.setdefault(key_of(row), number)) != number:
-                raise ValueError(f"line {first} has {name_of(row)} already")
-        except ValueError as error:
-            raise RunError(f"{path}, line {number}, is damaged: {error}; {MEND}") from error
-        rows.append(row)
+    whole = 0
+    try:
+        with path.open("rb") as file:  # line by line: a million take 300 MB
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    row = _read_row(line[:-1])
+                    if (first := lines.setdefault(key_of(row), number)) != number:
+                        raise ValueError(f"line {first} has {name_of(row)} already")
+                except ValueError as error:
+                    raise RunError(f"{path}, line {number}, is damaged: {error}; {MEND}") from error
+                rows.append(row)
+                whole += len(line)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
     return rows, whole
 
 

@@ -50,20 +50,18 @@ void correlate(ffi::ThreadPool& pool, const T* in, const Images& shape, Border b
   for (const Phase& phase : phases) taps += phase.taps();
   // Weights too large to stay in the cache beside the input are taken a panel at a time.
   const bool by_panel = panels * taps * shape.channels * WIDTH<T> * sizeof(T) > CACHE_BYTES;
-  const int64_t panel_tasks = by_panel ? panels : 1, panels_each = by_panel ? 1 : panels;
-  const int64_t images_each = ceil_div(shape.count * panel_tasks, std::max(TASKS, panel_tasks));
-  const int64_t image_tasks = ceil_div(shape.count, images_each);
-  const int64_t at_a_time = std::clamp<int64_t>(CACHE_BYTES / (bordered.size() * sizeof(T)), 1, images_each);
+  const Shares share(shape.count, panels, by_panel, bordered.size() * sizeof(T));
   const bool copy = border.before || border.after;
   std::vector<std::vector<Place>> places;
-  for (const Phase& phase : phases) places.push_back(places_of(phase, bordered, out_shape, at_a_time));
+  for (const Phase& phase : phases) places.push_back(places_of(phase, bordered, out_shape, share.at_a_time));
 
-  parallel_for(pool, panel_tasks * image_tasks, [&](int64_t task) {
-    const int64_t first_panel = task / image_tasks * panels_each;
-    const int64_t first = task % image_tasks * images_each, last = std::min(first + images_each, shape.count);
-    Scratch<T> scratch(copy ? at_a_time * bordered.size() : 0);
-    for (int64_t n = first; n < last; n += at_a_time) {
-      const int64_t count = std::min(at_a_time, last - n);
+  parallel_for(pool, share.tasks(), [&](int64_t task) {
+    const int64_t first_panel = task / share.image_tasks * share.panels_each;
+    const int64_t first = task % share.image_tasks * share.images_each;
+    const int64_t last = std::min(first + share.images_each, shape.count);
+    Scratch<T> scratch(copy ? share.at_a_time * bordered.size() : 0);
+    for (int64_t n = first; n < last; n += share.at_a_time) {
+      const int64_t count = std::min(share.at_a_time, last - n);
       const T* source = in + n * shape.size();
       if (copy) {
         add_border(source, {count, shape.height, shape.width, shape.channels}, border, scratch.get());
@@ -72,7 +70,7 @@ void correlate(ffi::ThreadPool& pool, const T* in, const Images& shape, Border b
       for (size_t k = 0; k < phases.size(); ++k) {
         const Phase& phase = phases[k];
         const int64_t pixels = count * phase.grid_height * phase.grid_width, run = phase.columns * shape.channels;
-        for (int64_t panel = first_panel; panel < first_panel + panels_each; ++panel) {
+        for (int64_t panel = first_panel; panel < first_panel + share.panels_each; ++panel) {
           const T* packed = weights + phase.weights + panel * phase.taps() * shape.channels * WIDTH<T>;
           const int64_t channels = std::min<int64_t>(out_shape.channels - panel * WIDTH<T>, WIDTH<T>);
           T* to = out + n * out_shape.size() + panel * WIDTH<T>;

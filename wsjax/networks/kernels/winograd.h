@@ -127,20 +127,19 @@ void correlate_winograd(ffi::ThreadPool& pool, const T* in, const Images& shape,
 
   const Patches grid(out_shape.height, out_shape.width);
   const bool by_panel = panels * panel_size * sizeof(T) > 2 * CACHE_BYTES;
-  const int64_t panel_tasks = by_panel ? panels : 1, panels_each = by_panel ? 1 : panels;
-  const int64_t images_each = ceil_div(shape.count * panel_tasks, std::max(TASKS, panel_tasks));
-  const int64_t image_tasks = ceil_div(shape.count, images_each);
-  const int64_t at_a_time = std::clamp<int64_t>(CACHE_BYTES / (bordered.size() * sizeof(T)), 1, images_each);
+  const Shares share(shape.count, panels, by_panel, bordered.size() * sizeof(T));
   const int64_t fitting = CACHE_BYTES / (PLANES * padded * sizeof(T)) / PIXELS * PIXELS;
-  const int64_t patches = std::clamp<int64_t>(fitting, PIXELS, ceil_div(at_a_time * grid.count(), PIXELS) * PIXELS);
+  const int64_t most = ceil_div(share.at_a_time * grid.count(), PIXELS) * PIXELS;
+  const int64_t patches = std::clamp<int64_t>(fitting, PIXELS, most);
 
-  parallel_for(pool, panel_tasks * image_tasks, [&](int64_t task) {
-    const int64_t first_panel = task / image_tasks * panels_each;
-    const int64_t first = task % image_tasks * images_each, last = std::min(first + images_each, shape.count);
-    Scratch<T> source(at_a_time * bordered.size() + LANES<T>);
+  parallel_for(pool, share.tasks(), [&](int64_t task) {
+    const int64_t first_panel = task / share.image_tasks * share.panels_each;
+    const int64_t first = task % share.image_tasks * share.images_each;
+    const int64_t last = std::min(first + share.images_each, shape.count);
+    Scratch<T> source(share.at_a_time * bordered.size() + LANES<T>);
     Scratch<T> planes(PLANES * patches * padded), products(PLANES * patches * WIDTH<T>);
-    for (int64_t n = first; n < last; n += at_a_time) {
-      const int64_t count = std::min(at_a_time, last - n);
+    for (int64_t n = first; n < last; n += share.at_a_time) {
+      const int64_t count = std::min(share.at_a_time, last - n);
       add_border(in + n * shape.size(), {count, shape.height, shape.width, channels}, border, source.get());
       for (int64_t begin = 0; begin < count * grid.count(); begin += patches) {
         const int64_t size = std::min(patches, count * grid.count() - begin);
@@ -149,7 +148,7 @@ void correlate_winograd(ffi::ThreadPool& pool, const T* in, const Images& shape,
                            (offset + grid.y(begin + p)) * pitch + (offset + grid.x(begin + p)) * channels;
           transform_patch(patch, pitch, channels, planes.get() + p * padded, patches * padded);
         }
-        for (int64_t panel = first_panel; panel < first_panel + panels_each; ++panel) {
+        for (int64_t panel = first_panel; panel < first_panel + share.panels_each; ++panel) {
           const int64_t used = std::min<int64_t>(out_shape.channels - panel * WIDTH<T>, WIDTH<T>);
           const auto tile = used > LANES<T> ? correlate_tile<T, PANEL> : correlate_tile<T, 1>;
           for (int64_t k = 0; k < PLANES; ++k) {
@@ -191,26 +190,24 @@ void kernel_gradient_winograd(ffi::ThreadPool& pool, const T* x, const Images& x
   const Images bordered = with_border(x_shape, border);
   const Patches grid(dy_shape.height, dy_shape.width);
   const int64_t length = PLANES * inputs * WIDTH<T>;  // of a panel's sums: [plane][C][WIDTH]
-  const int64_t panels_each = panels * length * sizeof(T) <= CACHE_BYTES ? panels : 1;
-  const int64_t panel_tasks = panels / panels_each;
-  const int64_t images_each = ceil_div(x_shape.count * panel_tasks, std::max(TASKS, panel_tasks));
-  const int64_t groups = ceil_div(x_shape.count, images_each);
-  const int64_t at_a_time = std::clamp<int64_t>(CACHE_BYTES / (bordered.size() * sizeof(T)), 1, images_each);
+  const bool by_panel = panels * length * sizeof(T) > CACHE_BYTES;
+  const Shares share(x_shape.count, panels, by_panel, bordered.size() * sizeof(T));
+  const int64_t groups = share.image_tasks;
   const int64_t patches =
-      std::clamp<int64_t>(CACHE_BYTES / (PLANES * padded * sizeof(T)), 1, at_a_time * grid.count());
+      std::clamp<int64_t>(CACHE_BYTES / (PLANES * padded * sizeof(T)), 1, share.at_a_time * grid.count());
   Scratch<T> sums(groups * panels * length);
   std::vector<int64_t> offsets(patches);
   for (int64_t p = 0; p < patches; ++p) offsets[p] = p * padded;
 
-  parallel_for(pool, groups * panel_tasks, [&](int64_t task) {
-    const int64_t group = task / panel_tasks, first_panel = task % panel_tasks * panels_each;
-    const int64_t first = group * images_each, last = std::min(first + images_each, x_shape.count);
+  parallel_for(pool, share.tasks(), [&](int64_t task) {
+    const int64_t group = task / share.panel_tasks, first_panel = task % share.panel_tasks * share.panels_each;
+    const int64_t first = group * share.images_each, last = std::min(first + share.images_each, x_shape.count);
     T* own = sums.get() + (group * panels + first_panel) * length;
-    std::fill_n(own, panels_each * length, T(0));
-    Scratch<T> source(at_a_time * bordered.size() + LANES<T>);
+    std::fill_n(own, share.panels_each * length, T(0));
+    Scratch<T> source(share.at_a_time * bordered.size() + LANES<T>);
     Scratch<T> values(PLANES * patches * padded + RUN * PANEL), gradients(PLANES * patches * WIDTH<T>);
-    for (int64_t n = first; n < last; n += at_a_time) {
-      const int64_t count = std::min(at_a_time, last - n);
+    for (int64_t n = first; n < last; n += share.at_a_time) {
+      const int64_t count = std::min(share.at_a_time, last - n);
       add_border(x + n * x_shape.size(), {count, x_shape.height, x_shape.width, inputs}, border, source.get());
       for (int64_t begin = 0; begin < count * grid.count(); begin += patches) {
         const int64_t size = std::min(patches, count * grid.count() - begin);
@@ -219,7 +216,7 @@ void kernel_gradient_winograd(ffi::ThreadPool& pool, const T* x, const Images& x
                            (grid.y(begin + p) * bordered.width + grid.x(begin + p)) * inputs;
           transform_patch(patch, bordered.width * inputs, inputs, values.get() + p * padded, patches * padded);
         }
-        for (int64_t panel = 0; panel < panels_each; ++panel) {
+        for (int64_t panel = 0; panel < share.panels_each; ++panel) {
           const int64_t from = (first_panel + panel) * WIDTH<T>, used = std::min<int64_t>(outputs - from, WIDTH<T>);
           for (int64_t p = 0; p < size; ++p) {
             const int64_t image = n + grid.image(begin + p), y = grid.y(begin + p), x = grid.x(begin + p);
