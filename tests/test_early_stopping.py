@@ -83,7 +83,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_rows(stop_early, tmp_path, 
 
 
 def interrupt_at(method):
-    def observe(advance, caps, rows):
+    def observe(advance, caps, watch, rows):
         if (rows[-1]["method"], rows[-1]["epoch"]) == (method, 1) and rows[-1]["round"] > 1:
             raise KeyboardInterrupt
 

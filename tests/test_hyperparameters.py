@@ -84,7 +84,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_rows(search, tmp_path, monk
     assert search(*TINY, "--run", "whole")[0] == 0
     for method, number in (("RI 0.01/16", 1), ("WS 0.03/16, 0.01/16", 2)):
 
-        def observe(advance, caps, rows, here=(method, number)):
+        def observe(advance, caps, watch, rows, here=(method, number)):
             if (rows[-1]["method"], rows[-1]["round"]) == here:
                 raise KeyboardInterrupt
 

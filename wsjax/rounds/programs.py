@@ -109,16 +109,17 @@ class Compiler:
         )
         starts: dict[tuple[int, int], tuple[Start, Program]] = {}
 
-        def epoch(state: TrainState, active: Any, train: Data, test: Data, order: Any, counts: Any, key: Any) -> Any:
-            def run() -> Any:
-                here = setup._replace(train=train, test=test)
-                return train_epoch(here, state, Samples(order, *counts), key)
+        # Inlined where it is called: traced once, for its results' shapes and for the branch that runs.
+        @partial(jax.jit, inline=True)
+        def trained(state: TrainState, train: Data, test: Data, order: Any, counts: Any, key: Any) -> Any:
+            return train_epoch(setup._replace(train=train, test=test), state, Samples(order, *counts), key)
 
-            metrics = jax.eval_shape(run)[1]
+        def epoch(state: TrainState, active: Any, *others: Any) -> Any:
+            metrics = jax.eval_shape(trained, state, *others)[1]
             _check_probes(metrics["probes"])
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
             # A replica that has stopped costs nothing where it has a device of its own.
-            return jax.lax.cond(active, run, lambda: (state, nothing))
+            return jax.lax.cond(active, lambda: trained(state, *others), lambda: (state, nothing))
 
         def evaluated(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:
             return evaluate(setup._replace(train=train, test=test), state, Samples(order, *counts))
