@@ -129,4 +129,4 @@ def test_a_finished_old_run_trains_nothing_and_keeps_its_rows(folder, call):
     for part in ("rows", "first_round"):  # an end has more fields now
         old, new = (summary.pop(part) for summary in (before.summary, after.summary))
         assert [{name: end.get(name) for name in was} for end, was in zip(new, old, strict=True)] == old
-    assert after.summary == before.summary
+    assert {name: after.summary[name] for name in before.summary} == before.summary  # later ones tell more

@@ -6,6 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from wsjax.results.claims import read_study, verdicts
+from wsjax.results.page import verdict_table
+from wsjax.storage.records import read_json
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
@@ -40,6 +44,16 @@ def test_links_lead_somewhere(page):
         headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if target.suffix == ".md" else []
         names = [re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings]
         assert not heading or heading in names, link
+
+
+def test_the_table_of_verdicts_is_what_the_records_come_to():
+    results = ROOT / "figures" / "results"
+    claims = read_json(ROOT / "figures" / "published" / "claims.json")["claims"]
+    table = verdict_table(verdicts(claims, read_study(results))).markdown
+    assert (results / "verdicts.md").read_text() == table
+    told = [line for line in table.splitlines(keepends=True) if not line.endswith("| not run |\n")]
+    assert len(told) > 2
+    assert "".join(told) in PAGES[0].read_text()
 
 
 def test_the_readme_has_links():
