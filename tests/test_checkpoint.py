@@ -20,7 +20,10 @@ from wsjax.errors import RunError
 from wsjax.storage import checkpoint
 
 # Orbax leaves coroutines behind where a file is damaged; that they complain at their end is not what is tested.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+]
 
 
 def state(step):

@@ -22,6 +22,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons are started by root"),
     # submitit's pickles and files are not all closed by itself.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    # Local jobs are started by a fork, of which JAX, loaded by other tests, warns: a job begins with an exec.
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
 ]
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "offline.py"
