@@ -20,10 +20,7 @@ from wsjax.errors import RunError
 from wsjax.storage import checkpoint
 
 # Orbax leaves coroutines behind where a file is damaged; that they complain at their end is not what is tested.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def state(step):
