@@ -217,8 +217,7 @@ def _run_round(
         fitted = jax.tree.map(np.asarray, fitted)
         for i in ran:
             if step := int(fitted["bad_step"][i]):
-                where = f"{_where(leg, i, number, epoch)}, step {step}"
-                raise NonFiniteLoss(f"the loss is not finite: {where}", leg.replicas[i][0])
+                raise _not_finite("the loss", leg, i, f"round {number}, epoch {epoch}, step {step}")
             history[i].append(float(fitted["accuracy"][i]))
         reasons = [here.reason(accuracies) for accuracies in history]
         active &= [reason is None for reason in reasons]
@@ -230,8 +229,7 @@ def _run_round(
             tested, eval_seconds = jax.tree.map(np.asarray, tested), eval_seconds + seconds
         for i in wanted:
             if not np.isfinite(tested["loss"][i]):
-                where = _where(leg, i, number, epoch)
-                raise NonFiniteLoss(f"the test loss is not finite: {where}", leg.replicas[i][0])
+                raise _not_finite("the test loss", leg, i, f"round {number}, epoch {epoch}")
 
         rows = [
             {
@@ -397,6 +395,6 @@ def _fresh(programs: Programs, keys: Mapping[int, jax.Array], number: int) -> Tr
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
-def _where(leg: Leg, i: Any, number: int, epoch: int) -> str:
+def _not_finite(what: str, leg: Leg, i: Any, moment: str) -> NonFiniteLoss:
     method, seed = leg.replicas[i]
-    return f"{method}, seed {seed}, round {number}, epoch {epoch}"
+    return NonFiniteLoss(f"{what} is not finite: {method}, seed {seed}, {moment}", method)
