@@ -615,3 +615,24 @@ with cli.user_errors():
 """
     run = python(code)
     assert (*run.communicate(timeout=60), run.returncode) == ("", LINES[signal.SIGTERM], 143)
+
+
+def test_a_signal_within_an_import_ends_the_program_at_once(tmp_path):
+    """An exception there would leave half a module, or crash a compiled one."""
+    lines = (
+        "import time",
+        "print('within', flush=True)",
+        "try: time.sleep(30)",
+        "except BaseException: print('raised')",
+    )
+    (tmp_path / "slow.py").write_text("\n".join(lines))
+    code = "from wsjax.scripts import ending, cli\nending.begin()\nwith cli.user_errors():\n    import slow\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout.readline() == "within\n"
+    process.send_signal(signal.SIGTERM)
+    said, error = process.communicate(timeout=30)
+    assert (said, process.returncode) == ("", 143)
+    assert error == "error: terminated; the same command continues the run\n"

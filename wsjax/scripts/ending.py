@@ -1,9 +1,9 @@
 """How a script ends when it is told to, by Ctrl-C or a signal: one line, exit code 128 + the signal, within seconds.
 
-A signal ends a script at once while it starts, and where it is one of several processes, which cannot agree on an
-epoch to end at. Later it raises `Terminated`; while a run makes progress it waits for the epoch's end, where `check`
-raises it. Python hears of a signal only between two of its own steps, and a compilation is one step: a thread sees to
-it that the script ends nevertheless, GRACE seconds after the signal, or at once with a second one.
+A signal ends a script at once while it starts or loads a module, and where it is one of several processes, which
+cannot agree on an epoch to end at. Later it raises `Terminated`; while a run makes progress it waits for the epoch's
+end, where `check` raises it. Python hears of a signal only between two of its own steps, and a compilation is one step:
+a thread sees to it that the script ends nevertheless, GRACE seconds after the signal, or at once with a second one.
 
 Standard library only and quick to import: a script calls `begin` ahead of its other imports, which take a second.
 """
@@ -146,7 +146,16 @@ def _on_signal(number: int, frame: Any) -> None:
     global _noted
     first, _noted = _noted is None, _noted or number
     if first and _how == _RAISE and not one_of_several():
+        if _is_importing(frame):
+            _end(number)
         raise Terminated(number)
+
+
+def _is_importing(frame: Any) -> bool:
+    """Whether a module is being loaded: compiled ones have crashed where an exception came in the middle of it."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _watch(woken: int) -> None:
