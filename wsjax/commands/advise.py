@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsjax.commands import retrain
 from wsjax.errors import RunError, printable
 from wsjax.results import advice, names, words
 from wsjax.scripts import build, cli, config, optimisers, process, race, study
@@ -185,19 +186,20 @@ def command(settings: Config, spec: names.Spec) -> str:
         flags.append(f"--shrink={spec['shrink']:g} --perturb={spec['perturb']:g}")
     if "learning_rate" in spec:
         flags.append(f"--later_rate={spec['learning_rate']!r}")
-    usual = {field.name: field.default for field in dataclasses.fields(config.Training)} | config.RETRAINING
-    usual |= {"image_size": None, "dash_shrink": 0.3, "fire_steps": 10, "holdout": 0.1, "max_gigabytes": 8.0}
-    for name, default in usual.items():
-        value = getattr(settings, name)
-        if value == default or (name == "dash_shrink" and spec["reinit"] != "dash"):
+    for name, default in vars(retrain.DEFAULTS).items():
+        if name in _OWN or not hasattr(settings, name) or _FACTORS.get(name, spec["reinit"]) != spec["reinit"]:
             continue
-        if name == "fire_steps" and spec["reinit"] != "fire":
+        if (value := getattr(settings, name)) == default:
             continue
         several = isinstance(value, tuple)
         flags.append(shlex.join([f"--{name}", *map(str, value)] if several else [f"--{name}={value}"]))
     return " ".join([RETRAIN, *flags])
 
 
+_OWN = ("data", "tolerance")
+"""Fields of the job's names that are told apart, or mean something else here."""
+_FACTORS = {"dash_shrink": "dash", "fire_steps": "fire"}
+"""Fields of one re-initialiser only."""
 _METHODS = {
     names.RANDOM: "scratch",
     names.WARM: "continue",

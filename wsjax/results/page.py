@@ -75,9 +75,7 @@ def picture(figure: Figure) -> bytes:
 def sentences(verdicts: Sequence[Verdict]) -> list[str]:
     """What the study says, in five sentences at most."""
     by_id = {verdict.claim["id"]: verdict for verdict in verdicts}
-    counts = Counter(verdict.verdict for verdict in verdicts)
-    told = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
-    said = [f"Of {len(verdicts)} claims: {told}."]
+    said = [f"Of {len(verdicts)} claims: {_counted(verdicts)}."]
     for name, what in SAID.items():
         verdict = by_id.get(name)
         if verdict is not None and verdict.estimates:
@@ -172,9 +170,13 @@ def _row(verdict: Verdict, figure: Shown | None, drawn: set[str]) -> Mapping[str
 
 
 def _parts(verdict: Verdict) -> str:
-    counts = Counter(estimate.verdict for estimate in verdict.estimates)
-    told = ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
-    return f"{len(verdict.estimates)} parts: {told}"
+    return f"{len(verdict.estimates)} parts: {_counted(verdict.estimates)}"
+
+
+def _counted(judged: Iterable[Verdict | Estimate]) -> str:
+    """How many there are of each verdict."""
+    counts = Counter(own.verdict for own in judged)
+    return ", ".join(f"{counts[name]} {name}" for name in VERDICTS if counts[name])
 
 
 def _shown(figure: Shown) -> Mapping[str, Any]:
