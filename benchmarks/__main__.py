@@ -102,7 +102,8 @@ def set_up() -> bool:
     if "JAX_NUM_CPU_DEVICES" not in os.environ:  # several seeds train on a core each
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs a GPU's memory too
-    torch.set_num_threads(os.cpu_count() or 1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
     has_cuda = torch.cuda.is_available()
     seen = f"PyTorch {'sees' if has_cuda else 'does not see'} a GPU, and JAX works on {jax.default_backend()}"
     cli.check(has_cuda == (jax.default_backend() == "gpu"), f"{seen}: install both for one kind of device")

@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] = _cache
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
-os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads have waited for each other for ever where cores are few
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads wait for each other where other tests keep the cores busy
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -30,6 +30,16 @@ def test_every_subject_runs_both_sides(name, tmp_path, capsys, monkeypatch):
     assert "ratio" in capsys.readouterr().out
 
 
+def test_the_number_of_pytorchs_threads_is_the_users(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    benchmarks.set_up()
+    assert chosen == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    benchmarks.set_up()
+    assert chosen == [os.cpu_count()]
+
+
 def test_the_subjects_are_those_that_the_help_names():
     assert tuple(subjects.SUBJECTS) == benchmarks.names(has_cuda=False)
     assert tuple(subjects.SUBJECTS | gpu_subjects.SUBJECTS) == benchmarks.names(has_cuda=True)
