@@ -23,8 +23,8 @@ from benchmarks.jax_side import BATCH, SideBySide, random_images, task_of
 from benchmarks.timing import Case
 from wsjax.methods.reinit import shrink_perturb
 from wsjax.networks import models
-from wsjax.rounds.legs import Round
-from wsjax.rounds.loop import Settings, run_rounds
+from wsjax.rounds.legs import Round, Settings
+from wsjax.rounds.loop import run_rounds
 from wsjax.rounds.programs import Program
 from wsjax.storage import checkpoint
 from wsjax.training.augment import standard_augmentation

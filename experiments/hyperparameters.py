@@ -8,9 +8,9 @@ A cell is a learning rate with a batch size. RI trains on all of the data with a
 trains on half of the data with a cell's settings, then on all of them with those of another cell, drawn for each seed
 and cell; every WS has a half-data network of its own. With --chained there is one for each cell and seed, and it trains
 on all of the data again and again, with the second settings that the unchained runs of its cell have, each time from
-where it was: from the second time on it has seen all of the data already. Rounds end at a train accuracy. The run's
-folder gets a row an epoch, a summary of cost and accuracy, and a picture. The same command continues a run that was
-stopped, however it was.
+where it was: from the second time on it has seen all of the data already. Rounds end at a train accuracy; one whose
+loss is not finite ends there, is told and drawn as not converged, and the others go on. The run's folder gets a row an
+epoch, a summary of cost and accuracy, and a picture. The same command continues a run that was stopped, however it was.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def main(settings: Config) -> None:
         parts = [half if start == "WS" else whole, *[whole] * (len(own) - 1)]
         rounds = [part._replace(setup=setups[cell]) for part, cell in zip(parts, own, strict=True)]
         methods[name] = Method(build.build_start(settings, table[name]), after=0, rounds=rounds, seeds=seeds)
-    outcome = run.run("hyperparameters", settings, setup, [whole], methods, hyperparameters.summarize, table)
+    outcome = run.run(
+        "hyperparameters", settings, setup, [whole], methods, hyperparameters.summarize, table, diverged="end"
+    )
     summary = outcome.summary
     picture = tradeoff.panels({"": summary})
     run.conclude(

@@ -95,13 +95,13 @@ def _caption(drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[st
         del own["chained"]
     compared = own if words.is_alike(whole.settings, own) else None
     came = " ".join(_came(summary, chained, cost) for chained, summary in summaries.items())
-    capped = " ".join(
-        f"{sum(not end['converged'] for end in summary['rows'])} of {len(summary['rows'])} rounds ended at the cap "
-        f"({TITLES[chained]})."
+    capped = "".join(
+        f"{text} ({TITLES[chained]}). "
         for chained, summary in summaries.items()
+        for text in hyperparameters.not_converged(summary)
     )
     means = "What follows ± are 95 % t-intervals of means over seeds."
-    return captions.compose(whole, WHAT, compared, came, f"{capped} {NOTES}", means)
+    return captions.compose(whole, WHAT, compared, came, f"{capped}{NOTES}", means)
 
 
 def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:

@@ -16,8 +16,8 @@ from wsjax.errors import RunError, TaskError
 from wsjax.methods.reinit import warm_start
 from wsjax.networks import models
 from wsjax.results.merge import merge_runs
-from wsjax.rounds.legs import Round
-from wsjax.rounds.loop import Settings, run_rounds
+from wsjax.rounds.legs import Round, Settings
+from wsjax.rounds.loop import run_rounds
 from wsjax.scripts import build
 from wsjax.scripts.config import Common
 from wsjax.storage.records import Records, open_run, read_run

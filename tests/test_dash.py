@@ -16,8 +16,7 @@ from wsjax.methods.starts import mixed
 from wsjax.networks import models
 from wsjax.parallel import data_mesh
 from wsjax.rounds import loop
-from wsjax.rounds.legs import Method, Round
-from wsjax.rounds.loop import Settings
+from wsjax.rounds.legs import Method, Round, Settings
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs
 from wsjax.training.task import image_task

@@ -113,11 +113,14 @@ def test_bad_input_is_one_line_and_exit_code_2(search, arguments, message):
     assert (code, error) == (2, f"error: {message}\n")
 
 
-def test_a_loss_that_is_not_finite_names_the_cells_rates(search):
-    code, _, error = search(*TINY, "--optimizer", "sgd", "--learning_rates", 1e30)
-    assert code == 2
-    assert "RI 1e+30/16, seed 0, round 1, epoch 1" in error
-    assert error.endswith("lower the learning rate (1e+30)\n")
+def test_a_cell_whose_loss_is_not_finite_ends_and_the_others_go_on(search, tmp_path):
+    code, text, _ = search(*TINY, "--optimizer", "sgd", "--learning_rates", 1e30, 0.1, "--methods", "RI")
+    assert code == 0
+    (folder,) = (tmp_path / "runs" / "hyperparameters").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    counts = {tuple(cell["cell"]): (cell["rounds"], cell["diverged"]) for cell in summary["cells"]}
+    assert all(diverged == (rounds if rate == 1e30 else 0) for (rate, _), (rounds, diverged) in counts.items())
+    assert "diverged: their loss was not finite." in text
 
 
 GRID = [(0.1, 8), (0.1, 16), (0.01, 8), (0.01, 16)]
@@ -169,12 +172,12 @@ def end(method, seed, number, accuracy, seen, stop="accuracy", samples=80):
     return rest | numbers | own
 
 
-def made_up(seeds=(0, 1), capped=(), methods=tuple(ENDS)):
+def made_up(seeds=(0, 1), capped=(), diverged=(), methods=tuple(ENDS)):
     rows = []
     for method in methods:
         accuracies, seen = ENDS[method]
         for seed in seeds:
-            stop = "epochs" if method in capped else "accuracy"
+            stop = "epochs" if method in capped else "diverged" if method in diverged else "accuracy"
             if method.startswith("WS"):
                 rows.append(end(method, seed, 1, 0.4, 100, samples=40))
             rows.append(end(method, seed, 1 + method.startswith("WS"), accuracies[seed], seen, stop))
@@ -202,7 +205,7 @@ def test_the_best_cells_are_compared_by_seed():
         ["RI", "0.1", "8"], ["RI", "0.01", "16"], ["WS", "0.1", "8"], ["WS", "0.01", "16"],
     ]  # fmt: skip
     assert lines[1][columns.index("samples seen")] == "1,600"
-    assert lines[3][columns.index("capped")] == "0 of 2"
+    assert lines[3][columns.index("capped") :] == ["0 of 2", "0 of 2"]
 
 
 def test_a_cell_that_hit_the_cap_is_not_the_best():
@@ -215,6 +218,15 @@ def test_a_cell_that_hit_the_cap_is_not_the_best():
     assert hyperparameters.verdict(summary)[0].startswith("RI and WS have no cells whose rounds all converged")
     alone = hyperparameters.summarize(made_up(methods=["RI 0.1/8"]), table_of(OWN))
     assert hyperparameters.verdict(alone) == []
+
+
+def test_a_cell_that_diverged_is_not_the_best_and_is_told():
+    summary = hyperparameters.summarize(made_up(diverged=["RI 0.1/8"]), table_of(OWN))
+    assert summary["best"]["RI"] == [0.01, 16]
+    told = "2 of 8 rounds on all of the data diverged: their loss was not finite."
+    assert [text for text in hyperparameters.verdict(summary) if text[0].isdigit()] == [told]
+    columns, lines = hyperparameters.table(summary)
+    assert lines[0][columns.index("capped") :] == ["0 of 2", "2 of 2"]
 
 
 def test_a_chains_rounds_are_one_value_a_seed():
@@ -273,7 +285,7 @@ def test_figure4_tells_the_best_cells(tmp_path):
         "Unchained: best RI 0.1/8: 61.0 ± 12.7, best WS, first 0.1/8: 61.0 ± 38.1; "
         "RI - WS 0.0 ± 25.4, for 50.0 ± 0.0 % of RI's steps."
     )
-    assert "0 of 8 rounds ended at the cap" in notes
+    assert "rounds on all of the data" not in notes  # all converged
 
 
 def test_the_published_settings_are_complete():
@@ -309,8 +321,8 @@ def test_figure4_draws_what_hit_the_cap_hollow(tmp_path):
     figure, caption = figure_of(write(tmp_path / "a", made_up(capped=["RI 0.1/8"])))
     faces = {line.get_xdata()[0]: line.get_markerfacecolor() for line in figure.axes[0].get_lines()}
     assert [x for x, face in faces.items() if face == "none"] == [800]
-    assert "2 of 8 rounds ended at the cap" in caption.notes
-    assert any(text.get_text() == "at the cap" for text in figure.legends[0].get_texts())
+    assert "2 of 8 rounds on all of the data ended at the cap on epochs (a half" in caption.notes
+    assert any(text.get_text() == "not converged" for text in figure.legends[0].get_texts())
 
 
 def test_figure4_draws_what_there_is_and_refuses_the_rest(tmp_path):

@@ -11,8 +11,8 @@ from wsjax import parallel
 from wsjax.errors import ProcessLost
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
-from wsjax.rounds.legs import Round, as_method, make_legs
-from wsjax.rounds.loop import Settings, run_rounds
+from wsjax.rounds.legs import Round, Settings, as_method, make_legs
+from wsjax.rounds.loop import run_rounds
 from wsjax.storage.records import Records
 from wsjax.training.task import image_task, with_batch_statistics
 from wsjax.training.train import Setup, make_optimizer, reestimated

@@ -23,7 +23,7 @@ from wsjax.retraining import retrain as retraining
 from wsjax.retraining.incoming import is_held_out, read_pool
 from wsjax.retraining.retrain import Recipe, retrain
 from wsjax.retraining.shelf import load_model, roll_back
-from wsjax.rounds.loop import Settings
+from wsjax.rounds.legs import Settings
 from wsjax.scripts import build
 from wsjax.scripts.config import Training
 from wsjax.storage.records import read_json

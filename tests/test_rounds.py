@@ -20,8 +20,8 @@ from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.methods.starts import mixed, new_heads, scratch
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
-from wsjax.rounds.legs import Method, Round
-from wsjax.rounds.loop import Settings, run_rounds
+from wsjax.rounds.legs import Method, Round, Settings
+from wsjax.rounds.loop import run_rounds
 from wsjax.rounds.programs import Compiler
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
@@ -228,6 +228,34 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_rows(tmp_path):
 
     kept = Records(tmp_path / "records.jsonl").rows
     assert [(row["method"], row["epoch"]) for row in kept] == [("first", 1), ("first", 2)]
+
+
+def test_a_loss_that_is_not_finite_may_end_its_round_alone(tmp_path):
+    """The other seeds and methods have the rows that they have where nothing diverges."""
+
+    def poison(params, fresh):
+        return jax.tree.map(lambda x: x * jnp.where(jax.tree.leaves(params)[0].sum() > least, jnp.inf, 1), params)
+
+    states = run(TWO_ROUNDS[:1], {}, seeds=(0, 1)).states
+    sums = {seed: float(jax.tree.leaves(states["first", seed].params)[0].sum()) for seed in (0, 1)}
+    least, poisoned = sum(sums.values()) / 2, max(sums, key=sums.get)
+    rounds, settings = [*TWO_ROUNDS, Round(30, after_epochs(2))], Settings(diverged="end")
+    records = Records(tmp_path / "records.jsonl")
+    mixed = run(rounds, {"WS": poison, "RI": random_init}, seeds=(0, 1), settings=settings, records=records).rows
+    whole = run(rounds, {"WS": warm_start, "RI": random_init}, seeds=(0, 1)).rows
+    ended = [row for row in mixed if row["stop"] == "diverged"]
+    assert [(row["method"], row["seed"], row["round"], row["epoch"]) for row in ended] == [
+        ("WS", poisoned, 2, 1), ("WS", poisoned, 3, 1),
+    ]  # fmt: skip
+    assert [(row["train_loss"], row["test_loss"]) for row in ended] == [(None, None)] * 2
+    assert timeless([row for row in mixed if row not in ended]) == timeless(
+        [row for row in whole if (row["method"], row["seed"]) != ("WS", poisoned) or row["round"] == 1]
+    )
+    assert Records(tmp_path / "records.jsonl").rows == mixed
+
+    high = {"optimizer": make_optimizer("sgd", 1e38), "task": mlp_task(()), "settings": settings}
+    (row,) = run([Round(8, after_epochs(1))], {}, **high).rows  # its only step is too long: found when it is tested
+    assert (row["stop"], row["test_loss"]) == ("diverged", None)
 
 
 def narrow(boundary):

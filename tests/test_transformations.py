@@ -15,8 +15,8 @@ from wsjax.methods.soft_weight_rescaling import Layer, soft_weight_rescaling
 from wsjax.methods.starts import anchored, mixed
 from wsjax.networks import models
 from wsjax.parallel import data_mesh
-from wsjax.rounds.legs import Method, Round
-from wsjax.rounds.loop import Settings, run_rounds
+from wsjax.rounds.legs import Method, Round, Settings
+from wsjax.rounds.loop import run_rounds
 from wsjax.storage.records import Records
 from wsjax.training.task import image_task
 from wsjax.training.train import Setup

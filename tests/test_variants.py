@@ -12,8 +12,7 @@ from test_rounds import FROZEN, run, same
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import kernels_only, not_normalization, warm_start
 from wsjax.methods.variants import gaussian_perturb, gaussian_start, toward_initial
-from wsjax.rounds.legs import Method, Round
-from wsjax.rounds.loop import Settings
+from wsjax.rounds.legs import Method, Round, Settings
 
 
 def test_gaussian_noise_has_one_deviation_everywhere():

@@ -24,8 +24,8 @@ _HOMES = {
     "training.task": ("Task", "image_task", "stateless_task"),
     "training.train": ("Batch", "Samples", "Setup", "TrainState", "init_state", "make_optimizer", "make_train_step"),
     "training.stopping": ("after_epochs", "any_of", "at_accuracy", "at_plateau"),
-    "rounds.legs": ("Method", "Round"),
-    "rounds.loop": ("Settings", "run_rounds"),
+    "rounds.legs": ("Method", "Round", "Settings"),
+    "rounds.loop": ("run_rounds",),
     "storage.records": ("Records", "read_run"),
     "scripts.build": ("load_model",),
     "errors": ("DataError", "NonFiniteLoss", "RunError", "TaskError", "UserError"),
@@ -80,7 +80,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.networks.models import resnet18 as resnet18
     from wsjax.rounds.legs import Method as Method
     from wsjax.rounds.legs import Round as Round
-    from wsjax.rounds.loop import Settings as Settings
+    from wsjax.rounds.legs import Settings as Settings
     from wsjax.rounds.loop import run_rounds as run_rounds
     from wsjax.scripts.build import load_model as load_model
     from wsjax.storage.records import Records as Records

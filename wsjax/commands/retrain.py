@@ -127,7 +127,7 @@ def advice() -> Iterator[None]:
 def build_recipe(config: Config) -> Any:
     """The settings as a `retraining.Recipe`."""
     from wsjax.retraining.retrain import Recipe
-    from wsjax.rounds.loop import Settings
+    from wsjax.rounds.legs import Settings
     from wsjax.training.stopping import after_epochs, any_of
 
     fields: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(common.Training)}

@@ -17,7 +17,7 @@ from wsjax.results.names import Methods, Spec
 from wsjax.results.stats import ACCURACY
 from wsjax.results.summary import in_points, interval, share_range
 from wsjax.results.tables import Table, over_seeds
-from wsjax.storage.rows import CAP, Row, round_ends
+from wsjax.storage.rows import CAP, DIVERGED, Row, round_ends
 
 Cell = tuple[float, int]
 """A learning rate and a batch size."""
@@ -51,7 +51,8 @@ def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       "rows": the end of each round on all of the data, with its "start" ("RI" or "WS"), the round's own "learning_rate"
       and "batch_size", its "cell" (of random initialisation the same two, of a warm start those of its first round),
       and whether it "converged" before the cap; "first_rounds": the ends of the warm starts' first rounds. "cells": for
-      each start and cell, means over seeds of accuracy and costs, and how many rounds were "capped". "best": of either
+      each start and cell, means over seeds of accuracy and costs, and how many rounds were "capped" or "diverged", a
+      chain's after it diverged among them. "best": of either
       start the cell of the largest mean accuracy among those whose rounds all converged, the paired "gap" RI - WS of
       the two, and the costs of WS as shares "of_RI"; the choice and the gap are of the same seeds. "same": the gap and
       shares with the same settings on all of the data, the mean over a seed's warm starts. None where one is missing.
@@ -70,7 +71,7 @@ def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
 
 def table(summary: Mapping[str, Any]) -> Table:
     """Columns and rows of its table: a row for each start and cell."""
-    columns = ["start", "rate", "batch", "seeds", "test %", "samples seen", "steps", "seconds", "capped"]
+    columns = ["start", "rate", "batch", "seeds", "test %", "samples seen", "steps", "seconds", "capped", "diverged"]
     groups = _groups(summary["rows"])
     lines = []
     for cell in summary["cells"]:
@@ -84,7 +85,7 @@ def table(summary: Mapping[str, Any]) -> Table:
                 over_seeds(own, "test_accuracy", ACCURACY),
                 *(f"{cost:,.0f}" for cost in costs[:2]),
                 f"{costs[2]:.3g}",
-                f"{cell['capped']} of {cell['rounds']}",
+                *(f"{cell[name]} of {cell['rounds']}" for name in ("capped", "diverged")),
             ]
         )
     return columns, lines
@@ -100,16 +101,21 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     if same is not None:
         gap = in_points(same["gap"], ACCURACY)
         sentences.append(f"With the same settings on all of the data RI - WS = {gap}; WS took {_shares(same)} of RI's.")
-    capped = sum(not end["converged"] for end in summary["rows"])
-    if capped:
-        sentences.append(f"{capped} of {len(summary['rows'])} rounds on all of the data ended at the cap on epochs.")
-    return sentences
+    return sentences + [f"{text}." for text in not_converged(summary)]
+
+
+def not_converged(summary: Mapping[str, Any]) -> list[str]:
+    """How many rounds on all of the data did not converge, and how they ended, in words."""
+    counts = _counts(summary["rows"])
+    ways = {"capped": "ended at the cap on epochs", "diverged": "diverged: their loss was not finite"}
+    found = {way: counts[name] for name, way in ways.items() if counts[name]}
+    return [f"{count} of {counts['rounds']} rounds on all of the data {way}" for way, count in found.items()]
 
 
 def _with_cells(end: Row, spec: Spec) -> Row:
     rate, size = spec["cells"][end["round"] - 1]
     own = {"start": _STARTS[spec["reinit"]], "cell": spec["cells"][0], "learning_rate": rate, "batch_size": size}
-    return end | own | {"converged": end["stop"] != CAP}
+    return end | own | {"converged": end["stop"] not in (CAP, DIVERGED)}
 
 
 def _is_final(end: Row) -> bool:
@@ -140,8 +146,14 @@ def _mean(ends: Sequence[Row]) -> Row:
 
 def _cell(start: str, cell: Cell, ends: Sequence[Row]) -> dict[str, Any]:
     seeds = [_mean(own) for own in _by_seed(ends).values()]
-    counts = {"rounds": len(ends), "capped": sum(not end["converged"] for end in ends)}
-    return {"start": start, "cell": list(cell), **{n: interval([own[n] for own in seeds]) for n in _MEANS}, **counts}
+    means = {name: interval([own[name] for own in seeds]) for name in _MEANS}
+    return {"start": start, "cell": list(cell), **means, **_counts(ends)}
+
+
+def _counts(ends: Sequence[Row]) -> dict[str, int]:
+    """How many rounds there are, and how many did not converge, by the way that they ended."""
+    stops = [end["stop"] for end in ends]
+    return {"rounds": len(ends), "capped": stops.count(CAP), "diverged": stops.count(DIVERGED)}
 
 
 def _best(groups: Mapping[tuple[str, Cell], Sequence[Row]]) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ def panels(summaries: Mapping[str, Mapping[str, Any]], cost: str = "samples_seen
     """Draws test accuracy against cost, with one scale for all panels.
 
     Colours tell random initialisation from warm starts, markers the learning rates and their sizes the batches, both of
-    the round that is drawn. A round that ended at its cap is hollow. A star is the mean of the best cell of either.
+    the round that is drawn. A round that did not converge is hollow. A star is the mean of the best cell of either.
 
     Args:
         summaries: a panel each, by its title, as `hyperparameters.summarize` gives them.
@@ -59,7 +59,7 @@ def panels(summaries: Mapping[str, Mapping[str, Any]], cost: str = "samples_seen
     handles += [_handle(f"rate {rate:g}", marker=marker) for rate, marker in markers.items()]
     handles += [_handle(f"batch {size}", markersize=points) for size, points in sizes.items()]
     if not all(row["converged"] for row in rows):
-        handles.append(_handle("at the cap", **_hollow("#555555")))
+        handles.append(_handle("not converged", **_hollow("#555555")))
     if any(_best(summary) for summary in summaries.values()):
         handles.append(_handle("best cell's mean", marker="*", markersize=8, markeredgecolor="black"))
     columns = len(handles) if len(handles) <= _ONE_ROW else -(-len(handles) // 2)

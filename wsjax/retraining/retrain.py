@@ -33,8 +33,8 @@ from wsjax.retraining.incoming import Pool, read_pool
 from wsjax.retraining.lineage import SCRATCH, SHRINK_PERTURB
 from wsjax.retraining.shelf import MakeTask, Model
 from wsjax.rounds.journal import Observer
-from wsjax.rounds.legs import Round
-from wsjax.rounds.loop import Settings, run_rounds
+from wsjax.rounds.legs import Round, Settings
+from wsjax.rounds.loop import run_rounds
 from wsjax.storage import checkpoint
 from wsjax.storage.records import CONFIG, Records, about_run, differing, hold, open_run, read_json
 from wsjax.storage.rows import FIRST, Row, round_ends

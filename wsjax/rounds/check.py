@@ -11,7 +11,7 @@ import numpy as np
 
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import path_name
-from wsjax.rounds.legs import Method, Round
+from wsjax.rounds.legs import Method, Round, Settings
 from wsjax.storage.rows import FIRST
 from wsjax.training.task import correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState
@@ -22,7 +22,7 @@ def check(
     rounds: Sequence[Round],
     methods: Mapping[str, Method],
     seeds: Sequence[int],
-    settings: Any,
+    settings: Settings,
     axis_name: str | None = None,
 ) -> None:
     """Checks what `run_rounds` was given, to be run over `axis_name`; raises a TaskError that names it."""

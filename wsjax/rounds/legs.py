@@ -1,4 +1,4 @@
-"""What runs in one piece, and in which order: rounds, methods, and the legs that they come to.
+"""What runs in one piece, and in which order: rounds, methods, settings, and the legs that they come to.
 
 A *replica* is a method (or the rounds that all methods share) with a seed. A *leg* is a stack of replicas that train
 together as one program, over consecutive rounds.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from jax.sharding import Mesh
@@ -75,6 +75,22 @@ def as_method(method: Method | Reinit) -> Method:
     if isinstance(method, Method):
         return method
     return Method(scratch if method is random_init else mixed(method))
+
+
+class Settings(NamedTuple):
+    """What a run measures and keeps.
+
+    Attributes:
+      evaluate: test after every "epoch", or only when a seed's "round" ends (its other rows have None).
+      checkpoint_every: epochs between checkpoints; a round's end always has one.
+      fresh: which network a round's start gets as the fresh one: "new" for each round, or the seed's "first" again.
+      diverged: what a loss that is not finite does: "raise", or "end" that replica's round there, and so its next ones.
+    """
+
+    evaluate: Literal["epoch", "round"] = "epoch"
+    checkpoint_every: int = 10
+    fresh: Literal["new", "first"] = "new"
+    diverged: Literal["raise", "end"] = "raise"
 
 
 class Leg(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,28 +22,14 @@ from wsjax.errors import NonFiniteLoss
 from wsjax.methods.starts import Reinit
 from wsjax.rounds.check import check, check_start
 from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
-from wsjax.rounds.legs import Leg, Method, Round, as_method, make_legs, planned
+from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
 from wsjax.rounds.programs import Compiler, Program, Programs, identity
 from wsjax.storage.records import Records
-from wsjax.storage.rows import Row, check_rows
+from wsjax.storage.rows import DIVERGED, Row, check_rows
 from wsjax.training.train import Setup, TrainState
 
 # What a seed's key is folded with, by use.
 _NETWORK, _ORDER, _EPOCH, _BOUNDARY = range(4)
-
-
-class Settings(NamedTuple):
-    """What a run measures and keeps.
-
-    Attributes:
-      evaluate: test after every "epoch", or only when a seed's "round" ends (its other rows have None).
-      checkpoint_every: epochs between checkpoints; a round's end always has one.
-      fresh: which network a round's start gets as the fresh one: "new" for each round, or the seed's "first" again.
-    """
-
-    evaluate: Literal["epoch", "round"] = "epoch"
-    checkpoint_every: int = 10
-    fresh: Literal["new", "first"] = "new"
 
 
 class Result(NamedTuple):
@@ -125,7 +111,8 @@ def run_rounds(
       A Result. A run that was killed and is given again returns the same bits, but for the seconds.
 
     Raises:
-      NonFiniteLoss: a loss was not finite. Rows and checkpoints written so far stay.
+      NonFiniteLoss: a loss was not finite, and the settings do not end a round with it. Rows and checkpoints written so
+        far stay.
       TaskError: what was given cannot be trained; the message names the argument.
       RunError: the records are not this run's, or its checkpoints cannot be read.
       OSError: a row or a checkpoint cannot be written.
@@ -216,11 +203,13 @@ def _run_round(
             fitted |= after
         fitted = jax.tree.map(np.asarray, fitted)
         for i in ran:
-            if step := int(fitted["bad_step"][i]):
-                raise _not_finite("the loss", leg, i, f"round {number}, epoch {epoch}, step {step}")
             history[i].append(float(fitted["accuracy"][i]))
         reasons = [here.reason(accuracies) for accuracies in history]
-        active &= [reason is None for reason in reasons]
+        for i in ran:
+            step = int(fitted["bad_step"][i])
+            if step or not np.isfinite(fitted["loss"][i]):
+                where = f"round {number}, epoch {epoch}" + f", step {step}" * (step > 0)
+                reasons[i] = _diverged(run, "the loss", leg, i, where)
 
         wanted = [i for i in ran if run.settings.evaluate == "epoch" or reasons[i] is not None]
         tested: Any = None
@@ -228,8 +217,9 @@ def _run_round(
             tested, seconds = _timed(programs.evaluate, state, *data, *samples)
             tested, eval_seconds = jax.tree.map(np.asarray, tested), eval_seconds + seconds
         for i in wanted:
-            if not np.isfinite(tested["loss"][i]):
-                raise _not_finite("the test loss", leg, i, f"round {number}, epoch {epoch}")
+            if reasons[i] != DIVERGED and not np.isfinite(tested["loss"][i]):
+                reasons[i] = _diverged(run, "the test loss", leg, i, f"round {number}, epoch {epoch}")
+        active &= [reason is None for reason in reasons]
 
         rows = [
             {
@@ -263,7 +253,7 @@ def _fitted(metrics: Any, i: Any, epoch: int, num_samples: int) -> Row:
         "steps": epoch * int(metrics["steps"][i]),
         "samples_seen": epoch * num_samples,
         "train_accuracy": float(metrics["accuracy"][i]),
-        "train_loss": float(metrics["loss"][i]),
+        "train_loss": _finite(metrics["loss"][i]),
     }
 
 
@@ -271,11 +261,11 @@ def _tested(metrics: Any, i: Any) -> Row:
     """One replica's part of a row on its test; without a number its evaluation is not due."""
     if i is None:
         return {"test_accuracy": None, "test_loss": None}
-    return {"test_accuracy": float(metrics["accuracy"][i]), "test_loss": float(metrics["loss"][i])}
+    return {"test_accuracy": float(metrics["accuracy"][i]), "test_loss": _finite(metrics["loss"][i])}
 
 
 def _finite(value: Any) -> float | None:
-    """What a probe measured; None where that is no number, as a mean over nothing."""
+    """A measured number; None where it is none, as a mean over nothing, or the loss of a network that diverged."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -395,6 +385,9 @@ def _fresh(programs: Programs, keys: Mapping[int, jax.Array], number: int) -> Tr
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
-def _not_finite(what: str, leg: Leg, i: Any, moment: str) -> NonFiniteLoss:
+def _diverged(run: _Run, what: str, leg: Leg, i: Any, moment: str) -> str:
+    """The reason to stop where a loss is not finite; raises NonFiniteLoss where the settings do not end a round so."""
     method, seed = leg.replicas[i]
-    return NonFiniteLoss(f"{what} is not finite: {method}, seed {seed}, {moment}", method)
+    if run.settings.diverged == "raise":
+        raise NonFiniteLoss(f"{what} is not finite: {method}, seed {seed}, {moment}", method)
+    return DIVERGED

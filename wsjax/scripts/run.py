@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from wsjax.errors import NonFiniteLoss
 from wsjax.results.names import Methods
@@ -81,6 +81,7 @@ def run(
     measure: Callable[[Any], Any] | None = None,
     watch: Callable[[list[Row]], None] | None = None,
     within: float = math.inf,
+    diverged: Literal["raise", "end"] = "raise",
 ) -> Outcome:
     """Runs an experiment's rounds, or what is left of them, in its folder.
 
@@ -96,9 +97,11 @@ def run(
         "measured". What summary.json holds already is kept: only without it are a finished run's states asked for.
       watch: called with every epoch's rows; where it raises, the run ends, to be continued by the same call.
       within: the seconds after which it raises, for the estimate of the time to go.
+      diverged: whether a loss that is not finite ends the run with an error, or the round that it is in.
     """
     from wsjax import parallel
     from wsjax.rounds import loop
+    from wsjax.rounds.legs import Settings
 
     folder = user_path(config.workdir) / name / run_name(config)
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
@@ -122,7 +125,7 @@ def run(
                 rounds,
                 methods,
                 config.seeds,
-                settings=loop.Settings(config.evaluate, config.checkpoint_every, config.fresh),  # type: ignore[arg-type]
+                settings=Settings(config.evaluate, config.checkpoint_every, config.fresh, diverged),  # type: ignore[arg-type]
                 stack=is_stacked(config),
                 mesh=build_mesh(config),
                 records=records,
@@ -131,8 +134,7 @@ def run(
                 states=measure is not None and known is None,
             )
         except NonFiniteLoss as error:
-            rates = ", ".join(f"{rate:g}" for rate in getattr(config, "learning_rates", [config.learning_rate]))
-            raise NonFiniteLoss(f"{error}; lower the learning rate ({rates})", error.method) from error
+            raise NonFiniteLoss(f"{error}; lower the learning rate ({config.learning_rate:g})", error.method) from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         if measure is None:

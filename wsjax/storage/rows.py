@@ -18,6 +18,9 @@ FIRST = "first"
 CAP = "epochs"
 """The reason to stop that says the number of epochs ran out."""
 
+DIVERGED = "diverged"
+"""The reason to stop that says a loss was not finite; the row has None in its place."""
+
 CRC = "crc"
 """The field that a row has in its file only: a checksum of its others."""
 
@@ -75,14 +78,15 @@ FIELDS: dict[str, Field] = {
     "samples_seen": Field(int, 0, _COUNT, "samples since the round began"),
     # A user's own score may be any finite number; of a classifier, it is the share that is right, in [0, 1].
     "train_accuracy": Field(float),
-    "train_loss": Field(float),
+    "train_loss": Field(float, optional=True),
     "test_accuracy": Field(float, optional=True),
     "test_loss": Field(float, optional=True),
     "stop": Field(str, optional=True),
     "train_seconds": Field(float, 0, unit="seconds"),
     "eval_seconds": Field(float, 0, unit="seconds"),
 }
-"""The fields that every row has. `stop` is why the round ended with this epoch; a test that was not due is None."""
+"""The fields that every row has. `stop` is why the round ended with this epoch; None stands for a test that was not
+due, and for a loss that was not finite."""
 
 MORE = Field(float, optional=True)
 """What a row's further fields hold, which probes add."""
