@@ -87,8 +87,8 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", (), (0.1, 0.001, 0.01)) | {
         f"shrink_only {ON_CIFAR} --networks resnet18 --epochs=12",
     ],
     "figure4": [
-        f"hyperparameters --dataset=cifar10 {ON_LESS} --learning_rates 0.1 0.01 --batch_sizes 64 16 --epochs=40{chained}"
-        for chained in ("", " --chained")
+        f"hyperparameters --dataset=cifar10 {ON_LESS} --learning_rates 0.1 0.01 --batch_sizes 64 16 --epochs=40 {chain}"
+        for chain in ("", "--chained")
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],
     "figure10": [f"gradients --dataset=cifar10 {ON_LESS} {STEPS} --augment --first_epochs=24 --epochs=6"],

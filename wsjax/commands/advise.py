@@ -134,8 +134,7 @@ def check(settings: Config) -> None:
         value = getattr(settings, name)
         cli.check(0 < value < 1, f"--{name} must lie between 0 and 1, not {value}")
     cli.check(0 <= settings.tolerance <= 1, f"--tolerance must lie in [0, 1], not {settings.tolerance}")
-    name = settings.run
-    cli.check(name is None or name == Path(name).name not in ("", ".."), f"--run must be a plain name, not '{name}'")
+    config.check_run(settings.run)
     own = config.Common(devices=settings.devices)
     cli.check(not config.has_several_processes(own), "advise runs as one process: start it without srun")
 

@@ -269,8 +269,13 @@ def check_config(config: Common) -> None:
     check(0 < config.dash_decay <= 1, f"--dash_decay must lie in (0, 1], not {config.dash_decay}")
     check_positive("dash_chunk", config.dash_chunk, 2**31 - 1)
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
-    check(config.run != "", "--run is empty: give a name, or leave it out")
-    check(run_name(config) == Path(run_name(config)).name != "..", f"--run must be a plain name, not '{config.run}'")
+    check_run(config.run)
+
+
+def check_run(name: str | None) -> None:
+    """Raises UsageError unless a run's name can be a folder's, or is left to the script."""
+    check(name != "", "--run is empty: give a name, or leave it out")
+    check(name is None or name == Path(name).name != "..", f"--run must be a plain name, not '{name}'")
 
 
 def check_training(config: Training) -> None:
