@@ -70,7 +70,7 @@ TABLE_1 = (
 
 # What two cores can do of the report's network: a quarter of its width, a fifth of the images or less, and larger steps
 # that come to about the report's sum of learning rates. Networks that still move so fast are tested with the batch's
-# statistics, as in the report's Figure 2: running ones lag behind, and scores jump by ten points from epoch to epoch.
+# statistics, as in half of the report: running ones lag behind, and scores jump by ten points from epoch to epoch.
 NARROW = "--num_test=5000 --width=16 --evaluation=batch --seeds 0 1 2 3 --replicas=devices"
 STEPS = "--learning_rate=0.05 --batch_size=64"
 ON_CIFAR = f"--dataset=cifar10 --num_train=10000 {NARROW} {STEPS}"
