@@ -51,7 +51,7 @@ def main(config: Config) -> None:
 
 
 def write(folders: Sequence[Path], out: Path) -> Path:
-    """Draws the page of all studies in some folders, and writes the verdicts beside it as Markdown, verdicts.md.
+    """Draws the page of all studies in some folders, and writes what it says beside it as Markdown, verdicts.md.
 
     Raises:
       RunError: a run is damaged, or there is none.
@@ -63,7 +63,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     verdicts = claims.verdicts(known, runs)
     write_whole(out, page.render(verdicts, figures(folders), runs))
-    write_whole(out.with_name("verdicts.md"), page.verdict_table(verdicts).markdown)
+    write_whole(out.with_name("verdicts.md"), page.markdown(verdicts))
     return out
 
 

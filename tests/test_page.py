@@ -201,5 +201,8 @@ def test_the_table_of_verdicts():
     (part,) = CLAIMS[0]["parts"]
     contradicted = {**CLAIMS[0], "parts": [part, {**part, "lies_in": [None, 0]}]}
     (row,) = page.verdict_table(verdicts([contradicted], runs)).rows
-    assert row[2] == "2 parts: 1 reproduced, 1 not reproduced"
+    assert re.fullmatch(r"(RI - WS = \+9\.67 points \(\S+ to \S+\)(; |$)){2}", row[2])
     assert row[4] == "not reproduced"
+    more = {**CLAIMS[0], "parts": [part] * 5 + [{**part, "runs": [{**part["runs"][0], "dataset": "none"}]}]}
+    (row,) = page.verdict_table(verdicts([more], runs)).rows
+    assert row[2] == "5 parts: 5 reproduced; 1 more not run"

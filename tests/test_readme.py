@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from wsjax.results.claims import read_study, verdicts
-from wsjax.results.page import verdict_table
+from wsjax.results.page import markdown
 from wsjax.storage.records import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -46,12 +46,12 @@ def test_links_lead_somewhere(page):
         assert not heading or heading in names, link
 
 
-def test_the_table_of_verdicts_is_what_the_records_come_to():
+def test_the_verdicts_are_what_the_records_come_to():
     results = ROOT / "figures" / "results"
     claims = read_json(ROOT / "figures" / "published" / "claims.json")["claims"]
-    table = verdict_table(verdicts(claims, read_study(results))).markdown
-    assert (results / "verdicts.md").read_text() == table
-    told = [line for line in table.splitlines(keepends=True) if not line.endswith("| not run |\n")]
+    text = markdown(verdicts(claims, read_study(results)))
+    assert (results / "verdicts.md").read_text() == text
+    told = [line for line in text.splitlines(keepends=True) if not line.endswith("| not run |\n")]
     assert len(told) > 2
     assert "".join(told) in PAGES[0].read_text()
 

@@ -23,6 +23,7 @@ from wsjax.parallel import data_mesh, replica_mesh
 from wsjax.rounds.legs import Method, Round, Settings
 from wsjax.rounds.loop import run_rounds
 from wsjax.rounds.programs import Compiler
+from wsjax.storage import checkpoint
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import image_task, stateless_task
@@ -634,6 +635,23 @@ def test_the_rows_of_a_finished_run_suffice_without_its_checkpoints(tmp_path):
     direct = run([*TWO_ROUNDS, Round(30, max_epochs=1)], METHODS)
     assert sorted(map(str, timeless(more.rows))) == sorted(map(str, timeless(direct.rows)))
     assert all(same(more.states[name, 0], direct.states[name, 0]) for name in METHODS)
+
+
+def test_a_checkpoint_is_read_where_a_state_is_needed_and_nowhere_else(tmp_path, monkeypatch):
+    def start():
+        return run(TWO_ROUNDS, METHODS, records=Records(tmp_path / "r"), checkpoints=tmp_path / "c", states=False).rows
+
+    read = []
+    restore = checkpoint.restore
+    monkeypatch.setattr(checkpoint, "restore", lambda folder, *rest: read.append(folder) or restore(folder, *rest))
+    whole = start()
+    read.clear()
+    assert (start(), read) == (whole, [])
+    Records(tmp_path / "r").keep(lambda row: row["method"] != "WS")
+    shutil.rmtree(tmp_path / "c" / "WS-seeds-0")
+    read.clear()
+    assert sorted(map(str, timeless(start()))) == sorted(map(str, timeless(whole)))
+    assert len(read) == 2  # that of WS, which has none, and the first round's end
 
 
 FLOAT64 = """

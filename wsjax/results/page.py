@@ -131,13 +131,29 @@ def numbers(verdicts: Iterable[Verdict]) -> str:
     return file.getvalue()
 
 
+def markdown(verdicts: Sequence[Verdict]) -> str:
+    """What the study says, and the claims as a table."""
+    return "\n".join(f"- {sentence}" for sentence in sentences(verdicts)) + f"\n\n{verdict_table(verdicts).markdown}"
+
+
 def verdict_table(verdicts: Iterable[Verdict]) -> Sheet:
     """The claims as a table: what the report has, what was measured, at which scale, and the verdict."""
-    rows = []
-    for own in verdicts:
-        values = measured(own.estimates[0]) if len(own.estimates) == 1 else _parts(own) if own.estimates else ""
-        rows.append([own.claim["claim"], own.claim["published"], values, own.scale, own.verdict])
+    rows = [
+        [own.claim["claim"], own.claim["published"], _told(own) if own.estimates else "", own.scale, own.verdict]
+        for own in verdicts
+    ]
     return Sheet(["claim", "report", "measured", "scale", "verdict"], rows, names=5)
+
+
+def _told(verdict: Verdict) -> str:
+    """What was measured of a claim: its estimates, where they are few, and how many parts are missing."""
+    few = len(verdict.estimates) <= _FEW
+    told = [measured(estimate) for estimate in verdict.estimates] if few else [_parts(verdict)]
+    missing = f"{len(verdict.missing)} more not run"
+    return "; ".join(told + [missing] * bool(verdict.missing))
+
+
+_FEW = 4
 
 
 def title(figure: str) -> str:

@@ -41,7 +41,7 @@ class Journal:
         """How far the leg has come, by the newest checkpoint whose way there the rows tell.
 
         Rows beyond it are set aside, to be trained again; where that is more than a kill leaves, it is told. Where the
-        rows say that the leg is done, but no checkpoint holds its end, they suffice: its state is not known.
+        rows say that the leg is done and no state is needed, they suffice, and no checkpoint is read.
 
         Args:
           template: gives the stacked state of a round, as arrays or their shapes.
@@ -51,28 +51,24 @@ class Journal:
           RunError: there are checkpoints, none of them can be read, and the leg is not done.
         """
         done, reached = self._is_done(), None
+        if done and not need_state:
+            return Reached(self.leg.end, 0, None)
         try:
             reached = self._restored(template)
         except checkpoint.UnreadableError:
             if not done:
                 raise
-        at_end = reached is not None and self._epochs_after(reached) == 0
-        if done and not at_end and not need_state:
-            return Reached(self.leg.end, 0, None)
         reached = reached or Reached(self.leg.begin, 0, None)
         lost = self._epochs_after(reached)
         dropped = self._drop_after(reached)
         # A kill leaves less than that; and a round's end has a checkpoint.
         if self._folder is not None and (lost > self._checkpoint_every or any(row["stop"] for row in dropped)):
-            self._tell(lost)
+            warnings.warn(
+                f"{self.leg.name}: no checkpoint reaches as far as its rows do; {lost} epochs are set aside and "
+                "trained again",
+                stacklevel=2,
+            )
         return reached
-
-    def begin_again(self) -> Reached:
-        """Sets what the leg has done aside, for the state at its end is wanted and no checkpoint holds it."""
-        begin = Reached(self.leg.begin, 0, None)
-        self._tell(self._epochs_after(begin))
-        self._drop_after(begin)
-        return begin
 
     def _own(self) -> list[Row]:
         """The leg's rows, replica by replica."""
@@ -90,13 +86,6 @@ class Journal:
         if not self._epochs_after(reached):
             return []
         return self._records.keep(lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= here)
-
-    def _tell(self, epochs: int) -> None:
-        warnings.warn(
-            f"{self.leg.name}: no checkpoint reaches as far as its rows do; {epochs} epochs are set aside and trained "
-            "again",
-            stacklevel=2,
-        )
 
     def rows(self, number: int) -> list[list[Row]]:
         """Each replica's rows of a round so far."""

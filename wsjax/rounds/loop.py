@@ -58,7 +58,6 @@ class _Run(NamedTuple):
     records: Records
     checkpoints: Path | None
     observe: Observer | None
-    states: bool
     first: dict[Any, TrainState]  # the one that was drawn last, by its setup and seeds
 
     def programs(self, leg: Leg, number: int) -> Programs:
@@ -126,7 +125,7 @@ def run_rounds(
     legs = make_legs(rounds, made, seeds, stack, mesh)
     run = _Run(
         setup, made, settings, Compiler(mesh), _lengths(setup, legs), initial,
-        records, None if checkpoints is None else Path(checkpoints), observe, states, {},
+        records, None if checkpoints is None else Path(checkpoints), observe, {},
     )  # fmt: skip
 
     last: dict[tuple[str, int], TrainState] = {}
@@ -143,33 +142,30 @@ def run_rounds(
                 last.update({(name, seed): own for name in names})
 
     def before(leg: Leg) -> TrainState | None:
-        """The state that a leg goes on from, None for a new network. A shared leg that lost its own is run again."""
+        """The state that a leg goes on from, None for a new network; a shared leg whose rows sufficed gives it now."""
         if leg.begin == 1:
             return None
         for seed in leg.seeds:
             own, state = shared[seed, leg.begin]
             if state is None:
-                keep(own, _run_leg(run, own, before, again=True))
+                keep(own, _run_leg(run, own, before, need_state=True))
         return _stack([shared[seed, leg.begin][1] for seed in leg.seeds])
 
     for leg in legs:
         if leg.begin == 1 and leg.shared:
             shared.clear()  # those were other seeds'
-        keep(leg, _run_leg(run, leg, before))
+        keep(leg, _run_leg(run, leg, before, states))
     return Result(run.records.rows, last, run.compiler.compile_seconds)
 
 
-def _run_leg(run: _Run, leg: Leg, before: Callable[[Leg], Any], again: bool = False) -> TrainState | None:
-    """Runs a leg, or what is left of it; returns its stacked state, None where its rows suffice.
+def _run_leg(run: _Run, leg: Leg, before: Callable[[Leg], Any], need_state: bool) -> TrainState | None:
+    """Runs a leg, or what is left of it; returns its stacked state, None where its rows suffice and it is not needed.
 
     `before` gives the state that it goes on from, and is only asked where the leg has not begun.
     """
     keys = _keys(leg.seeds)
     with open_journal(leg, run.records, run.checkpoints, run.settings.checkpoint_every, run.observe) as journal:
-        if again:
-            number, epoch, state = journal.begin_again()
-        else:
-            number, epoch, state = journal.resume(lambda number: _template(run, leg, number, keys), run.states)
+        number, epoch, state = journal.resume(lambda number: _template(run, leg, number, keys), need_state)
         while number < leg.end:
             samples = _samples(run, leg, number, keys)
             if epoch == 0:
