@@ -52,13 +52,8 @@ def defaults(dataset: str | None) -> Config:
 
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
-    config.check_config(settings)
-    strangers = [method for method in settings.methods if method not in METHODS]
-    cli.check(not strangers, f"--methods: early stopping compares RI and WS, not {' '.join(strangers)}")
-    first = settings.epochs if settings.first_epochs is None else settings.first_epochs
-    config.check_positive("first_epochs", first, config.LIMITS["epochs"])
-    config.check_positive("every", settings.every)
-    cli.check(settings.every <= first, f"--every={settings.every}: there are {first} epochs before the last warm start")
+    check(settings)
+    first = _first(settings)
     from wsjax.data import datasets
     from wsjax.rounds.legs import Method, Round
 
@@ -80,6 +75,22 @@ def main(settings: Config) -> None:
     outcome = run.run("early_stopping", settings, setup, shared, methods, early_stopping.summarize, table)
     lines, picture = early_stopping.table(outcome.summary), early_stopping.curves(outcome.rows, outcome.methods)
     run.conclude(outcome, "All of the data, by the start", lines, picture, early_stopping.verdict(outcome.summary))
+
+
+def check(settings: Config) -> None:
+    """Checks every field; raises UsageError."""
+    config.check_config(settings)
+    strangers = [method for method in settings.methods if method not in METHODS]
+    cli.check(not strangers, f"--methods: early stopping compares RI and WS, not {' '.join(strangers)}")
+    first = _first(settings)
+    config.check_positive("first_epochs", first, config.LIMITS["epochs"])
+    config.check_positive("every", settings.every)
+    cli.check(settings.every <= first, f"--every={settings.every}: there are {first} epochs before the last warm start")
+
+
+def _first(settings: Config) -> int:
+    """The epochs of the round before the last warm start."""
+    return settings.epochs if settings.first_epochs is None else settings.first_epochs
 
 
 if __name__ == "__main__":

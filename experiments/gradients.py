@@ -47,11 +47,10 @@ def defaults(dataset: str | None) -> Config:
 
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
-    config.check_config(settings)
+    check(settings)
     if settings.first_epochs is None:
         settings = dataclasses.replace(settings, first_epochs=AUGMENTED if settings.augment else AS_RUN)
     assert settings.first_epochs is not None
-    config.check_positive("first_epochs", settings.first_epochs, config.LIMITS["epochs"])
     from wsjax.data import datasets
     from wsjax.results import gradient_plots
     from wsjax.training import probes
@@ -68,6 +67,13 @@ def main(settings: Config) -> None:
     curves = gradient_plots.gradient_curves([gradient_plots.Panel("", outcome.rows, outcome.methods)])
     sentences = gradients.verdict(outcome.summary)
     run.conclude(outcome, "Gradients of the new half over those of the old", table, curves, sentences)
+
+
+def check(settings: Config) -> None:
+    """Checks every field; raises UsageError."""
+    config.check_config(settings)
+    if settings.first_epochs is not None:
+        config.check_positive("first_epochs", settings.first_epochs, config.LIMITS["epochs"])
 
 
 if __name__ == "__main__":

@@ -49,18 +49,14 @@ def defaults(dataset: str | None) -> Config:
 
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
-    config.check_config(settings)
-    first = settings.first_epochs
-    if first is not None:
-        config.check_positive("first_epochs", first, config.LIMITS["epochs"])
-    cli.check(0 <= settings.label_noise <= 1, f"--label_noise must lie in [0, 1], not {settings.label_noise}")
+    check(settings)
     from wsjax.data import datasets
     from wsjax.results import plots
 
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
     half = datasets.fraction_size(total, settings.fraction)
-    rounds = build.build_rounds(settings, [(half, first or settings.epochs), (total, settings.epochs)])
+    rounds = build.build_rounds(settings, [(half, settings.first_epochs or settings.epochs), (total, settings.epochs)])
     setup = build.build_setup(settings, dataset)
     if settings.label_noise:
         rounds[0] = rounds[0]._replace(setup=build.with_label_noise(setup, dataset.num_classes, settings.label_noise))
@@ -69,6 +65,14 @@ def main(settings: Config) -> None:
     outcome = run.run("offline", settings, setup, rounds, methods, summary.summarize_offline)
     table, curves = tables.offline_table(outcome.summary), plots.offline_curves(outcome.rows, outcome.methods)
     run.conclude(outcome, "All of the data, after the first round", table, curves)
+
+
+def check(settings: Config) -> None:
+    """Checks every field; raises UsageError."""
+    config.check_config(settings)
+    if settings.first_epochs is not None:
+        config.check_positive("first_epochs", settings.first_epochs, config.LIMITS["epochs"])
+    cli.check(0 <= settings.label_noise <= 1, f"--label_noise must lie in [0, 1], not {settings.label_noise}")
 
 
 if __name__ == "__main__":

@@ -65,9 +65,7 @@ def defaults(dataset: str | None) -> Config:
 
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
-    config.check_config(settings)
-    for name in ("pool", "increment", "max_rounds"):
-        config.check_positive(name, 1 if (value := getattr(settings, name)) is None else value)
+    check(settings)
     from wsjax.data import datasets
     from wsjax.results import plots
 
@@ -85,6 +83,13 @@ def main(settings: Config) -> None:
     table = tables.online_table(outcome.summary)
     curves = plots.online_curves(outcome.summary["rounds"], outcome.methods)
     run.conclude(outcome, f"{len(sizes)} rounds, up to {sizes[-1]:,} images", table, curves)
+
+
+def check(settings: Config) -> None:
+    """Checks every field; raises UsageError."""
+    config.check_config(settings)
+    for name in ("pool", "increment", "max_rounds"):
+        config.check_positive(name, 1 if (value := getattr(settings, name)) is None else value)
 
 
 if __name__ == "__main__":

@@ -58,13 +58,7 @@ def defaults(dataset: str | None) -> Config:
 
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
-    config.check_config(settings)
-    config.check_list("networks", settings.networks)
-    for network in settings.networks:
-        cli.choose("networks", network, tuple(NETWORKS))
-    for name in UNUSED:
-        unused = getattr(settings, name) != getattr(Config, name)
-        cli.check(not unused, f"--{name} has no use here: networks are those of --networks, and they are only shrunk")
+    check(settings)
     if "resnet18" in settings.networks and settings.stack is None:
         settings = dataclasses.replace(settings, stack=False)
     from wsjax.methods.starts import scratch
@@ -83,6 +77,17 @@ def main(settings: Config) -> None:
     table, curves = shrinking.shrinking_table(outcome.summary), outcome.summary[run.MEASURED]
     sentences = shrinking.verdict(outcome.summary)
     run.conclude(outcome, "After shrinking alone", table, shrink_plots.shrink_curves(curves), sentences)
+
+
+def check(settings: Config) -> None:
+    """Checks every field; raises UsageError."""
+    config.check_config(settings)
+    config.check_list("networks", settings.networks)
+    for network in settings.networks:
+        cli.choose("networks", network, tuple(NETWORKS))
+    for name in UNUSED:
+        unused = getattr(settings, name) != getattr(Config, name)
+        cli.check(not unused, f"--{name} has no use here: networks are those of --networks, and they are only shrunk")
 
 
 def measure(own: dict[str, Config], dataset: Dataset, states: Any) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ class Config(config.Common):
 def defaults(dataset):
     return Config(epochs=5)
 
+check = config.check_config
+
 def main(settings):
     folder = settings.workdir / "offline" / settings.run
     with hold(folder):
@@ -94,6 +96,10 @@ def test_jobs_of_one_text_are_one_job_of_the_first_figures_name(scripts):
 def test_a_flag_that_a_script_does_not_take_is_told_at_once(scripts):
     with pytest.raises(UsageError, match=r"offline\.py does not take --epoch=7 .*"):
         make(scripts, {"figure5": ["offline --epoch=7"]})
+    with pytest.raises(UsageError, match=r"offline\.py does not take --epochs=0 .*: --epochs must be positive, not 0$"):
+        make(scripts, {"figure5": ["offline --epochs=0"]})
+    with pytest.raises(UsageError, match=r"--learning_rate has no use here: give the cells' own"):
+        study.make_jobs({"figure4": ["hyperparameters --learning_rate=5"]}, REPRODUCE.parent, scripts.parent)
 
 
 def test_twice_the_epochs_cost_about_twice_as_much(scripts):

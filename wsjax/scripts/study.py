@@ -76,14 +76,19 @@ def _script(path: Path) -> Any:
 
 
 def parsed(path: Path, flags: Sequence[str]) -> Any:
-    """A script's settings by its flags, as the script itself reads them. Raises UsageError where it would not."""
-    default = cli.default_of(_script(path).defaults, flags)
+    """A script's settings by its flags, read and checked as by the script. Raises UsageError where it would."""
+    script = _script(path)
+    default = cli.default_of(script.defaults, flags)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
-            return cli.parse(default, flags)
+            settings = cli.parse(default, flags)
+        script.check(settings)
     except SystemExit as error:
         raise UsageError(f"{path.name} does not take {shlex.join(flags)}") from error
+    except UsageError as error:
+        raise UsageError(f"{path.name} does not take {shlex.join(flags)}: {error}") from error
+    return settings
 
 
 def select(figures: Mapping[str, list[Job]], only: Sequence[str]) -> dict[str, list[Job]]:
