@@ -143,9 +143,9 @@ def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[Group]:
     return sorted(merged, key=lambda group: _size(group.run), reverse=True)
 
 
-def scale(run: DrawnRun) -> str:
-    """How large a run is, in words."""
-    own, seeds = run.settings, len({row["seed"] for row in run.rows})
+def scale(run: DrawnRun, seeds: int) -> str:
+    """How large a run is, in words, and of how many of its seeds is told."""
+    own = run.settings
     parts = [f"width {own['width']}"] if own.get("model") == "resnet18" and own.get("width") else []
     parts += [f"{own['num_train']:,} images"] if own.get("num_train") else []
     parts += [f"{own['epochs']} epochs" if own.get("stop") == ["epochs"] else "to " + _stop(own)]
@@ -181,7 +181,7 @@ def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Es
                              part.get("unit", "points"), tuple(part["lies_in"]))
                     for what, mean, low, high, seeds in found
                 ]  # fmt: skip
-                return estimates, scale(own[0].run)
+                return estimates, scale(own[0].run, max(estimate.seeds for estimate in estimates))
     return None
 
 
