@@ -72,8 +72,7 @@ def main(settings: Config) -> None:
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     config.check_config(settings)
-    if settings.first_epochs is not None:
-        config.check_positive("first_epochs", settings.first_epochs, config.LIMITS["epochs"])
+    config.check_first_epochs(settings.first_epochs)
 
 
 if __name__ == "__main__":

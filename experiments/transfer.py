@@ -85,8 +85,7 @@ def check(settings: Config) -> None:
     cli.check(len(set(stems)) == len(stems), f"--datasets must differ in their names: {' '.join(stems)}")
     for fraction in settings.fractions:
         cli.check(0 < fraction <= 1, f"--fractions must lie in (0, 1], not {fraction}")
-    if settings.first_epochs is not None:
-        config.check_positive("first_epochs", settings.first_epochs, config.LIMITS["epochs"])
+    config.check_first_epochs(settings.first_epochs)
 
 
 def run_source(settings: Config, loaded: dict[str, Dataset], source: str) -> None:

@@ -91,7 +91,7 @@ def test_a_count_is_an_integer(name, value):
     assert refused({name: value}).startswith(f"{name} is {value!r}; it must be an integer")
 
 
-@pytest.mark.parametrize("name", ["method", "seed", "train_accuracy", "train_seconds", "eval_seconds"])
+@pytest.mark.parametrize("name", ["method", "seed", "train_accuracy", "train_loss", "train_seconds", "eval_seconds"])
 def test_what_every_epoch_has_is_not_none(name):
     assert refused({name: None}).startswith(f"{name} is None; it must be a")
 

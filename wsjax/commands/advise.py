@@ -128,8 +128,7 @@ def check(settings: Config) -> None:
         _split(pair)
     for name, most in (("raised", math.inf), ("seeds", 1000), ("max_gigabytes", math.inf)):
         config.check_positive(name, getattr(settings, name), most)
-    if settings.first_epochs is not None:
-        config.check_positive("first_epochs", settings.first_epochs, config.LIMITS["epochs"])
+    config.check_first_epochs(settings.first_epochs)
     for name in ("new", "holdout"):
         value = getattr(settings, name)
         cli.check(0 < value < 1, f"--{name} must lie between 0 and 1, not {value}")

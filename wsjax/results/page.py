@@ -91,6 +91,7 @@ SAID = {
     "online-gap": "Online there is a gap, and only training from scratch gets dearer with every round:",
 }
 """The claims that the page's head tells, in its order."""
+_FEW = 4  # estimates of a claim that its row in the table shows one by one
 _ANSWERS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", UNDECIDED: "cannot be told", NOT_RUN: "not run"}
 
 
@@ -151,9 +152,6 @@ def _told(verdict: Verdict) -> str:
     told = [measured(estimate) for estimate in verdict.estimates] if few else [_parts(verdict)]
     missing = f"{len(verdict.missing)} more not run"
     return "; ".join(told + [missing] * bool(verdict.missing))
-
-
-_FEW = 4
 
 
 def title(figure: str) -> str:

@@ -344,6 +344,12 @@ def check_image_size(size: int | None) -> None:
         check_positive("image_size", size, LARGEST_SIZE)
 
 
+def check_first_epochs(epochs: int | None) -> None:
+    """Raises UsageError unless the first round can have so many epochs; None leaves them to the script."""
+    if epochs is not None:
+        check_positive("first_epochs", epochs, LIMITS["epochs"])
+
+
 def check_positive(name: str, value: float, most: float = math.inf) -> None:
     """Raises UsageError unless a setting's value is finite, above 0 and at most `most`."""
     check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")

@@ -110,7 +110,10 @@ def name_of(row: Row) -> str:
 
 
 def check_row(row: Mapping[str, Any]) -> None:
-    """Raises ValueError, which names the field, where a row's fields are not those of `FIELDS` and `MORE`."""
+    """Raises ValueError, which names the field, where a row's fields are not those of `FIELDS` and `MORE`.
+
+    A train loss is None in a row whose round diverged, and in no other.
+    """
     for name, field, plain, low, high in _CHECKS:
         value = row.get(name)
         if type(value) in plain and low <= value <= high:  # type: ignore[operator]
@@ -119,6 +122,8 @@ def check_row(row: Mapping[str, Any]) -> None:
             raise ValueError(f"it has no field '{name}', {field.wanted}")
         if not field.holds(value):
             raise ValueError(f"{name} is {value!r:.40}; it must be {field.wanted}")
+    if row["train_loss"] is None and row["stop"] != DIVERGED:
+        raise ValueError(f"train_loss is None; it must be a finite number, unless stop is {DIVERGED!r}")
     if len(row) == len(FIELDS):
         return
     for name, value in row.items():
