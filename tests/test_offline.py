@@ -68,7 +68,6 @@ def test_a_run_leaves_what_a_reader_needs(offline, tmp_path):
     assert summary["gap"]["mean"] == pytest.approx(np.mean(differences))
     assert summary["gap"]["low"] < summary["gap"]["mean"] < summary["gap"]["high"]
     assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
-    assert (folder / "figure.pdf").read_bytes()[:4] == b"%PDF"
 
     before = (folder / "records.jsonl").read_bytes()
     assert offline(*TINY)[0] == 0, "the same command again finds the run finished"

@@ -235,7 +235,7 @@ def conclude(settings: Config, table: names.Methods, folder: Path, ends: Sequenc
     print(printable(line), flush=True)  # never broken into lines, for it is to be copied
     if not _are_files(settings.data):
         cli.say("(FILES: .npz files with images and labels, see docs/retraining.md)")
-    picture, _ = plots.save(advice_plot.tradeoff(judged, table), folder / "figure")
+    (picture,) = plots.save(advice_plot.tradeoff(judged, table), folder / "figure", ["png"])
     cli.say(f"Picture: {picture}")
     cli.say(f"Records: {folder}")
 

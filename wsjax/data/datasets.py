@@ -204,6 +204,8 @@ def take(key: jax.Array, dataset: Dataset, num_train: int | None = None, num_tes
         num_train: how many train images to keep, at least 2.
         num_test: how many test images to keep, at least 2.
     """
+    if num_train is None and num_test is None:
+        return dataset
     train_key, test_key = jax.random.split(key)
     train = _some(train_key, "train", len(dataset.train_labels), num_train)
     test = _some(test_key, "test", len(dataset.test_labels), num_test)

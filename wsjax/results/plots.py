@@ -167,8 +167,13 @@ def add_caption(figure: Figure, caption: Caption) -> None:
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=SMALL, linespacing=1.25, parse_math=False)
 
 
-def save(figure: Figure, stem: Path | str) -> tuple[Path, Path]:
-    """Writes stem.png and stem.pdf, both whole or neither; the same figure gives the same bytes.
+def save(figure: Figure, stem: Path | str, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
+    """Writes stem.png and stem.pdf, all of them whole or none; the same figure gives the same bytes.
+
+    Args:
+        figure: what is drawn.
+        stem: where, without the ending.
+        kinds: the endings that are wanted.
 
     Raises:
         OSError: a file cannot be written; what was there before is kept.
@@ -176,18 +181,18 @@ def save(figure: Figure, stem: Path | str) -> tuple[Path, Path]:
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in undated]
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
     parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
     try:
         with matplotlib.rc_context({"pdf.fonttype": 42}):  # fonts as fonts, which journals ask for
-            for part, (kind, metadata) in zip(parts, undated.items(), strict=True):
-                figure.savefig(part, format=kind, metadata=metadata, dpi=200)
+            for part, kind in zip(parts, kinds, strict=True):
+                figure.savefig(part, format=kind, metadata=undated[kind], dpi=200)
         for part, path in zip(parts, paths, strict=True):
             part.replace(path)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
-    return paths[0], paths[1]
+    return paths
 
 
 def save_captioned(figure: Figure, caption: Caption, stem: Path) -> None:

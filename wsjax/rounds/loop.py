@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,27 +130,26 @@ def run_rounds(
     )  # fmt: skip
 
     last: dict[tuple[str, int], TrainState] = {}
-    shared: dict[tuple[int, int], tuple[Leg, TrainState | None]] = {}  # by seed and the number of the next round
+    shared: dict[int, tuple[Leg, TrainState | None]] = {}  # by the number of the next round
 
     def keep(leg: Leg, state: TrainState | None) -> None:
         """Keeps what a leg ended with, as far as anybody will ask for it."""
-        for (method, seed), own in zip(leg.replicas, _unstack(state, len(leg.replicas)), strict=True):
-            names = [method]
-            if leg.shared:
-                shared[seed, leg.end] = leg, own
-                names += [name for name in made if not plan[name] and made[name].after == leg.end - 1]
-            if states and own is not None:
-                last.update({(name, seed): own for name in names})
+        names: list[str] = []
+        if leg.shared:
+            shared[leg.end] = leg, state
+            names = [name for name in made if not plan[name] and made[name].after == leg.end - 1]
+        if states and state is not None:
+            for (method, seed), own in zip(leg.replicas, _unstacked(state), strict=True):
+                last.update({(name, seed): own for name in (method, *names)})
 
     def before(leg: Leg) -> TrainState | None:
         """The state that a leg goes on from, None for a new network; a shared leg whose rows sufficed gives it now."""
         if leg.begin == 1:
             return None
-        for seed in leg.seeds:
-            own, state = shared[seed, leg.begin]
-            if state is None:
-                keep(own, _run_leg(run, own, before, need_state=True))
-        return _stack([shared[seed, leg.begin][1] for seed in leg.seeds])
+        trunk, state = shared[leg.begin]
+        if state is None:
+            keep(trunk, _run_leg(run, trunk, before, need_state=True))
+        return _taken(shared[leg.begin][1], np.array([trunk.seeds.index(seed) for seed in leg.seeds]))
 
     for leg in legs:
         if leg.begin == 1 and leg.shared:
@@ -191,7 +191,7 @@ def _run_round(
     while active.any():
         epoch += 1
         ran = np.flatnonzero(active)
-        on, key = parallel.place((jnp.asarray(active), _fold(round_keys, epoch)), programs.mesh)
+        on, key = parallel.place((active, _fold(round_keys, epoch)), programs.mesh)
         (state, fitted), train_seconds = _timed(programs.epoch, state, on, *data, *samples, key)
         eval_seconds = 0.0
         if programs.fit is not None:
@@ -285,9 +285,10 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
     starts = []
     for name, where in leg.parts:
         method = run.methods[name]
-        key_, old_, fresh_, first_, order_ = jax.tree.map(
-            lambda x, where=where: x[where], (key, old, fresh, first, order)
-        )
+        own = key, old, fresh, first, order
+        if len(leg.parts) > 1:
+            own = _taken(own, np.arange(len(leg.replicas))[where])
+        key_, old_, fresh_, first_, order_ = own
         if begins and not method.at_once:
             starts.append(old_)
             continue
@@ -295,10 +296,7 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
         check_start(f"method '{name}'", starts[-1], fresh_)
     if len(starts) > 1:  # parts may lie on devices of their own
         starts = jax.device_get(starts)
-    # The next epoch donates its state: without a copy it would take the old one's arrays with it, and other methods
-    # start from these too.
-    state = jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *starts)
-    return parallel.place(state, programs.mesh)
+    return parallel.place(_joined(starts), programs.mesh)
 
 
 def _first_drawn(run: _Run, leg: Leg, programs: Programs, keys: Mapping[int, jax.Array]) -> TrainState:
@@ -327,11 +325,11 @@ def _samples(run: _Run, leg: Leg, number: int, keys: Mapping[int, jax.Array]) ->
     here, previous, mesh = leg.round(number), leg.before(number), run.programs(leg, number).mesh
     data = (here.setup or run.setup).train
     total = jax.tree.leaves(data)[0].shape[0]
-    order = jax.vmap(lambda key: pool_order(key, total)[: run.lengths[identity(data)]])(keys[_ORDER])
+    order = _orders(keys[_ORDER], total, run.lengths[identity(data)])
     before = 0
     if previous is not None and identity((previous.setup or run.setup).train) == identity(data):
         before = min(previous.num_samples, here.num_samples)
-    counts = tuple(jnp.asarray(count, jnp.int32) for count in (here.num_samples, before))
+    counts = tuple(np.asarray(count, np.int32) for count in (here.num_samples, before))
     return parallel.place(order, mesh), parallel.place(counts, mesh, replicated=True)
 
 
@@ -351,34 +349,41 @@ def _lengths(setup: Setup, legs: Sequence[Leg]) -> dict[tuple[int, ...], int]:
 
 
 @jax.jit
-def _stack(states: Sequence[TrainState]) -> TrainState:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-
-
-def _unstack(state: TrainState | None, replicas: int) -> list[TrainState | None]:
-    return [None] * replicas if state is None else _unstacked(state)
+def _taken(tree: Any, where: jax.Array) -> Any:
+    """A copy of some replicas of a stacked tree."""
+    return jax.tree.map(lambda x: x[where], tree)
 
 
 @jax.jit
-def _unstacked(state: TrainState) -> list[TrainState | None]:
+def _joined(states: Sequence[TrainState]) -> TrainState:
+    """Stacks of replicas as one, a copy: the next epoch donates it, and others start from the same arrays."""
+    return jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *states)
+
+
+@jax.jit
+def _unstacked(state: TrainState) -> list[TrainState]:
     replicas = jax.tree.leaves(state)[0].shape[0]
     return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(replicas)]
 
 
 def _keys(seeds: Sequence[int]) -> dict[int, jax.Array]:
     """The stacked keys of each use: networks, the order of the data, epochs, boundaries."""
-    roots = jnp.stack([jax.random.key(seed) for seed in seeds])
+    roots = _roots(np.array(seeds, np.uint32))
     return {use: _fold(roots, use) for use in (_NETWORK, _ORDER, _EPOCH, _BOUNDARY)}
 
 
-def _fold(keys: jax.Array, number: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+_roots = jax.jit(jax.vmap(jax.random.key))
+_fold = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _orders(keys: jax.Array, total: int, length: int) -> jax.Array:
+    return jax.vmap(lambda key: pool_order(key, total)[:length])(keys)
 
 
 def _fresh(programs: Programs, keys: Mapping[int, jax.Array], number: int) -> TrainState:
     """Newly drawn networks for a round, one a seed, stacked."""
-    states = [programs.draw(key) for key in _fold(keys[_NETWORK], number)]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return programs.draw(_fold(keys[_NETWORK], number))
 
 
 def _diverged(run: _Run, what: str, leg: Leg, i: Any, moment: str) -> str:

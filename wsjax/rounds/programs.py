@@ -61,7 +61,7 @@ class Programs(NamedTuple):
     Attributes:
       setup: with its data on the mesh's devices.
       mesh: the devices; None for one.
-      draw: `key -> TrainState`, of one replica.
+      draw: `keys -> TrainState`, a network for each key, whatever the number of replicas.
       epoch: `(state, active, train, test, order, counts, key) -> (state, metrics)`; it donates the state. The data and
         `counts`, the two of `Samples`, are the same for all replicas. A replica that is not active stays as it is.
       evaluate: `(state, train, test, order, counts) -> metrics`.
@@ -161,7 +161,9 @@ class Compiler:
 
     def _draw(self, setup: Setup) -> Program:
         if id(setup) not in self._draws:
-            self._draws[id(setup)] = self._keep(Program(partial(init_state, setup.task, anchors.optimizer_of(setup))))
+            draw = partial(init_state, setup.task, anchors.optimizer_of(setup))
+            # One after the other: a network is the same, and so are its bits, whoever is drawn beside it.
+            self._draws[id(setup)] = self._keep(Program(partial(jax.lax.map, draw)))
         return self._draws[id(setup)]
 
     def _program(

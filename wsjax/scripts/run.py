@@ -167,7 +167,7 @@ def conclude(
     print_table(title, *table)
     for sentence in summary.verdict(outcome.summary) if sentences is None else sentences:
         say(sentence)
-    picture, _ = plots.save(figure, outcome.folder / "figure")
+    (picture,) = plots.save(figure, outcome.folder / "figure", ["png"])
     checkpoints = outcome.folder / "checkpoints"
     size = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
     say(f"Picture: {picture}")

@@ -33,6 +33,8 @@ KEPT = 2
 # they cannot take at all. These characters were tried; all others are kept from them.
 _SAFE = re.compile(r"[\w .,=+@%~/-]*")
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
+# Compressing takes half the time of a save and of a load, and makes trained parameters 8 % smaller.
+_UNCOMPRESSED = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_compression=False))
 
 
 class UnreadableError(RunError):
@@ -112,7 +114,7 @@ def save(folder: Folder, step: int, state: Any) -> None:
       RunError: someone has removed the folder.
     """
     try:
-        with _quiet():
+        with _quiet(), ocp.Context(array_options=_UNCOMPRESSED):
             metadata: Any = {"digest": digest(state)}
             folder.opened().save(step, state, overwrite=True, force=True, custom_metadata=metadata)
             if not folder.read_back:
@@ -165,7 +167,7 @@ def digest(state: Any) -> str:
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         array = np.asarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        total.update(array.tobytes())
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return total.hexdigest()
 
 
