@@ -17,6 +17,7 @@ from wsjax.results import plots, transfer
 from wsjax.storage.records import read_run
 
 ROOT = Path(__file__).parents[1]
+METHODS = ("L2", "HT", "SWR", "DASH", "FIRE")
 TINY = ("--hidden", 8, "--epochs", 3, "--first_epochs", 2, "--seeds", 0, 1, "--fractions", 0.5, 1)
 
 
@@ -54,6 +55,23 @@ def test_a_new_head_is_drawn_and_not_shrunk(script, tmp_path):
     }
     assert losses["RI"] == losses["WS"] == losses["SP"]
     assert len(losses["RI"]) == 6
+
+
+def test_every_method_takes_a_new_head(script, tmp_path):
+    sets = ("--datasets", "digits_low", "digits", "--fractions", 1, "--seeds", 0)
+    for model in ("logistic", "mlp"):
+        code, _, err = script(
+            "transfer", *TINY, *sets, "--model", model, "--workdir", tmp_path, "--methods", "RI", *METHODS
+        )
+        assert code == 0, err
+        rows = read_run(tmp_path / "transfer" / f"digits_low-{model}-adam").rows
+        losses = {
+            kind: [row["train_loss"] for row in rows if row["method"] == f"{kind} digits 1"]
+            for kind in ("RI", *METHODS)
+        }
+        assert all(len(own) == 3 for own in losses.values())
+        for kind in ("DASH", "FIRE"):  # which add nothing to the training itself
+            assert (losses[kind] == losses["RI"]) == (model == "logistic"), "that network is all head"
 
 
 @pytest.mark.parametrize(

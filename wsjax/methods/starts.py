@@ -128,6 +128,27 @@ def new_heads(reinit: Reinit, where: Where | None = None) -> Reinit:
     return reinitialise
 
 
+def with_new_heads(start: Start) -> Start:
+    """A start that takes leaves of another shape, a head for other classes, as they are newly drawn.
+
+    It is given a boundary whose old and first networks have that head too, so that whatever looks at the data, or keeps
+    anchors, does so with the head that is trained. For a re-initialiser alone, `new_heads` does.
+    """
+
+    def started(boundary: Boundary) -> TrainState:
+        fresh = boundary.fresh.params
+        kept = jax.tree.map(lambda old, new: jnp.shape(old) == jnp.shape(new), boundary.old.params, fresh)
+
+        def headed(state: TrainState) -> TrainState:
+            return state._replace(
+                params=jax.tree.map(lambda keep, own, new: own if keep else new, kept, state.params, fresh)
+            )
+
+        return headed(start(boundary._replace(old=headed(boundary.old), first=headed(boundary.first))))
+
+    return started
+
+
 def grown(reinit: Reinit) -> Reinit:
     """A re-initialiser whose fresh leaves may be larger: the old leaf lies at the start of every axis of the new one.
 

@@ -169,7 +169,7 @@ def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: 
       later: those rounds.
       new_head: whether that task has another number of classes: then a head is newly drawn, and not shrunk.
     """
-    from wsjax.methods.starts import Mixed, new_heads
+    from wsjax.methods.starts import Mixed, new_heads, with_new_heads
 
     if config.own_first:
         raise UsageError("--own_first has no use here: all methods share the rounds before their own")
@@ -179,6 +179,8 @@ def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: 
         start = method.start
         if new_head and isinstance(start, Mixed):
             start = start._replace(reinit=new_heads(start.reinit))
+        elif new_head:
+            start = with_new_heads(start)
         made[name] = method._replace(start=start, rounds=method.rounds or own)
     return made
 
