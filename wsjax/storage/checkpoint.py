@@ -167,7 +167,7 @@ def digest(state: Any) -> str:
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
         array = np.asarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()
 
 
