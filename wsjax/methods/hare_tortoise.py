@@ -90,7 +90,7 @@ def tortoise(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
 
 
 def tortoise_kept(start: Start) -> Start:
-    """The start with the slow copy of the round before, if that had one; leaves of another shape start a new one."""
+    """The start with the slow copy of the round before, if that had one."""
 
     def started(boundary: Boundary) -> TrainState:
         state, old = start(boundary), _found(boundary.old.opt_state)
@@ -98,7 +98,7 @@ def tortoise_kept(start: Start) -> Start:
             return state
 
         def put(node: Any) -> Any:
-            return node._replace(slow=jax.tree.map(_inherited, node.slow, old[0].slow)) if _is_tortoise(node) else node
+            return node._replace(slow=old[0].slow) if isinstance(node, TortoiseState) else node
 
         return state._replace(opt_state=jax.tree.map(put, state.opt_state, is_leaf=_is_tortoise))
 
@@ -109,10 +109,6 @@ def _average(momentum: Any, _: Any, slow: Any, fast: Any) -> Any:
     wide = jnp.promote_types(slow.dtype, jnp.float32)  # 0.999 is 1 in bfloat16
     average = momentum * slow.astype(wide) + (1 - momentum) * fast.astype(wide)
     return jnp.where(momentum == 0, fast, average.astype(slow.dtype))
-
-
-def _inherited(new: Any, old: Any) -> Any:
-    return old if old.shape == new.shape else new
 
 
 def _is_tortoise(node: Any) -> bool:

@@ -116,14 +116,10 @@ def new_heads(reinit: Reinit, where: Where | None = None) -> Reinit:
     a head has the same one.
     """
 
-    def is_kept(path: Any, old: Any, new: Any) -> bool:
-        return jnp.shape(old) == jnp.shape(new) and not (where is not None and where(path_name(path)))
-
     def reinitialise(params: Any, fresh: Any) -> Any:
-        kept = jax.tree_util.tree_map_with_path(is_kept, params, fresh)
-        # A leaf that is not kept stands in for itself, so that `reinit` sees two trees of the same shapes.
-        old = jax.tree.map(lambda keep, old, new: old if keep else new, kept, params, fresh)
-        return jax.tree.map(lambda keep, mixed, new: mixed if keep else new, kept, reinit(old, fresh), fresh)
+        headed = _headed(params, fresh, where)
+        # A leaf that is newly drawn stands in for itself, so that `reinit` sees two trees of the same shapes.
+        return headed(reinit(headed(params), fresh))
 
     return reinitialise
 
@@ -132,21 +128,30 @@ def with_new_heads(start: Start) -> Start:
     """A start that takes leaves of another shape, a head for other classes, as they are newly drawn.
 
     It is given a boundary whose old and first networks have that head too, so that whatever looks at the data, or keeps
-    anchors, does so with the head that is trained. For a re-initialiser alone, `new_heads` does.
+    anchors, does so with the head that is trained. Of a re-initialiser `new_heads` makes one that is lifted as before.
     """
+    if isinstance(start, Mixed):
+        return start._replace(reinit=new_heads(start.reinit))
 
     def started(boundary: Boundary) -> TrainState:
-        fresh = boundary.fresh.params
-        kept = jax.tree.map(lambda old, new: jnp.shape(old) == jnp.shape(new), boundary.old.params, fresh)
+        with_heads = _headed(boundary.old.params, boundary.fresh.params)
 
         def headed(state: TrainState) -> TrainState:
-            return state._replace(
-                params=jax.tree.map(lambda keep, own, new: own if keep else new, kept, state.params, fresh)
-            )
+            return state._replace(params=with_heads(state.params))
 
         return headed(start(boundary._replace(old=headed(boundary.old), first=headed(boundary.first))))
 
     return started
+
+
+def _headed(old: Any, fresh: Any, where: Where | None = None) -> Callable[[Any], Any]:
+    """Puts fresh leaves into params: those that `where` chooses, and those whose shape differs in the old ones."""
+
+    def is_kept(path: Any, old: Any, new: Any) -> bool:
+        return jnp.shape(old) == jnp.shape(new) and not (where is not None and where(path_name(path)))
+
+    kept = jax.tree_util.tree_map_with_path(is_kept, old, fresh)
+    return lambda params: jax.tree.map(lambda keep, own, new: own if keep else new, kept, params, fresh)
 
 
 def grown(reinit: Reinit) -> Reinit:

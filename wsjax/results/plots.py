@@ -168,12 +168,12 @@ def add_caption(figure: Figure, caption: Caption) -> None:
 
 
 def save(figure: Figure, stem: Path | str, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
-    """Writes stem.png and stem.pdf, all of them whole or none; the same figure gives the same bytes.
+    """Writes a file of each kind, all of them whole or none; the same figure gives the same bytes.
 
     Args:
         figure: what is drawn.
-        stem: where, without the ending.
-        kinds: the endings that are wanted.
+        stem: their path, but for the ending.
+        kinds: of png and pdf, which are wanted.
 
     Raises:
         OSError: a file cannot be written; what was there before is kept.

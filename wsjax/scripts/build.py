@@ -169,18 +169,14 @@ def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: 
       later: those rounds.
       new_head: whether that task has another number of classes: then a head is newly drawn, and not shrunk.
     """
-    from wsjax.methods.starts import Mixed, new_heads, with_new_heads
+    from wsjax.methods.starts import with_new_heads
 
     if config.own_first:
         raise UsageError("--own_first has no use here: all methods share the rounds before their own")
     own = [here._replace(setup=setup) for here in later]
     made = {}
     for name, method in build_methods(config, setup, [*own[:1], *own]).items():
-        start = method.start
-        if new_head and isinstance(start, Mixed):
-            start = start._replace(reinit=new_heads(start.reinit))
-        elif new_head:
-            start = with_new_heads(start)
+        start = with_new_heads(method.start) if new_head else method.start
         made[name] = method._replace(start=start, rounds=method.rounds or own)
     return made
 

@@ -33,7 +33,7 @@ KEPT = 2
 # they cannot take at all. These characters were tried; all others are kept from them.
 _SAFE = re.compile(r"[\w .,=+@%~/-]*")
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
-# Compressing takes half the time of a save and of a load, and makes trained parameters 8 % smaller.
+# Compressing takes half the time of a save and of a load, and makes a trained ResNet's state 5 % smaller.
 _UNCOMPRESSED = ocp.options.ArrayOptions(saving=ocp.options.ArrayOptions.Saving(use_compression=False))
 
 
