@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "parallel", "data", "storage"}
-BELOW = {"errors": set(), "storage": {"errors"}, "data": {"errors", "storage"}}
-BELOW["parallel"] = GROUND
+GROUND = {"errors", "kept", "parallel", "data", "storage"}
+BELOW = {"errors": set(), "kept": set(), "storage": {"errors"}, "data": {"errors", "storage"}}
+BELOW["parallel"] = GROUND - {"kept"}
 for _room, *_rooms in (
     ("networks",),
     ("training", "networks"),

@@ -201,9 +201,39 @@ def test_ten_rounds_compile_every_program_once(monkeypatch):
     make_programs = Compiler._make
     monkeypatch.setattr(Compiler, "_make", make)
     rounds = [Round(3 * n, max_epochs=1) for n in range(1, 11)]
-    run(rounds, METHODS, seeds=(0, 1))
+    task = mlp_task((7,))  # which no other test has
+    assert run(rounds, METHODS, seeds=(0, 1), task=task).compile_seconds > 0
     (programs,) = made
     assert [len(getattr(programs, name).executables) for name in ("draw", "epoch", "evaluate")] == [1, 1, 1]
+
+
+def test_a_second_run_of_the_same_task_compiles_nothing_and_sees_its_own_data():
+    task = mlp_task((6,))
+    first = run(TWO_ROUNDS, METHODS, task=task)
+    again = run(TWO_ROUNDS, METHODS, task=mlp_task((6,)))
+    assert again.compile_seconds == 0 < first.compile_seconds
+    assert timeless(again.rows) == timeless(first.rows)
+    assert same(again.states["SP", 0], first.states["SP", 0])
+    other = run_rounds(setup(task, train=data(seed=7)), TWO_ROUNDS, METHODS)
+    assert other.compile_seconds == 0
+    assert timeless(other.rows) != timeless(first.rows)
+    for change in ({"batch_size": 4}, {"fit": fit_after}, {"optimizer": make_optimizer("sgd", 0.05)}):
+        assert run_rounds(setup(task)._replace(**change), TWO_ROUNDS, METHODS).compile_seconds > 0
+    with jax.default_matmul_precision("float32"):
+        assert run(TWO_ROUNDS, METHODS, task=task).compile_seconds > 0
+
+
+def test_a_task_that_cannot_be_hashed_is_compiled_for_its_run_alone():
+    class Score:
+        __hash__ = None
+
+        def __call__(self, logits, labels):
+            return (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+
+    task = mlp_task()._replace(score=Score())
+    runs = [run(TWO_ROUNDS, METHODS, task=task) for _ in range(2)]
+    assert min(result.compile_seconds for result in runs) > 0
+    assert timeless(runs[0].rows) == timeless(runs[1].rows) == timeless(undisturbed().rows)
 
 
 def test_a_padded_round_gives_the_bits_of_an_unpadded_one():

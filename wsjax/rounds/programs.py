@@ -1,4 +1,7 @@
-"""The compiled programs of a run: each function once for each setup and number of replicas, the data placed once."""
+"""The compiled programs of runs: each function once for each setup and number of replicas, the data placed once.
+
+They outlive a run: one that is given again, or the next with the same task and optimiser, compiles nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from jax.sharding import Mesh
 
 from wsjax import parallel
 from wsjax.errors import TaskError
+from wsjax.kept import kept
 from wsjax.methods.starts import Boundary, Mixed, Start
 from wsjax.storage.rows import CRC, FIELDS
 from wsjax.training import anchors
@@ -83,15 +87,14 @@ class Compiler:
 
     def __init__(self, mesh: Mesh | None):
         self._mesh = mesh
-        self._made: list[Program] = []
+        self._made: dict[Program, float] = {}  # with what each had taken to compile before this run
         self._programs: dict[tuple[int, int], tuple[Setup, Programs]] = {}
-        self._draws: dict[int, Program] = {}
         self._placed: dict[Any, Data] = {}
 
     @property
     def compile_seconds(self) -> float:
         """What tracing and compiling took so far."""
-        return sum(program.compile_seconds for program in self._made)
+        return sum(program.compile_seconds - before for program, before in self._made.items())
 
     def programs(self, setup: Setup, replicas: int) -> Programs:
         """The programs of a setup, which is known by its identity, for so many replicas."""
@@ -101,79 +104,30 @@ class Compiler:
         return self._programs[key][1]
 
     def _make(self, given: Setup, mesh: Mesh | None) -> Programs:
-        setup = given._replace(
-            train=self._place(given.train, mesh),
-            test=self._place(given.test, mesh),
-            axis_name=parallel.axis_of(mesh),
-            optimizer=anchors.optimizer_of(given),
-        )
-        starts: dict[tuple[int, int], tuple[Start, Program]] = {}
-
-        # Inlined where it is called: traced once, for its results' shapes and for the branch that runs.
-        @partial(jax.jit, inline=True)
-        def trained(state: TrainState, train: Data, test: Data, order: Any, counts: Any, key: Any) -> Any:
-            return train_epoch(setup._replace(train=train, test=test), state, Samples(order, *counts), key)
-
-        def epoch(state: TrainState, active: Any, *others: Any) -> Any:
-            metrics = jax.eval_shape(trained, state, *others)[1]
-            _check_probes(metrics["probes"])
-            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-            # A replica that has stopped costs nothing where it has a device of its own.
-            return jax.lax.cond(active, lambda: trained(state, *others), lambda: (state, nothing))
-
-        def evaluated(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:
-            return evaluate(setup._replace(train=train, test=test), state, Samples(order, *counts))
-
-        def fitted(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:
-            assert setup.fit is not None
-            return setup.fit(setup._replace(train=train, test=test), state, Samples(order, *counts))
+        data = {"train": self._place(given.train, mesh), "test": self._place(given.test, mesh)}
+        setup = _on_mesh(given, mesh)._replace(**data)
+        about = given._replace(train=((), ()), test=((), ()))
+        starts: dict[tuple[int, Any], tuple[Start, Program]] = {}
 
         def start(start: Start, key: Any, old: Any, fresh: Any, first: Any, order: Any, counts: Any) -> TrainState:
-            def started(
-                key: Any, old: Any, fresh: Any, first: Any, train: Data, test: Data, order: Any, counts: Any
-            ) -> Any:
-                here = setup._replace(train=train, test=test)
-                state = start(Boundary(key, old, fresh, Samples(order, *counts), here, first))
-                return anchors.put(state, first.params) if given.anchors else state
-
-            in_axes = (0, 0, 0, 0, None, None, 0, None)
             if isinstance(start, Mixed) and start.batch_stats != "reestimate":  # which looks at the data
                 # Leaf by leaf, for what is fused differs in the last bit: seeds side by side would not be as alone.
-                return over_replicas(started, in_axes)(key, old, fresh, first, setup.train, setup.test, order, counts)
+                started = over_replicas(_starting(about, mesh, start), _START_AXES)
+                return started(key, old, fresh, first, setup.train, setup.test, order, counts)
             own = parallel.fit(mesh, order.shape[0])  # a part of a leg's replicas
-            known = id(start), order.shape[0]
-            if known not in starts:  # the start is kept, so that no other one takes its identity
-                starts[known] = start, self._program(started, in_axes, own)
             replicas = parallel.place((key, old, fresh, first, order), own)
             data = self._place(given.train, own), self._place(given.test, own)
             counts = parallel.place(counts, own, replicated=True)
-            return starts[known][1](*replicas[:-1], *data, replicas[-1], counts)
+            if (id(start), own) not in starts:  # the start is kept, so that no other one takes its identity
+                starts[id(start), own] = start, self._keep(_start_program(about, own, _modes(), start))
+            return starts[id(start), own][1](*replicas[:-1], *data, replicas[-1], counts)
 
-        return Programs(
-            setup,
-            mesh,
-            self._draw(given),
-            self._program(epoch, (0, 0, None, None, 0, None, 0), mesh, donate_argnums=(0,)),
-            self._program(evaluated, (0, None, None, 0, None), mesh),
-            None if setup.fit is None else self._program(fitted, (0, None, None, 0, None), mesh),
-            start,
-        )
-
-    def _draw(self, setup: Setup) -> Program:
-        if id(setup) not in self._draws:
-            draw = partial(init_state, setup.task, anchors.optimizer_of(setup))
-            # One after the other: a network is the same, and so are its bits, whoever is drawn beside it.
-            self._draws[id(setup)] = self._keep(Program(partial(jax.lax.map, draw)))
-        return self._draws[id(setup)]
-
-    def _program(
-        self, function: Callable[..., Any], in_axes: tuple[int | None, ...], mesh: Mesh | None, **options: Any
-    ) -> Program:
-        mapped = [axis is not None for axis in in_axes]
-        return self._keep(Program(parallel.over_mesh(over_replicas(function, in_axes), mesh, mapped), **options))
+        makers = (_draw_program, _epoch_program, _test_program, *([_fit_program] if setup.fit else []))
+        draw, epoch, test, *fit = (self._keep(make(about, mesh, _modes())) for make in makers)
+        return Programs(setup, mesh, draw, epoch, test, fit[0] if fit else None, start)
 
     def _keep(self, program: Program) -> Program:
-        self._made.append(program)
+        self._made.setdefault(program, program.compile_seconds)
         return program
 
     def _place(self, data: Data, mesh: Mesh | None) -> Data:
@@ -181,6 +135,91 @@ class Compiler:
         if key not in self._placed:
             self._placed[key] = parallel.place(jax.tree.map(jnp.asarray, data), mesh, replicated=True)
         return self._placed[key]
+
+
+def _modes() -> tuple[Any, ...]:
+    """What of JAX's settings decides what a function compiles to."""
+    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_debug_nans")
+    return tuple(getattr(jax.config, name) for name in names)
+
+
+# The makers of programs. None of them holds any data; setups, meshes and modes that are equal share a program.
+
+
+@kept
+def _draw_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
+    draw = partial(init_state, setup.task, anchors.optimizer_of(setup))
+    # One after the other: a network is the same, and so are its bits, whoever is drawn beside it.
+    return Program(partial(jax.lax.map, draw))
+
+
+@kept
+def _epoch_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
+    own = _on_mesh(setup, mesh)
+
+    # Inlined where it is called: traced once, for its results' shapes and for the branch that runs.
+    @partial(jax.jit, inline=True)
+    def trained(state: TrainState, train: Data, test: Data, order: Any, counts: Any, key: Any) -> Any:
+        return train_epoch(own._replace(train=train, test=test), state, Samples(order, *counts), key)
+
+    def epoch(state: TrainState, active: Any, *others: Any) -> Any:
+        metrics = jax.eval_shape(trained, state, *others)[1]
+        _check_probes(metrics["probes"])
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        # A replica that has stopped costs nothing where it has a device of its own.
+        return jax.lax.cond(active, lambda: trained(state, *others), lambda: (state, nothing))
+
+    return _over(epoch, (0, 0, None, None, 0, None, 0), mesh, donate_argnums=(0,))
+
+
+@kept
+def _test_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
+    return _measuring(setup, mesh, evaluate)
+
+
+@kept
+def _fit_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
+    assert setup.fit is not None
+    return _measuring(setup, mesh, setup.fit)
+
+
+_START_AXES = (0, 0, 0, 0, None, None, 0, None)
+
+
+@kept
+def _start_program(setup: Setup, mesh: Mesh | None, modes: Any, start: Start) -> Program:
+    return _over(_starting(setup, mesh, start), _START_AXES, mesh)
+
+
+def _starting(setup: Setup, mesh: Mesh | None, start: Start) -> Callable[..., TrainState]:
+    own = _on_mesh(setup, mesh)
+
+    def started(
+        key: Any, old: Any, fresh: Any, first: Any, train: Data, test: Data, order: Any, counts: Any
+    ) -> TrainState:
+        here = own._replace(train=train, test=test)
+        state = start(Boundary(key, old, fresh, Samples(order, *counts), here, first))
+        return anchors.put(state, first.params) if setup.anchors else state
+
+    return started
+
+
+def _measuring(setup: Setup, mesh: Mesh | None, measure: Callable[[Setup, TrainState, Samples], Any]) -> Program:
+    own = _on_mesh(setup, mesh)
+
+    def measured(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:
+        return measure(own._replace(train=train, test=test), state, Samples(order, *counts))
+
+    return _over(measured, (0, None, None, 0, None), mesh)
+
+
+def _on_mesh(setup: Setup, mesh: Mesh | None) -> Setup:
+    return setup._replace(axis_name=parallel.axis_of(mesh), optimizer=anchors.optimizer_of(setup))
+
+
+def _over(function: Callable[..., Any], in_axes: tuple[int | None, ...], mesh: Mesh | None, **options: Any) -> Program:
+    mapped = [axis is not None for axis in in_axes]
+    return Program(parallel.over_mesh(over_replicas(function, in_axes), mesh, mapped), **options)
 
 
 def identity(data: Data) -> tuple[int, ...]:

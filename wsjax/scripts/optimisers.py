@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from wsjax.kept import kept
 from wsjax.results import names
 from wsjax.scripts.config import Common, Training
 from wsjax.scripts.methods import IN_OPTIMIZER, METHODS
@@ -56,12 +57,16 @@ def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
 
 def learning_rate(config: Training, spec: names.Spec | None = None) -> Callable[[Any, Any], Any]:
     """The learning rate of `build_optimizer`'s, as a setup tells it: `(count, epoch_steps) -> []`."""
+    return _rate((spec or {}).get("learning_rate", config.learning_rate), _schedule(config), config.warmup)
+
+
+@kept
+def _rate(rate: float, schedule: Any, warmup: int) -> Callable[[Any, Any], Any]:
     import jax.numpy as jnp
 
     from wsjax.training.schedules import factor
 
-    rate, schedule = (spec or {}).get("learning_rate", config.learning_rate), _schedule(config)
-    return lambda count, epoch_steps: rate * factor(schedule, jnp.asarray(count), epoch_steps, config.warmup)
+    return lambda count, epoch_steps: rate * factor(schedule, jnp.asarray(count), epoch_steps, warmup)
 
 
 def _schedule(config: Training) -> Any:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from wsjax.errors import TaskError
+from wsjax.kept import kept
 from wsjax.training.task import BatchStats, Params, Task
 
 PAD = 4  # pixels on every side
@@ -41,6 +42,7 @@ class Draws(NamedTuple):
     degrees: jax.Array
 
 
+@kept
 def augmented(task: Task, augment: Callable[[jax.Array, Any], Any]) -> Task:
     """The task with inputs augmented in training; in evaluation, and wherever else there are no keys, it is the same.
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
+from wsjax.kept import kept
 from wsjax.networks.models import FEATURES, RELU
 
 Params = Any
@@ -87,6 +88,13 @@ def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any, dt
       dtype: what layers compute in: that of the images they get. Parameters, their gradients, BatchNorm's moments and
         the loss are float32.
     """
+    return _image_task(model, tuple(image_shape), tuple(map(float, mean)), tuple(map(float, std)), jnp.dtype(dtype))
+
+
+@kept
+def _image_task(
+    model: Any, image_shape: tuple[int, ...], mean: tuple[float, ...], std: tuple[float, ...], dtype: Any
+) -> Task:
     # (x / 255 - mean) / std, as one multiply-add; a factor a pixel, for a loop over three channels is slow on a CPU.
     pixels = math.prod(image_shape[:-1])
     scale = np.tile(1.0 / (255.0 * np.asarray(std, np.float32)), pixels)
@@ -122,6 +130,7 @@ def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any, dt
     return Task(init, apply, cross_entropy, correct, activations=activations)
 
 
+@kept
 def with_batch_statistics(task: Task) -> Task:
     """The task evaluated with each batch's own statistics, not the running ones, as the report's code did."""
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
+from wsjax.kept import kept
 from wsjax.training.schedules import Schedule, scale_by_schedule
 from wsjax.training.task import BatchStats, Params, Task
 
@@ -104,6 +105,7 @@ class Setup(NamedTuple):
     learning_rate: Callable[[Any, Any], Any] | None = None
 
 
+@kept
 def make_optimizer(
     name: str,
     learning_rate: float,
