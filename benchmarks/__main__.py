@@ -24,8 +24,8 @@ from wsjax.scripts import cli, process
 from wsjax.storage.records import about_run, write_json
 
 NAMES = (
-    "resnet_step", "augmentation", "resnet_epoch", "mlp_epoch", "evaluation", "online", "reinitialise", "checkpoints",
-    "startup",
+    "resnet_step", "augmentation", "resnet_epoch", "mlp_epoch", "evaluation", "online", "checkpoints", "startup",
+    "reinitialise", "measures",
 )  # fmt: skip
 GPU_NAMES = ("resnet_gpu",)
 
@@ -62,7 +62,7 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     has_cuda = set_up()
     import jax
 
-    from benchmarks import gpu_subjects, roofline, subjects
+    from benchmarks import beside, gpu_subjects, roofline, subjects
     from wsjax import parallel
 
     devices = parallel.device_names()
@@ -82,7 +82,7 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     result |= {"xla_flags": os.environ.get("XLA_FLAGS", ""), "ceilings": ceilings, "rows": rows}
     scale = scale or (subjects.TINY if config.tiny else subjects.Scale())
     for name in chosen:
-        for case in (subjects.SUBJECTS | gpu_subjects.SUBJECTS)[name](scale):
+        for case in (subjects.SUBJECTS | beside.SUBJECTS | gpu_subjects.SUBJECTS)[name](scale):
             rows.append({"group": name, **measure(case, config.repeats, ceilings[case.precision])})
             cli.say(sentence(rows[-1]))
             if config.out is not None:  # after every row: what was measured is kept if the next one fails

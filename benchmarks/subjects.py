@@ -21,7 +21,6 @@ import torch
 from benchmarks import jax_side, roofline, torch_side
 from benchmarks.jax_side import BATCH, SideBySide, random_images, task_of
 from benchmarks.timing import Case
-from wsjax.methods.reinit import shrink_perturb
 from wsjax.networks import models
 from wsjax.rounds.legs import Round, Settings
 from wsjax.rounds.loop import run_rounds
@@ -201,28 +200,6 @@ def online(scale: Scale, epochs: int = 5, rounds: int = 10) -> Iterator[Case]:
     yield Case(subject, ours, theirs, "tensors in memory", flops, traffic, notes=notes)
 
 
-def reinitialise(scale: Scale) -> Iterator[Case]:
-    """shrink_perturb on a ResNet-18's parameters."""
-    task = task_of(models.resnet18(10, scale.width))
-    params = jax.jit(lambda key: task.init(key)[0])(jax.random.key(0))
-    other = jax.tree.map(jnp.copy, params)
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    program = Program(lambda a, b: shrink_perturb(a, b, 0.4, 0.1))
-    mix = program.prepare(params, other)
-    old, new = (
-        [torch.ones(leaf.shape, device=torch_side.DEVICE) for leaf in jax.tree.leaves(params)] for _ in range(2)
-    )
-
-    def theirs() -> Any:
-        with torch.no_grad():
-            return [a * 0.4 + b * 0.1 for a, b in zip(old, new, strict=True)]
-
-    yield Case(
-        f"shrink_perturb of {count / 1e6:.1f} M parameters", lambda: mix(params, other), torch_side.run(theirs),
-        flops=3.0 * count, bytes=12.0 * count, compile_seconds=program.compile_seconds,
-    )  # fmt: skip
-
-
 def checkpoints(scale: Scale) -> Iterator[Case]:
     """Saving and loading a ResNet-18's training state with Adam's; ours checks a digest of every array."""
     task = task_of(models.resnet18(10, scale.width))
@@ -271,7 +248,6 @@ SUBJECTS: dict[str, Callable[[Scale], Iterator[Case]]] = {
     "mlp_epoch": mlp_epoch,
     "evaluation": evaluation,
     "online": online,
-    "reinitialise": reinitialise,
     "checkpoints": checkpoints,
     "startup": startup,
 }

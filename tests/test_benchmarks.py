@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import __main__ as benchmarks  # noqa: E402
-from benchmarks import communication, gpu_subjects, jax_side, lowering, roofline, subjects, torch_side  # noqa: E402
+from benchmarks import beside, communication, gpu_subjects, jax_side, lowering, roofline, subjects, torch_side  # noqa: E402
 from wsjax.errors import UsageError  # noqa: E402
 
 
@@ -41,8 +41,9 @@ def test_the_number_of_pytorchs_threads_is_the_users(monkeypatch):
 
 
 def test_the_subjects_are_those_that_the_help_names():
-    assert tuple(subjects.SUBJECTS) == benchmarks.names(has_cuda=False)
-    assert tuple(subjects.SUBJECTS | gpu_subjects.SUBJECTS) == benchmarks.names(has_cuda=True)
+    here = subjects.SUBJECTS | beside.SUBJECTS
+    assert tuple(here) == benchmarks.names(has_cuda=False)
+    assert tuple(here | gpu_subjects.SUBJECTS) == benchmarks.names(has_cuda=True)
     with pytest.raises(UsageError, match=r"unknown subject 'mlp'; available: .*; did you mean 'mlp_epoch'"):
         benchmarks.main(benchmarks.Config(only=("mlp",)))
 

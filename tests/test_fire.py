@@ -1,5 +1,6 @@
 """FIRE: its steps against loops, its exact limit, what it does not depend on, and its controls."""
 
+import re
 from functools import partial
 
 import jax
@@ -13,6 +14,7 @@ from wsjax.methods.fire import fire, isometry_error, with_norms_of
 from wsjax.methods.layouts import wsjax_layout
 from wsjax.methods.reinit import warm_start
 from wsjax.rounds.legs import Round
+from wsjax.training.probes import ranks_of
 
 
 def product(a, b):
@@ -181,3 +183,16 @@ def test_it_is_a_reinitialiser_of_a_run():
     states = run(rounds, {"WS": warm_start, "FIRE": own}, seeds=(0, 1), optimizer=FROZEN).states
     for seed in (0, 1):
         near(states["FIRE", seed].params, own(states["WS", seed].params))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_singular_values_are_of_one_matrix_at_a_time(seeds):
+    """Several batches of them at once hang on a CPU for ever, where matrices are large and cores are few."""
+    kernels = {"a": {"kernel": jnp.ones((seeds, 3, 3, 4, 5))}, "b": {"kernel": jnp.ones((seeds, 3, 3, 5, 6))}}
+    for function, given in (
+        (partial(fire, steps=None), kernels), (ranks_of, jnp.ones((seeds, 7, 4))),
+    ):  # fmt: skip
+        lines = str(jax.make_jaxpr(jax.vmap(function))(given)).splitlines()
+        found = [line for line in lines if "= svd[" in line]
+        assert found
+        assert all(re.search(r":f32\[\d+\]", line) for line in found), found  # one vector of values each

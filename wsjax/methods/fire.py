@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from wsjax.methods.layouts import Axes, Layout, flax_layout, kernels_of, map_layers
 from wsjax.methods.reinit import check_match
+from wsjax.training.singular import svd
 
 
 def fire(params: Any, fresh: Any = None, *, steps: int | None = 10, layout: Layout = flax_layout) -> Any:
@@ -107,7 +108,7 @@ def _newton_schulz(matrix: jax.Array, steps: int) -> jax.Array:
 
 
 def _polar(matrix: jax.Array) -> jax.Array:
-    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    left, values, right = svd(matrix)
     # A singular value of 0 has no direction of its own: it stays 0, and so does a matrix of zeros.
     least = max(matrix.shape[-2:]) * jnp.finfo(matrix.dtype).eps * values[..., :1]
     return jnp.matmul(left * (values > least)[..., None, :], right, precision=_EXACT)

@@ -15,6 +15,7 @@ import optax
 
 from wsjax.errors import TaskError
 from wsjax.training import anchors
+from wsjax.training.singular import singular_values
 from wsjax.training.task import Activations
 from wsjax.training.train import Batch, Metrics, Samples, Setup, TrainState, batch_gradient, over_batches
 
@@ -109,7 +110,7 @@ def ranks_of(features: jax.Array) -> Metrics:
       delta = 0.01); "stable_rank": sum(s^2) / max(s)^2, the squared ratio of Frobenius and spectral norms. NaN where
       all features are 0.
     """
-    s = jnp.linalg.svd(features, compute_uv=False)
+    s = singular_values(features)
     total = jnp.sum(s)
     share = s / total
     entropy = -jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.where(share > 0, share, 1)), 0))
