@@ -3,9 +3,9 @@
     python figures/figure7.py RUN_FOLDER [RUN_FOLDER ...] [--out figures/results/figure7]
 
 Draws runs of experiments/shrink_only.py over the report's curves, as PNG and PDF with the caption beside them as TXT;
-runs may differ in their networks. Takes seconds. At the report's settings expect ReLU without biases to be flat above
-0 at 48 %, ReLU with biases to fall from a shrink of 0.6 down, and ResNet-18, evaluated with each batch's statistics, to
-be flat above 0.05 at 78 %.
+each network may have been trained in a way of its own. Takes seconds. At the report's settings expect ReLU without
+biases to be flat above 0 at 48 %, ReLU with biases to fall from a shrink of 0.6 down, and ResNet-18, evaluated with
+each batch's statistics, to be flat above 0.05 at 78 %.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before the imports that take a second
 
     ending.begin()
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from matplotlib.figure import Figure
 from wsjax.errors import RunError
 from wsjax.results import captions, published, shrink_plots, shrinking, words
 from wsjax.results.captions import Caption
+from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun, merge_runs
 from wsjax.scripts import draw as drawing
-from wsjax.storage.records import RunRecords
+from wsjax.storage.records import RunRecords, differing
 
 PUBLISHED = Path(__file__).resolve().parent / "published"
 KEYS = {
@@ -43,19 +45,38 @@ NOTES = (
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of shrink-only runs and its caption."""
-    run = merge_runs(runs, "shrink_only")
-    curves = curves_of(runs)
+    parts, curves = parts_of(runs), curves_of(runs)
     settings, report = published.read(PUBLISHED, "settings", "report")
     own = settings["shrink_only"]
-    drawn = published_curves(run, own, report["figure7_shrink_lambda_index_accuracy"], curves)
-    notes = "Dashed: the report's curves (one seed)." if drawn else "No published curve is drawn: settings differ."
-    compared = own if words.is_alike(run.settings, own) else None
+    drawn, captioned = {}, []
     what = "Figure 7: test accuracy of trained networks all of whose parameters are multiplied by a factor, the shrink."
-    caption = captions.compose(run, what, compared, shrinking.came(curves), f"{notes} {NOTES}")
+    for run in parts:
+        of_run = [curve for curve in curves if curve["network"] in run.methods]
+        drawn |= published_curves(run, own, report["figure7_shrink_lambda_index_accuracy"], of_run)
+        compared = own if words.is_alike(run.settings, own) else None
+        captioned.append(captions.compose(run, what, compared, shrinking.came(curves), NOTES))
+    notes = "Dashed: the report's curves (one seed)." if drawn else "No published curve is drawn: settings differ."
+    of_part = [f"{shrinking.labels(run.methods)}: " * (len(parts) > 1) for run in parts]
+    caption = captions.joined(captioned, of_part)._replace(notes=f"{notes} {captioned[0].notes}")
     missing = [shrinking.LABELS[name] for name in KEYS if not any(curve["network"] == name for curve in curves)]
     if missing:
         caption = caption._replace(differs=f"{caption.differs} Not run: {'; '.join(missing)}.".strip())
     return shrink_plots.shrink_curves(curves, drawn), caption
+
+
+def parts_of(runs: Sequence[RunRecords]) -> list[DrawnRun]:
+    """The runs, merged where their settings are the same: each network may have been trained in a way of its own.
+
+    Raises:
+        RunError: as `merge_runs`; or a network was trained in two ways.
+    """
+    known = [run.config["config"] for run in runs if isinstance(run.config.get("config"), dict)]
+    differ = {name for other in known[1:] for name in differing(known[0], other)}
+    by = sorted(differ - words.NEUTRAL - {"networks", "perturb"})
+    parts = list(merge_groups(runs, "shrink_only", by, None).runs.values())
+    if max(Counter(name for run in parts for name in run.methods).values()) > 1:
+        merge_runs(runs, "shrink_only")  # which says in what the trainings of a network differ
+    return parts
 
 
 def curves_of(runs: Sequence[RunRecords]) -> list[dict[str, Any]]:

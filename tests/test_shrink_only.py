@@ -257,6 +257,16 @@ def test_figure7_joins_runs_of_several_networks(tmp_path):
         draw(7, runs[0], write(tmp_path / "other", [curve()], learning_rate=0.2))
 
 
+def test_figure7_tells_of_each_network_how_it_was_trained(tmp_path):
+    mlps = write(tmp_path / "mlps", [curve(), curve("relu")], networks=["tanh", "relu"])
+    narrow = write(tmp_path / "narrow", [curve("resnet18")], networks=["resnet18"], width=8, num_train=1000)
+    text = draw(7, mlps, narrow)
+    assert "MLPs: hidden layers 100/100/100, CIFAR-10, 50,000 training images" in text
+    assert "ResNet-18: width 8, CIFAR-10, 1,000 training images" in text
+    assert "MLPs: Settings as published. ResNet-18: Not as published: width 8 instead of 64; 1,000 training" in text
+    assert "Dashed: the report's curves" in text
+
+
 def test_figure7_as_a_user_draws_it(tmp_path):
     result = command(7, write(tmp_path / "run", [curve()]), "--out", tmp_path / "figure")
     assert result.returncode == 0, result.stderr

@@ -137,6 +137,16 @@ def compose(
     )
 
 
+def joined(captions: Sequence[Caption], names: Sequence[str]) -> Caption:
+    """One caption of several parts' that are drawn together: what each part ran, and how it differs, by its name."""
+
+    def told(field: str) -> str:
+        texts = [getattr(own, field) for own in captions]
+        return " ".join(f"{name}{text}" for name, text in zip(names, texts, strict=True) if text)
+
+    return captions[0]._replace(ran=told("ran"), differs=told("differs"))
+
+
 def common_samples(rounds: Sequence[Row]) -> int | None:
     """The largest number of images that all methods and seeds have trained on, of a row a round; None of no row."""
     largest: dict[tuple[str, int], int] = {}

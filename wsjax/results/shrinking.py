@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from wsjax.results.names import Methods
@@ -72,6 +72,12 @@ def title(network: str, evaluation: str) -> str:
     """A curve's name; of networks without batch statistics the evaluation says nothing."""
     statistics = f", {EVALUATIONS[evaluation]} statistics" if network == "resnet18" else ""
     return LABELS.get(network, network) + statistics
+
+
+def labels(networks: Collection[str]) -> str:
+    """The names of several networks together."""
+    of_mlps = len(networks) > 1 and all(LABELS.get(name, "").startswith("MLP") for name in networks)
+    return "MLPs" if of_mlps else " and ".join(LABELS.get(name, name) for name in networks)
 
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:

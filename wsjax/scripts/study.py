@@ -145,7 +145,7 @@ def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> lis
     if not jobs:
         return []
     total = sum(job.seconds for job in jobs) * factor
-    took, over = read_took(workdir), 0.0
+    over = 0.0
 
     with cli.progress(total / parallel) as advance:
         advance(0, "starting")
@@ -155,8 +155,8 @@ def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> lis
             nonlocal over, ended_work
             if ended is not None:
                 ended_work += ended.job.seconds * factor
-                took[ended.job.name] = took.get(ended.job.name, 0.0) + ended.seconds
-                write_json(workdir / TOOK, took)
+                took = read_took(workdir)  # another call may have written
+                write_json(workdir / TOOK, took | {ended.job.name: took.get(ended.job.name, 0.0) + ended.seconds})
             # A job counts as its guess at most, until it ends.
             work = ended_work + sum(min(seconds, 0.95 * job.seconds * factor) for job, seconds in running)
             step = max(work / parallel - over, 0.0)
