@@ -28,7 +28,7 @@ from wsjax.storage.records import RunRecords
 PUBLISHED = Path(__file__).resolve().parent / "published"
 
 
-def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, Caption]:
+def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, Caption]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online", reinits=(names.RANDOM, names.WARM))
     ends = summarize_drawn(run)
@@ -51,7 +51,9 @@ def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, Cap
             notes += "far as this run goes; its seconds are those of another machine and include evaluation."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
         caption = captions.online_caption(run, what, ends, own, points, notes)
-    figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)
+    figure = plots.online_curves(
+        ends["rounds"], run.methods, published=drawn, cost=cost or ("seconds" if drawn else "steps")
+    )
     return figure, caption
 
 

@@ -29,7 +29,7 @@ from wsjax.storage.records import RunRecords
 PUBLISHED = Path(__file__).resolve().parent / "published"
 
 
-def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, Caption]:
+def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, Caption]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online")
     ends = summarize_drawn(run)
@@ -53,7 +53,9 @@ def draw(runs: Sequence[RunRecords], cost: str = "seconds") -> tuple[Figure, Cap
         caption = captions.online_caption(run, what, ends, own, points, notes)
     else:
         caption = captions.online_caption(run, what, ends, notes=notes)
-    figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)
+    figure = plots.online_curves(
+        ends["rounds"], run.methods, published=drawn, cost=cost or ("seconds" if drawn else "steps")
+    )
     return figure, caption
 
 

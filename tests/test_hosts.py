@@ -14,7 +14,7 @@ from wsjax.storage.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
 ARGUMENTS = (
-    "--increment", "30", "--num_train", "60", "--epochs", "40", "--threshold", "1", "--hidden", "8", "--seeds", "0",
+    "--increment", "30", "--num_train", "60", "--epochs", "80", "--threshold", "1", "--hidden", "8", "--seeds", "0",
     "1", "--methods", "WS", "SP", "--checkpoint_every", "5",
 )  # fmt: skip
 

@@ -88,6 +88,9 @@ def run_rounds(
     the start of every later round a method makes of its own state, and of a network drawn anew for (seed, round), which
     is the same for all methods, what it starts from.
 
+    What is compiled is kept for later calls in this process that are given the same functions: make task and optimiser
+    once, and hand them to each call.
+
     Args:
       setup: what is trained, how, and on what data.
       rounds: sizes and stop rules. Pools are nested: a round has the first `num_samples` of the seed's order.

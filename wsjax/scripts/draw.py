@@ -40,8 +40,9 @@ class Config:
 class OnlineConfig(Config):
     """What to draw of online runs, and where to."""
 
-    cost: Literal["seconds", "steps"] = "seconds"
-    """What a round costs: seconds, or steps, which do not depend on the machine."""
+    cost: Literal["seconds", "steps"] | None = None
+    """What a round costs: seconds, or steps, which do not depend on the machine. Default: seconds where the report's
+    curves are drawn too, else steps."""
 
 
 def run_script(
