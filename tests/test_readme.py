@@ -1,6 +1,7 @@
 """The Python of the README and of docs/ runs as it stands there, and links lead somewhere."""
 
 import re
+import statistics
 from pathlib import Path
 
 import jax
@@ -8,7 +9,8 @@ import pytest
 
 from wsjax.results.claims import read_study, verdicts
 from wsjax.results.page import markdown
-from wsjax.storage.records import read_json
+from wsjax.storage.records import read_json, read_run
+from wsjax.storage.rows import round_ends
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +56,25 @@ def test_the_verdicts_are_what_the_records_come_to():
     told = [line for line in text.splitlines(keepends=True) if not line.endswith("| not run |\n")]
     assert len(told) > 2
     assert "".join(told) in PAGES[0].read_text()
+
+
+def test_what_a_stop_looks_at_is_told_as_the_records_have_it():
+    results = ROOT / "figures" / "results"
+    scores = {}
+    for folder in (results / "table1-mlp-cifar10-adam", results / "cpu" / "offline" / "table1-7"):
+        run = read_run(folder)
+        settings = run.config["config"]
+        assert [settings[name] for name in ("model", "optimizer", "dataset")] == ["mlp", "adam", "cifar10"]
+        ends = [row for row in round_ends(run.rows) if row["round"] == 2]
+        own = {name: [row["test_accuracy"] for row in ends if row["method"] == name] for name in ("RI", "WS")}
+        assert {len(values) for values in own.values()} == {5}
+        scores[settings.get("train_accuracy", "running")] = {
+            name: f"{statistics.mean(values):.2%}" for name, values in own.items()
+        }
+    running, after = scores["running"], scores["after"]
+    text = " ".join(PAGES[0].read_text().split())
+    assert f"ends at RI {running['RI'][:-1]}, WS {running['WS'][:-1]} % where" in text
+    assert f"at {after['RI'][:-1]} and {after['WS'][:-1]} % where it is measured after" in text
 
 
 def test_the_readme_has_links():
