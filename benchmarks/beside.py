@@ -33,6 +33,7 @@ def reinitialise(scale: Scale) -> Iterator[Case]:
     params = jax.jit(lambda key: task.init(key)[0])(jax.random.key(0))
     other = jax.tree.map(jnp.copy, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    whole = f"{count / 1e6:.1f} M parameters"
     program = Program(lambda a, b: shrink_perturb(a, b, 0.4, 0.1))
     mix = program.prepare(params, other)
     old, new = (
@@ -45,16 +46,16 @@ def reinitialise(scale: Scale) -> Iterator[Case]:
 
     copy = Program(partial(jax.tree.map, jnp.copy)).prepare(params)
     yield Case(
-        f"shrink_perturb of {count / 1e6:.1f} M parameters", lambda: mix(params, other), torch_side.run(theirs),
+        f"shrink_perturb of {whole}", lambda: mix(params, other), torch_side.run(theirs),
         flops=3.0 * count, bytes=12.0 * count, compile_seconds=program.compile_seconds,
     )  # fmt: skip
     yield Case(
-        f"shrink_perturb of {count / 1e6:.1f} M parameters", lambda: mix(params, other), lambda: copy(params), "a copy",
+        f"shrink_perturb of {whole}", lambda: mix(params, other), lambda: copy(params), "a copy",
         flops=3.0 * count, bytes=12.0 * count,
     )  # fmt: skip
     few, exact = (Program(partial(fire, steps=steps)).prepare(params) for steps in (10, None))
     yield Case(
-        f"fire of {count / 1e6:.1f} M parameters, 10 steps", lambda: few(params), lambda: exact(params),
+        f"fire of {whole}, 10 steps", lambda: few(params), lambda: exact(params),
         "exact, by singular values", bytes=8.0 * count,
     )  # fmt: skip
 
@@ -72,7 +73,7 @@ def reinitialise(scale: Scale) -> Iterator[Case]:
     start, gradient = (Program(function).prepare(state, data) for function in (dash, gradients))
     flops, traffic = (scale.steps * cost for cost in roofline.resnet18_costs(scale.width, True, BATCH))
     yield Case(
-        f"dash_start of {count / 1e6:.1f} M parameters, {len(labels)} images", lambda: start(state, data),
+        f"dash_start of {whole}, {len(labels)} images", lambda: start(state, data),
         lambda: gradient(state, data), "a pass of gradients over them", flops=flops, bytes=traffic,
     )  # fmt: skip
 

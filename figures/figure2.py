@@ -51,9 +51,7 @@ def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, C
             notes += "far as this run goes; its seconds are those of another machine and include evaluation."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
         caption = captions.online_caption(run, what, ends, own, points, notes)
-    figure = plots.online_curves(
-        ends["rounds"], run.methods, published=drawn, cost=cost or ("seconds" if drawn else "steps")
-    )
+    figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)
     return figure, caption
 
 

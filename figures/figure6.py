@@ -53,9 +53,7 @@ def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, C
         caption = captions.online_caption(run, what, ends, own, points, notes)
     else:
         caption = captions.online_caption(run, what, ends, notes=notes)
-    figure = plots.online_curves(
-        ends["rounds"], run.methods, published=drawn, cost=cost or ("seconds" if drawn else "steps")
-    )
+    figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)
     return figure, caption
 
 

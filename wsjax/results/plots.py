@@ -122,7 +122,7 @@ def draw_offline(
 
 
 def online_curves(
-    rounds: Sequence[Row], methods: Methods, *, published: Curves | None = None, cost: str = "seconds"
+    rounds: Sequence[Row], methods: Methods, *, published: Curves | None = None, cost: str | None = "seconds"
 ) -> Figure:
     """Draws test scores, and what a round costs, by the number of samples.
 
@@ -130,9 +130,11 @@ def online_curves(
         rounds: a row a round, of any methods and seeds; each method is averaged over the seeds that reached a round.
         methods: what each method is, by name; see `names`.
         published: drawn dashed behind the measured curves: (field, method) to points (samples, percent or seconds).
-        cost: one of `COSTS`: training seconds, or steps, which do not depend on the machine.
+        cost: one of `COSTS`: training seconds, or steps, which do not depend on the machine; None takes seconds where
+            there are published curves to compare with, and else steps.
     """
     published, unit = published or {}, unit_of(rounds)
+    cost = cost or ("seconds" if published else "steps")
     curves = _by_method(rounds, methods)
     styles = names.styles(curves, methods)
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
