@@ -73,28 +73,30 @@ TABLE_1 = (
 # statistics, as in half of the report: running ones lag behind, and scores jump by ten points from epoch to epoch.
 NARROW = "--num_test=5000 --width=16 --evaluation=batch --replicas=devices"
 STEPS = "--learning_rate=0.05 --batch_size=64"
-FOUR = "--seeds 0 1 2 3"
+FOUR, THREE = "--seeds 0 1 2 3", "--seeds 0 1 2"
 CIFAR = f"--dataset=cifar10 --num_train=10000 {NARROW} {STEPS}"
 ON_CIFAR = f"{CIFAR} {FOUR}"
-ON_LESS = f"--num_train=5000 {NARROW} {FOUR}"
-ONLINE = f"online --dataset=cifar10 {ON_LESS} --batch_size=64 --pool=1"
+LESS = f"--num_train=5000 {NARROW}"
+ONLINE = f"online --dataset=cifar10 {LESS} --batch_size=64 --pool=1"
 CPU = grid(f"{ON_CIFAR} --epochs=12", (), (0.1, 0.001, 0.01)) | {
     "controls": [f"offline {ON_CIFAR} --epochs=12 --methods RI@0.15 WS@0.15 RI@0.5"],
-    "figure8": [f"gradients --dataset=cifar10 {ON_LESS} {STEPS} --first_epochs=12 --epochs=6"],
+    "figure8": [f"gradients --dataset=cifar10 {LESS} {FOUR} {STEPS} --first_epochs=12 --epochs=6"],
     "figure3": [f"early_stopping {ON_CIFAR} --epochs=12 --every=3"],
-    "figure2": [f"{ONLINE} --methods RI WS"],
-    "figure6": [f"{ONLINE} --train_accuracy=running"],
+    "figure2": [f"{ONLINE} {FOUR} --methods RI WS"],
+    "figure6": [f"{ONLINE} {THREE} --train_accuracy=running --shrink 0.2 0.4 0.6"],
     "figure7": [
         "shrink_only --dataset=cifar10 --networks tanh tanh_no_bias relu relu_no_bias --seeds 0 1 2 3 4",
         f"shrink_only {ON_CIFAR} --networks resnet18 --epochs=12",
     ],
     "figure4": [
-        f"hyperparameters --dataset=cifar10 {ON_LESS} --learning_rates 0.1 0.01 --batch_sizes 64 16 --epochs=40 {chain}"
+        f"hyperparameters --dataset=cifar10 {LESS} {THREE} --learning_rates 0.1 0.05 --batch_sizes 64 32 --epochs=40 {chain}"
         for chain in ("", "--chained")
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],
-    "figure10": [f"gradients --dataset=cifar10 {ON_LESS} {STEPS} --augment --first_epochs=24 --epochs=6"],
-    "figure11": [f"transfer --datasets cifar10 cifar100 {ON_LESS} {STEPS} --epochs=12 --fractions 0.3 1"],
+    "figure10": [
+        f"gradients --dataset=cifar10 {LESS} {FOUR} {STEPS} --augment --first_epochs=24 --epochs=6 --methods RI WS"
+    ],
+    "figure11": [f"transfer --datasets cifar10 cifar100 {LESS} {THREE} {STEPS} --epochs=12 --fractions 0.3 1"],
     "board": [
         "online --protocol=dash --width=16 --max_rounds=4 --methods RI WS SP DASH RI@0.01 --seeds 2021 2022 2023 2024 "
         "--epochs=300 --num_test=5000 --evaluate=epoch --replicas=devices"

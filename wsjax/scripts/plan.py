@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ def cost(experiment: str, config: Any) -> Cost:
       config: its settings.
     """
     samples = len(config.seeds) * sum(size * epochs for size, epochs in PASSES[experiment](config))
-    steps = samples / config.batch_size
+    batches = getattr(config, "batch_sizes", (config.batch_size,))  # a grid's cells divide the samples evenly
+    steps = samples * statistics.mean(1 / batch for batch in batches)
     return Cost(steps, START + steps * STEP + samples * 6 * _products(config) / OPERATIONS)
 
 
