@@ -98,8 +98,8 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", (), (0.1, 0.001, 0.01)) | {
     ],
     "figure11": [f"transfer --datasets cifar10 cifar100 {LESS} {THREE} {STEPS} --epochs=12 --fractions 0.3 1"],
     "board": [
-        "online --protocol=dash --width=16 --max_rounds=4 --methods RI WS SP DASH RI@0.01 --seeds 2021 2022 2023 2024 "
-        "--epochs=300 --num_test=5000 --evaluate=epoch --replicas=devices"
+        "online --protocol=dash --width=16 --max_rounds=4 --methods RI WS SP DASH FIRE L2 HT SWR RI@0.01 --own_first "
+        "--seeds 2021 2022 2023 --epochs=300 --num_test=5000 --evaluate=epoch --replicas=devices"
     ],
     # Seed by seed: one that has stopped costs as much in a stack as one that trains, and these stop far apart.
     "table1": [
