@@ -89,7 +89,8 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", (), (0.1, 0.001, 0.01)) | {
         f"shrink_only {ON_CIFAR} --networks resnet18 --epochs=12",
     ],
     "figure4": [
-        f"hyperparameters --dataset=cifar10 {LESS} {THREE} --learning_rates 0.1 0.05 --batch_sizes 64 32 --epochs=40 {chain}"
+        f"hyperparameters --dataset=cifar10 {LESS} {THREE} --learning_rates 0.1 0.05 --batch_sizes 64 32 --epochs=40 "
+        f"{chain}"
         for chain in ("", "--chained")
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],

@@ -21,7 +21,8 @@ from wsjax.networks import models
 from wsjax.retraining import incoming, shelf
 from wsjax.retraining import retrain as retraining
 from wsjax.retraining.incoming import is_held_out, read_pool
-from wsjax.retraining.retrain import Recipe, retrain
+from wsjax.retraining.recipe import Recipe
+from wsjax.retraining.retrain import retrain
 from wsjax.retraining.shelf import load_model, roll_back
 from wsjax.rounds.legs import Settings
 from wsjax.scripts import build

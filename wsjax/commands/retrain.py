@@ -126,7 +126,7 @@ def advice() -> Iterator[None]:
 
 def build_recipe(config: Config) -> Any:
     """The settings as a `retraining.Recipe`."""
-    from wsjax.retraining.retrain import Recipe
+    from wsjax.retraining.recipe import Recipe
     from wsjax.rounds.legs import Settings
     from wsjax.training.stopping import after_epochs, any_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,8 @@ from wsjax.methods.layouts import wsjax_layout
 from wsjax.methods.reinit import shrink_perturb, warm_start
 from wsjax.methods.starts import grown
 from wsjax.retraining.lineage import SCRATCH, SHRINK_PERTURB
+from wsjax.retraining.recipe import Recipe
 from wsjax.training.train import Setup, TrainState, all_samples
-
-if TYPE_CHECKING:
-    from wsjax.retraining.retrain import Recipe
 
 
 def factors(recipe: Recipe) -> dict[str, Any]:

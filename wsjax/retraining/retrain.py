@@ -21,73 +21,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from wsjax import parallel
 from wsjax.data.datasets import channel_statistics
-from wsjax.data.sources import MAX_GIGABYTES
 from wsjax.errors import NonFiniteLoss, RunError
 from wsjax.retraining import methods, shelf
 from wsjax.retraining.incoming import Pool, read_pool
-from wsjax.retraining.lineage import SCRATCH, SHRINK_PERTURB
-from wsjax.retraining.shelf import MakeTask, Model
+from wsjax.retraining.lineage import SCRATCH
+from wsjax.retraining.recipe import Recipe
+from wsjax.retraining.shelf import Model
 from wsjax.rounds.journal import Observer
-from wsjax.rounds.legs import Round, Settings
+from wsjax.rounds.legs import Round
 from wsjax.rounds.loop import run_rounds
 from wsjax.storage import checkpoint
 from wsjax.storage.records import CONFIG, Records, about_run, differing, hold, open_run, read_json
 from wsjax.storage.rows import FIRST, Row, round_ends
-from wsjax.training.stopping import StopRule
 from wsjax.training.train import Setup, TrainState, all_samples, reestimated, score_each
-
-
-class Recipe(NamedTuple):
-    """How a model is retrained.
-
-    Attributes:
-      make_task: see `MakeTask`; for classes it has not seen, a network's leaves must grow at the end of an axis.
-      optimizer: of optax.
-      stop: when training ends.
-      batch_size: samples a step.
-      settings: of the loop; `evaluate` is not looked at.
-      describe: what a lineage tells of the above, JSON values. A model whose "architecture" differs is refused.
-      shrink: factor of the current model's parameters.
-      perturb: factor of newly drawn ones.
-      holdout: fraction of the images that are held out.
-      tolerance: how much lower than its parent's a new model's held-out accuracy may be, in [0, 1].
-      seed: model n draws all it draws from the key of seed + n, so that every model is perturbed by a new network.
-      compare_scratch: whether to train from scratch too, on the same data, for comparison.
-      mesh: `wsjax.parallel.data_mesh()` splits every batch over devices.
-      max_gigabytes: what a data file, and all images together, may take in memory.
-      image_size: pixels of a side, which images of folders are resized to; see `incoming.read_pool`.
-      fit: what the stop rule looks at; see `Setup`.
-      method: how a model begins that has a parent: one of `lineage.METHODS`.
-      dash_shrink: DASH: the least factor of the current model's parameters, in [0, 1].
-      fire_steps: FIRE: steps of Newton and Schulz; None goes all the way.
-      later: the learning rate, for the lineage, and the optimiser of models that have a parent; None takes `optimizer`.
-    """
-
-    make_task: MakeTask
-    optimizer: optax.GradientTransformation
-    stop: StopRule
-    batch_size: int
-    settings: Settings
-    describe: Mapping[str, Any]
-    shrink: float = 0.4
-    perturb: float = 0.1
-    holdout: float = 0.1
-    tolerance: float = 0.02
-    seed: int = 0
-    compare_scratch: bool = False
-    mesh: Mesh | None = None
-    max_gigabytes: float = MAX_GIGABYTES
-    image_size: int | None = None
-    fit: Callable[..., Any] | None = None
-    method: str = SHRINK_PERTURB
-    dash_shrink: float = 0.3
-    fire_steps: int | None = 10
-    later: tuple[float, optax.GradientTransformation] | None = None
 
 
 class Job(NamedTuple):

@@ -48,9 +48,15 @@ def _fire(config: Any, spec: names.Spec) -> Start:
 
 
 def _in_optimizer(config: Any, spec: names.Spec) -> Start:
-    from wsjax.scripts.optimisers import build_start
+    """A warm start that keeps what the method's optimiser remembers of earlier parameters."""
+    from wsjax.methods.hare_tortoise import tortoise_kept
+    from wsjax.methods.reinit import warm_start
+    from wsjax.methods.starts import anchored, mixed
 
-    return build_start(config, spec)
+    start = mixed(warm_start, config.batch_stats, config.opt_state)
+    if config.opt_state == "keep":
+        return start
+    return tortoise_kept(start) if spec["reinit"] == "hare_tortoise" else anchored(start)
 
 
 METHODS: dict[str, Known] = {

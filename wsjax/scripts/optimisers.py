@@ -15,7 +15,6 @@ from wsjax.scripts.config import Common, Training
 from wsjax.scripts.methods import IN_OPTIMIZER, METHODS
 
 if TYPE_CHECKING:
-    from wsjax.methods.starts import Start
     from wsjax.rounds.legs import Round
     from wsjax.training.train import Setup
 
@@ -27,22 +26,10 @@ def is_own(spec: names.Spec) -> bool:
 
 def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
     """The settings' optimiser, with what a method adds to it."""
-    import optax
-
-    from wsjax.methods import hare_tortoise, l2_init, soft_weight_rescaling
     from wsjax.training.train import make_optimizer
 
     spec = spec or {}
-    before: list[Any] = []
-    after: list[Any] = []
-    decoupled = None
-    if spec.get("reinit") == "l2_init":
-        pull = l2_init.l2_init(spec["strength"])
-        before, decoupled = ([], pull) if spec["decoupled"] else ([pull], None)
-    if spec.get("reinit") == "hare_tortoise":
-        after = [hare_tortoise.hare_tortoise(spec["momentum"], spec["every"], first=1, in_epochs=True)]
-    if spec.get("reinit") == "soft_weight_rescaling":
-        after = [soft_weight_rescaling.soft_weight_rescaling(spec["rate"], head_rate=spec["head_rate"])]
+    added = _added(tuple(spec.items()))
     own = make_optimizer(
         config.optimizer,
         spec.get("learning_rate", config.learning_rate),
@@ -50,9 +37,34 @@ def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
         config.warmup,
         schedule=_schedule(config) if is_scheduled(config) else None,
         clip_norm=config.clip_norm,
-        decoupled=decoupled,
+        decoupled=added.get("decoupled"),
     )
-    return optax.chain(*before, own, *after) if before or after else own
+    return _chained(added.get("before"), own, added.get("after"))
+
+
+@kept
+def _added(spec: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """What a method adds to an optimiser, by the place where it goes."""
+    from wsjax.methods.hare_tortoise import hare_tortoise
+    from wsjax.methods.l2_init import l2_init
+    from wsjax.methods.soft_weight_rescaling import soft_weight_rescaling
+
+    own = dict(spec)
+    if own.get("reinit") == "l2_init":
+        return {"decoupled" if own["decoupled"] else "before": l2_init(own["strength"])}
+    if own.get("reinit") == "hare_tortoise":
+        return {"after": hare_tortoise(own["momentum"], own["every"], first=1, in_epochs=True)}
+    if own.get("reinit") == "soft_weight_rescaling":
+        return {"after": soft_weight_rescaling(own["rate"], head_rate=own["head_rate"])}
+    return {}
+
+
+@kept
+def _chained(*parts: Any) -> Any:
+    import optax
+
+    given = [part for part in parts if part is not None]
+    return given[0] if len(given) == 1 else optax.chain(*given)
 
 
 def learning_rate(config: Training, spec: names.Spec | None = None) -> Callable[[Any, Any], Any]:
@@ -78,18 +90,6 @@ def _schedule(config: Training) -> Any:
 def is_scheduled(config: Training) -> bool:
     """Whether the learning rate depends on how many epochs a round has."""
     return config.schedule != "constant" or config.warmup_share > 0
-
-
-def build_start(config: Common, spec: names.Spec) -> Start:
-    """A warm start that keeps what the method's optimiser remembers of earlier parameters."""
-    from wsjax.methods.hare_tortoise import tortoise_kept
-    from wsjax.methods.reinit import warm_start
-    from wsjax.methods.starts import anchored, mixed
-
-    start = mixed(warm_start, config.batch_stats, config.opt_state)  # type: ignore[arg-type]
-    if config.opt_state == "keep":
-        return start
-    return tortoise_kept(start) if spec["reinit"] == "hare_tortoise" else anchored(start)
 
 
 def paced(config: Training, setup: Setup, rounds: Sequence[Round]) -> list[Round]:
