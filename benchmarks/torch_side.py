@@ -59,10 +59,12 @@ def mlp(hidden: Sequence[int], inputs: int = 3072, classes: int = 10) -> nn.Modu
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], classes)).to(DEVICE)
 
 
-def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(
+    images: np.ndarray, labels: np.ndarray, std: Sequence[float] = REPORT_STD
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Images normalised beforehand as float32 [N, C, H, W], channels last in memory; int64 labels."""
-    mean, std = (torch.tensor(values) for values in (REPORT_MEAN, REPORT_STD))
-    inputs = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
+    mean, scale = (torch.tensor(values)[: images.shape[3]] for values in (REPORT_MEAN, std))
+    inputs = ((torch.from_numpy(images) / 255 - mean) / scale).permute(0, 3, 1, 2)
     return inputs.to(DEVICE), torch.from_numpy(labels).long().to(DEVICE)
 
 

@@ -12,7 +12,17 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from benchmarks import __main__ as benchmarks  # noqa: E402
-from benchmarks import beside, communication, gpu_subjects, jax_side, lowering, roofline, subjects, torch_side  # noqa: E402
+from benchmarks import (  # noqa: E402
+    beside,
+    communication,
+    gpu_subjects,
+    jax_side,
+    lowering,
+    roofline,
+    subjects,
+    table1,
+    torch_side,
+)
 from wsjax.errors import UsageError  # noqa: E402
 
 
@@ -187,3 +197,16 @@ def test_all_reduces_by_hand():
       c = f32[5] add(f32[5] x, f32[5] y)
     """
     assert communication.all_reduces(program) == [24, 20]
+
+
+def test_a_cell_of_table_1_in_pytorch_stops_by_the_reports_rules(capsys, monkeypatch):
+    seen = iter([0.2, 0.4, 0.6, 0.5, 0.5, 0.501, 0.7, 0.1, 0.99, 0.8])
+    monkeypatch.setattr(torch_side, "accuracy", lambda *_, **__: next(seen))
+    config = table1.Config("digits", optimizer="sgd", hidden=(), fraction=0.1, seeds=(0, 1))
+    assert table1.main(config) == [0.7, 0.8]  # after a plateau of three epochs, and after 99 %
+    seed, other, mean = capsys.readouterr().out.splitlines()
+    assert seed == "seed 0: 6 epochs, train 50.10%, test 70.00%"
+    assert other == "seed 1: 2 epochs, train 99.00%, test 80.00%"
+    assert mean == "test accuracy 75.00% ± 63.53%"
+    with pytest.raises(UsageError, match="unknown optimizer 'rmsprop'"):
+        table1.main(table1.Config("digits", optimizer="rmsprop"))
