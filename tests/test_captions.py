@@ -158,6 +158,7 @@ def test_only_wanted_methods_and_rounds_are_drawn():
         ({"batch_stats": "reset"}, "batch statistics: reset instead of keep"),
         ({"first_epochs": 40}, "40 in the first instead of as many as later"),
         ({"learning_rate": 0.0010000001}, "learning rate 0.0010000001 instead of 0.001"),
+        ({"num_test": 5000}, "5,000 test images instead of all"),
         ({"newer_setting": 3}, "newer setting 3 instead of none"),
         ({"newer_setting": None}, None),
         ({"stem_pool": True}, None),

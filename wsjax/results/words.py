@@ -96,7 +96,9 @@ _USUAL = {
 }
 """What goes without saying of a run; where something else was published, that is told all the same."""
 
-_NONE = {"epochs": "no cap", "max_rounds": "all", "first_epochs": "as many as later"}
+_NONE = {"epochs": "no cap", "first_epochs": "as many as later"} | dict.fromkeys(
+    ("max_rounds", "num_train", "num_test"), "all"
+)
 _OF_MODEL = {
     "width": "resnet18",
     "stem_pool": "resnet18",
