@@ -35,6 +35,8 @@ CASES = [
     (24, 32, 32, 3, 1, 1),
     (23, 70, 33, 3, 1, 0),
     (22, 33, 64, 3, 1, 2),
+    (11, 32, 40, 3, 1, 1),  # summed by one task
+    (11, 130, 127, 3, 1, 1),  # too large a window for so few patches
 ]
 
 
@@ -191,7 +193,7 @@ if sys.argv[1] == "one":
     os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 import jax, numpy as np
 from wsjax.networks import kernels
-from wsjax.networks.conv import conv
+from wsjax.networks.conv import conv, max_pool
 assert kernels.available()
 from wsjax.networks.norm import batch_norm
 for size, channels, features, stride in [(24, 40, 40, 1), (9, 16, 16, 2), (8, 3, 16, 1)]:
@@ -201,7 +203,8 @@ for size, channels, features, stride in [(24, 40, 40, 1), (9, 16, 16, 2), (8, 3,
     z, pull_norm = jax.vjp(jax.jit(lambda y: batch_norm(
         y, np.ones(8, np.float32), np.ones(features, np.float32), np.zeros(features, np.float32), None, 1e-5, True
     )[0]), y)
-    for array in (y, z, *pull_norm(z), *pull(y)):
+    pooled, pull_pool = jax.vjp(jax.jit(max_pool), y)
+    for array in (y, z, pooled, *pull_norm(z), *pull_pool(pooled), *pull(y)):
         print(hashlib.sha256(np.asarray(array)).hexdigest())
 """
 
@@ -214,9 +217,9 @@ def test_bfloat16_images_stay_bfloat16():
         assert_close(ours, plain, 0.02)
 
 
-@pytest.mark.parametrize("size", [1, 7, 8])
-def test_max_pool_equals_reduce_window_with_its_gradient(size):
-    x, _ = arrays((size, 3, 1, 1, 1, 0))
+@pytest.mark.parametrize(("size", "channels"), [(1, 3), (7, 3), (8, 16), (9, 21)])
+def test_max_pool_equals_reduce_window_with_its_gradient(size, channels, way):
+    x, _ = arrays((size, channels, 1, 1, 1, 0))
     dy = np.random.default_rng(1).normal(size=plain_max_pool(x).shape).astype(np.float32)
 
     @jax.jit
@@ -227,7 +230,7 @@ def test_max_pool_equals_reduce_window_with_its_gradient(size):
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, 7, 5, 3), (1, 1, 1, 2)])
-def test_max_pool_breaks_ties_as_pytorch(shape):
+def test_max_pool_breaks_ties_as_pytorch(shape, way):
     torch = pytest.importorskip("torch")
     x = np.random.default_rng(0).integers(0, 2, shape).astype(np.float32)  # full of ties, as after a ReLU
     images = torch.tensor(x).permute(0, 3, 1, 2).requires_grad_()
@@ -239,7 +242,14 @@ def test_max_pool_breaks_ties_as_pytorch(shape):
     np.testing.assert_allclose(gradient, images.grad.permute(0, 2, 3, 1), atol=1e-6)
 
 
-def test_max_pool_by_hand():
+def test_max_pool_keeps_what_is_not_a_number(way):
+    x = np.full((1, 4, 4, 9), -np.inf, np.float32)
+    x[0, 1, 2, 8] = np.nan
+    np.testing.assert_array_equal(max_pool(x)[0, :, :, 0], -np.inf)
+    np.testing.assert_array_equal(max_pool(x)[0, :, :, 8], [[-np.inf, np.nan], [-np.inf, np.nan]])
+
+
+def test_max_pool_by_hand(way):
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(max_pool(x)[0, :, :, 0], [[5, 7], [13, 15]])
     gradient = jax.grad(lambda x: (max_pool(x)[0, :, :, 0] * jnp.array([[1.0, 2.0], [3.0, 4.0]])).sum())(x)

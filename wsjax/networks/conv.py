@@ -150,7 +150,9 @@ def max_pool(x: Array) -> Array:
     Returns:
         [B, ceil(H / 2), ceil(W / 2), C].
     """
-    return reduce(jnp.maximum, _pool_taps(x))
+    batch, height, width, channels = x.shape
+    result = jax.ShapeDtypeStruct((batch, (height + 1) // 2, (width + 1) // 2, channels), x.dtype)
+    return on_cpu("max_pool", result, (x,), _max_pool_taps, _max_pool_taps)
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, Array]:
@@ -158,6 +160,18 @@ def _max_pool_forward(x: Array) -> tuple[Array, Array]:
 
 
 def _max_pool_backward(x: Array, dy: Array) -> tuple[Array]:
+    result = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return (on_cpu("max_pool_gradient", result, (x, dy), _max_pool_gradient, _max_pool_gradient),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _max_pool_taps(x: Array) -> Array:
+    return reduce(jnp.maximum, _pool_taps(x))
+
+
+def _max_pool_gradient(x: Array, dy: Array) -> Array:
     winner = lax.optimization_barrier(_pool_winner(x))  # else XLA computes it anew for every use
 
     def sent(tap: int) -> Array:
@@ -174,10 +188,7 @@ def _max_pool_backward(x: Array, dy: Array) -> tuple[Array]:
     odd_rows = jnp.stack([sent(7) + below(sent(1)), sent(8) + right(sent(6)) + below(sent(2) + right(sent(0)))], 3)
     batch, rows, columns, channels = dy.shape
     dx = jnp.stack([even_rows, odd_rows], 2).reshape(batch, 2 * rows, 2 * columns, channels)
-    return (dx[:, : x.shape[1], : x.shape[2]],)
-
-
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+    return dx[:, : x.shape[1], : x.shape[2]]
 
 
 def _pool_taps(x: Array) -> list[Array]:

@@ -1,6 +1,6 @@
-"""Compiled kernels for a CPU, which XLA's programs call: convolutions and the sums of batch normalisation.
+"""Compiled kernels for a CPU, which XLA's programs call: convolutions, batch normalisation and pooling.
 
-XLA's CPU code for both is slow (benchmarks/README.md tells how slow). The C++ sources beside this file are compiled for
+XLA's CPU code for them is slow (benchmarks/README.md tells how slow). The C++ sources beside this file are compiled for
 this machine's processor the first time that a network needs them, which takes some ten seconds, once, and are kept in
 the user's cache folder. Without a C++ compiler XLA's own operations do the same, slower.
 """
@@ -33,7 +33,10 @@ SOURCE, HEADERS = FOLDER / "calls.cc", sorted(FOLDER.glob("*.h"))
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-pthread")
 TIMEOUT = 600  # seconds for a compiler that needs some ten, or a few minutes where many work
-_CALLS = ("convolve", "images_gradient", "kernel_gradient", "moments", "normalise", "normalise_gradient")
+_CALLS = (
+    "convolve", "images_gradient", "kernel_gradient", "moments", "normalise", "normalise_gradient", "max_pool",
+    "max_pool_gradient",
+)  # fmt: skip
 
 
 def support(*arrays: jax.Array | jax.ShapeDtypeStruct) -> bool:

@@ -2,6 +2,7 @@
 
 #include "convolution.h"
 #include "normalisation.h"
+#include "pooling.h"
 
 namespace wsjax {
 namespace {
@@ -87,6 +88,30 @@ ffi::Error normalise_gradient_call(ffi::ThreadPool pool, ffi::AnyBuffer dz, ffi:
   });
 }
 
+// Whether channels are a whole number of vectors.
+template <typename T>
+bool is_whole(const ffi::AnyBuffer& images) {
+  return images_of(images).channels % LANES<T> == 0;
+}
+
+ffi::Error max_pool_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y) {
+  return by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = is_whole<T>(x) ? max_pool<T, true> : max_pool<T, false>;
+    run(pool, x.reinterpret_data<T>(), images_of(x), y->reinterpret_data<T>(), images_of(*y));
+  });
+}
+
+ffi::Error max_pool_gradient_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer dy,
+                                  ffi::Result<ffi::AnyBuffer> dx) {
+  return by_type(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto run = is_whole<T>(x) ? max_pool_gradient<T, true> : max_pool_gradient<T, false>;
+    run(pool, x.reinterpret_data<T>(), dy.reinterpret_data<T>(), images_of(dy), dx->reinterpret_data<T>(),
+        images_of(*dx));
+  });
+}
+
 // A handler's arguments and results, of which there is one at least.
 template <int ARGUMENTS, int RESULTS, typename Binding>
 auto buffers(Binding&& binding) {
@@ -108,6 +133,8 @@ auto convolution() { return call<2, 1>().Attr<int64_t>("stride").Attr<int64_t>("
 auto of_moments() { return call<2, 2>(); }
 auto normalisation() { return call<5, 1>().Attr<int64_t>("relu"); }
 auto normalisation_gradient() { return call<4, 3>(); }
+auto pooling() { return call<1, 1>(); }
+auto pooling_gradient() { return call<2, 1>(); }
 
 }  // namespace
 
@@ -117,5 +144,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_kernel_gradient, kernel_gradient_call, convo
 XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_moments, moments_call, of_moments());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_normalise, normalise_call, normalisation());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_normalise_gradient, normalise_gradient_call, normalisation_gradient());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_max_pool, max_pool_call, pooling());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(wsjax_max_pool_gradient, max_pool_gradient_call, pooling_gradient());
 
 }  // namespace wsjax

@@ -127,6 +127,13 @@ void parallel_for(ffi::ThreadPool& pool, int64_t count, const Task& task) {
   while (progress->done.load() < count) std::this_thread::yield();
 }
 
+// Calls task(number, first, last) for the parts that images are cut into, at most TASKS.
+template <typename Task>
+void for_images(ffi::ThreadPool& pool, int64_t count, const Task& task) {
+  const int64_t each = ceil_div(count, TASKS), tasks = ceil_div(count, each);
+  parallel_for(pool, tasks, [&](int64_t i) { task(i, i * each, std::min((i + 1) * each, count)); });
+}
+
 struct Images {
   int64_t count, height, width, channels;
   int64_t size() const { return height * width * channels; }  // of one image

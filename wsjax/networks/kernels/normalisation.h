@@ -18,11 +18,15 @@ struct Fold {
   int64_t size() const { return channels * pixels; }
   template <typename T>
   void sum(T* values) const {  // over the pixels, into the first
-    for (int64_t i = channels; i < size(); ++i) values[i % channels] += values[i];
+    for (const T* from = values + channels; from < values + size(); from += channels) {
+      for (int64_t c = 0; c < channels; ++c) values[c] += from[c];
+    }
   }
   template <typename T>
-  void spread(const T* from, T* to) const {
-    for (int64_t i = 0; i < size(); ++i) to[i] = from[i % channels];
+  void spread(const T* from, T* to) const {  // `from` may be where `to` begins
+    for (int64_t i = 0; i < size(); i += channels) {
+      for (int64_t c = 0; c < channels; ++c) to[i + c] = from[c];
+    }
   }
 };
 
@@ -36,27 +40,45 @@ void for_blocks(const Images& shape, const Fold& fold, int64_t first, int64_t la
   }
 }
 
-// Calls task(number, first, last) for the parts that images are cut into, at most TASKS.
-template <typename Task>
-void for_images(ffi::ThreadPool& pool, int64_t count, const Task& task) {
-  const int64_t each = ceil_div(count, TASKS), tasks = ceil_div(count, each);
-  parallel_for(pool, tasks, [&](int64_t i) { task(i, i * each, std::min((i + 1) * each, count)); });
-}
+// The loops over values: their channels come round every `size`, and every channel's are added up in the order of the
+// pixels. Functions, for only there does __restrict count.
 
-// The loops over values: their channels come round every `size`. Functions, for only there does __restrict count.
-
+// What lies at `from`, one value or a vector of them.
 template <typename T>
-void add_values(const T* __restrict x, int64_t count, int64_t size, T* __restrict sums) {
-  for (int64_t i = 0; i < count; i += size) {
-    for (int64_t c = 0; c < size; ++c) sums[c] += x[i + c];
+T load_as(T, const T* from) { return *from; }
+template <typename T>
+Vector<T> load_as(Vector<T>, const T* from) { return load(from); }
+
+// sums[c] += term(value, c) of all values, a few vectors of channels at a time, whose sums stay in registers.
+template <typename T, typename Term>
+void add_terms(const T* x, int64_t count, int64_t size, T* sums, const Term& term) {
+  constexpr int STRIP = 4;
+  int64_t c = 0;
+  for (; c + STRIP * LANES<T> <= size; c += STRIP * LANES<T>) {
+    Vector<T> own[STRIP];
+    for (int v = 0; v < STRIP; ++v) own[v] = load(sums + c + v * LANES<T>);
+    for (int64_t i = c; i < count; i += size) {
+#pragma GCC unroll 4
+      for (int v = 0; v < STRIP; ++v) term(own[v], load(x + i + v * LANES<T>), c + v * LANES<T>);
+    }
+    for (int v = 0; v < STRIP; ++v) store(sums + c + v * LANES<T>, own[v]);
+  }
+  for (; c < size; ++c) {
+    for (int64_t i = c; i < count; i += size) term(sums[c], x[i], c);
   }
 }
 
 template <typename T>
-void add_squares(const T* __restrict x, int64_t count, int64_t size, const T* __restrict means, T* __restrict sums) {
-  for (int64_t i = 0; i < count; i += size) {
-    for (int64_t c = 0; c < size; ++c) sums[c] += (x[i + c] - means[c]) * (x[i + c] - means[c]);
-  }
+void add_values(const T* x, int64_t count, int64_t size, T* sums) {
+  add_terms(x, count, size, sums, [](auto& sum, auto value, int64_t) __attribute__((always_inline)) { sum += value; });
+}
+
+template <typename T>
+void add_squares(const T* x, int64_t count, int64_t size, const T* means, T* sums) {
+  add_terms(x, count, size, sums, [means](auto& sum, auto value, int64_t c) __attribute__((always_inline)) {
+    const auto difference = value - load_as(value, means + c);
+    sum += difference * difference;
+  });
 }
 
 template <typename T, bool SHORTCUT, bool RELU>

@@ -10,12 +10,17 @@
 namespace wsjax {
 
 constexpr int PLANES = 16;
-constexpr int64_t WINOGRAD_MIN_CHANNELS = 32, WINOGRAD_MIN_PATCHES = 256;  // where the transforms pay
+// Where the transforms pay: that of a large window, which does not stay in the cache, needs more patches.
+constexpr int64_t WINOGRAD_MIN_CHANNELS = 32, WINOGRAD_MIN_PATCHES = 64, WINOGRAD_MIN_PATCHES_OF_LARGE = 256;
+constexpr int64_t WINOGRAD_LARGE = 128 * 128;  // more input times output channels than these
+constexpr int64_t SUMMED_PATCHES = 64;         // of a gradient's task, at least: its sums go through memory
 
 // Whether the products that are saved outweigh the transforms, of images to `out` channels and of the window.
 inline bool winograd_wins(int64_t channels, const Images& out) {
+  const bool is_large = channels * out.channels > WINOGRAD_LARGE;
   return std::min(channels, out.channels) >= WINOGRAD_MIN_CHANNELS &&
-         out.count * ceil_div(out.height, 2) * ceil_div(out.width, 2) >= WINOGRAD_MIN_PATCHES;
+         out.count * ceil_div(out.height, 2) * ceil_div(out.width, 2) >=
+             (is_large ? WINOGRAD_MIN_PATCHES_OF_LARGE : WINOGRAD_MIN_PATCHES);
 }
 
 // The 2x2 pixels that images are cut into, numbered in row-major order.
@@ -191,7 +196,8 @@ void kernel_gradient_winograd(ffi::ThreadPool& pool, const T* x, const Images& x
   const Patches grid(dy_shape.height, dy_shape.width);
   const int64_t length = PLANES * inputs * WIDTH<T>;  // of a panel's sums: [plane][C][WIDTH]
   const bool by_panel = panels * length * sizeof(T) > CACHE_BYTES;
-  const Shares share(x_shape.count, panels, by_panel, bordered.size() * sizeof(T));
+  const Shares share(x_shape.count, panels, by_panel, bordered.size() * sizeof(T),
+                     ceil_div(SUMMED_PATCHES, grid.count()));
   const int64_t groups = share.image_tasks;
   const int64_t patches =
       std::clamp<int64_t>(CACHE_BYTES / (PLANES * padded * sizeof(T)), 1, share.at_a_time * grid.count());
