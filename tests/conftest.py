@@ -4,6 +4,7 @@ import atexit
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _cache = tempfile.mkdtemp(prefix="wsjax-tests-")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] = _cache
+# A shell's background jobs begin with Ctrl-C ignored, and so would the scripts that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["JAX_NUM_CPU_DEVICES"] = "4"
 os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads wait for each other where other tests keep the cores busy
 os.environ["JAX_PLATFORMS"] = "cpu"

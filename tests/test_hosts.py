@@ -14,7 +14,7 @@ from wsjax.storage.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
 ARGUMENTS = (
-    "--increment", "30", "--num_train", "60", "--epochs", "80", "--threshold", "1", "--hidden", "8", "--seeds", "0",
+    "--increment", "30", "--num_train", "60", "--epochs", "40", "--threshold", "1", "--hidden", "8", "--seeds", "0",
     "1", "--methods", "WS", "SP", "--checkpoint_every", "5",
 )  # fmt: skip
 
@@ -62,11 +62,9 @@ def test_two_processes_are_one_run(whole, tmp_path):
     alone = rows(tmp_path)
     key = ("method", "seed", "round", "epoch", "samples", "steps")
     assert [[row[k] for k in key] for row in whole] == [[row[k] for k in key] for row in alone]
-    # Two hosts add the gradients up in another order, and what that rounds off grows: early epochs are compared, in
-    # which an image between two classes may fall to either.
+    # Two hosts add the gradients up in another order: an image between two classes may fall to either.
     for field, close in (("train_loss", 1e-3), ("train_accuracy", 1.01 / 30)):
-        one, other = ([row[field] for row in own if row["epoch"] <= 40] for own in (whole, alone))
-        assert one == pytest.approx(other, abs=close)
+        assert [row[field] for row in whole] == pytest.approx([row[field] for row in alone], abs=close)
 
 
 @pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (0, signal.SIGINT)])
