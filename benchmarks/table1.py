@@ -44,9 +44,9 @@ class Config:
 
 
 OPTIMIZERS = {
-    "sgd": lambda parameters: torch.optim.SGD(parameters, 0.001),
-    "msgd": lambda parameters: torch.optim.SGD(parameters, 0.001, momentum=0.9),
-    "adam": lambda parameters: torch.optim.Adam(parameters, 0.001),
+    "sgd": torch_side.sgd,
+    "msgd": lambda net: torch.optim.SGD(net.parameters(), 0.001, momentum=0.9),
+    "adam": lambda net: torch.optim.Adam(net.parameters(), 0.001),
 }
 
 
@@ -71,7 +71,7 @@ def main(config: Config) -> list[float]:
 
 def fit(net: torch.nn.Module, config: Config, inputs: torch.Tensor, targets: torch.Tensor) -> list[float]:
     """Trains as Table 1 did: to 99 % train accuracy or a plateau, measured after each epoch; returns what it was."""
-    optimizer = OPTIMIZERS[config.optimizer](net.parameters())
+    optimizer = OPTIMIZERS[config.optimizer](net)
     stop = any_of(at_accuracy(0.99), at_plateau(), after_epochs(config.epochs))
     accuracies: list[float] = []
     while stop(accuracies) is None:

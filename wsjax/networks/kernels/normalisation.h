@@ -41,7 +41,7 @@ void for_blocks(const Images& shape, const Fold& fold, int64_t first, int64_t la
 }
 
 // The loops over values: their channels come round every `size`, and every channel's are added up in the order of the
-// pixels. Functions, for only there does __restrict count.
+// pixels.
 
 // What lies at `from`, one value or a vector of them.
 template <typename T>
@@ -81,6 +81,7 @@ void add_squares(const T* x, int64_t count, int64_t size, const T* means, T* sum
   });
 }
 
+// A function of its own, for only there does __restrict count; so is the next.
 template <typename T, bool SHORTCUT, bool RELU>
 void normalise_values(const T* __restrict x, int64_t count, int64_t size, const T* __restrict means,
                       const T* __restrict factors, const T* __restrict biases, const T* __restrict shortcut,

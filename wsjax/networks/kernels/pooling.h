@@ -24,23 +24,13 @@ std::array<const T*, TAPS> taps_of(const T* image, const Images& shape, int64_t 
   return taps;
 }
 
-// Vectors of channels, all of them whole or, else, with a rest at the end.
-template <typename T, bool WHOLE>
-Vector<T> load_channels(const T* from, int64_t used) {
-  return WHOLE ? load(from) : load_some(from, used);
-}
-
-template <typename T, bool WHOLE>
-void store_channels(T* to, const Vector<T>& values, int64_t used) {
-  WHOLE ? store(to, values) : store_some(to, values, used);
-}
-
-template <typename T, bool WHOLE>
+template <typename T>
 Vector<T> load_tap(const T* tap, int64_t c, int64_t used) {
-  return tap ? load_channels<T, WHOLE>(tap + c, used) : -std::numeric_limits<T>::infinity() - Vector<T>{};
+  return tap ? load_some(tap + c, used) : -std::numeric_limits<T>::infinity() - Vector<T>{};
 }
 
-// y = the maximum of every window; a NaN is the greatest.
+// y = the maximum of every window; a NaN is the greatest. WHOLE where channels are a whole number of vectors: the
+// compiler then knows how many lanes are used.
 template <typename T, bool WHOLE>
 void max_pool(ffi::ThreadPool& pool, const T* x, const Images& shape, T* y, const Images& y_shape) {
   for_images(pool, shape.count, [&](int64_t, int64_t first, int64_t last) {
@@ -50,13 +40,13 @@ void max_pool(ffi::ThreadPool& pool, const T* x, const Images& shape, T* y, cons
         for (int64_t b = 0; b < y_shape.width; ++b, to += shape.channels) {
           const auto taps = taps_of(x + n * shape.size(), shape, a, b);
           for (int64_t c = 0; c < shape.channels; c += LANES<T>) {
-            const int64_t used = shape.channels - c;
-            Vector<T> most = load_tap<T, WHOLE>(taps[0], c, used);
+            const int64_t used = WHOLE ? LANES<T> : shape.channels - c;
+            Vector<T> most = load_tap(taps[0], c, used);
             for (int tap = 1; tap < TAPS; ++tap) {
-              const Vector<T> value = load_tap<T, WHOLE>(taps[tap], c, used);
+              const Vector<T> value = load_tap(taps[tap], c, used);
               most = (value > most) | (value != value) ? value : most;
             }
-            store_channels<T, WHOLE>(to + c, most, used);
+            store_some(to + c, most, used);
           }
         }
       }
@@ -78,9 +68,10 @@ void max_pool_gradient(ffi::ThreadPool& pool, const T* x, const T* dy, const Ima
         for (int64_t b = 0; b < dy_shape.width; ++b, winner += padded) {
           const auto taps = taps_of(x + n * shape.size(), shape, a, b);
           for (int64_t c = 0; c < channels; c += LANES<T>) {
-            Vector<T> most = load_tap<T, WHOLE>(taps[0], c, channels - c), place = {};
+            const int64_t used = WHOLE ? LANES<T> : channels - c;
+            Vector<T> most = load_tap(taps[0], c, used), place = {};
             for (int tap = 1; tap < TAPS; ++tap) {
-              const Vector<T> value = load_tap<T, WHOLE>(taps[tap], c, channels - c);
+              const Vector<T> value = load_tap(taps[tap], c, used);
               place = value > most ? T(tap) - Vector<T>{} : place;
               most = value > most ? value : most;
             }
@@ -92,7 +83,7 @@ void max_pool_gradient(ffi::ThreadPool& pool, const T* x, const T* dy, const Ima
       const auto sent = [&](int tap, int64_t a, int64_t b, int64_t c) __attribute__((always_inline)) {
         if (a >= dy_shape.height || b >= dy_shape.width) return Vector<T>{};
         const int64_t window = a * dy_shape.width + b;
-        const Vector<T> gradient = load_channels<T, WHOLE>(gradients + window * channels + c, channels - c);
+        const Vector<T> gradient = load_some(gradients + window * channels + c, WHOLE ? LANES<T> : channels - c);
         return load(winners.get() + window * padded + c) == T(tap) - Vector<T>{} ? gradient : Vector<T>{};
       };
       T* image = dx + n * shape.size();
@@ -102,13 +93,13 @@ void max_pool_gradient(ffi::ThreadPool& pool, const T* x, const T* dy, const Ima
           T* to = image + (2 * a * shape.width + 2 * b) * channels;
           for (int64_t c = 0; c < channels; c += LANES<T>) {
             T *even = to + c, *odd = even + shape.width * channels;
-            const int64_t used = channels - c;
-            store_channels<T, WHOLE>(even, sent(4, a, b, c), used);
-            if (right) store_channels<T, WHOLE>(even + channels, sent(5, a, b, c) + sent(3, a, b + 1, c), used);
-            if (below) store_channels<T, WHOLE>(odd, sent(7, a, b, c) + sent(1, a + 1, b, c), used);
+            const int64_t used = WHOLE ? LANES<T> : channels - c;
+            store_some(even, sent(4, a, b, c), used);
+            if (right) store_some(even + channels, sent(5, a, b, c) + sent(3, a, b + 1, c), used);
+            if (below) store_some(odd, sent(7, a, b, c) + sent(1, a + 1, b, c), used);
             if (!right || !below) continue;
             const Vector<T> above = sent(8, a, b, c) + sent(6, a, b + 1, c);
-            store_channels<T, WHOLE>(odd + channels, above + (sent(2, a + 1, b, c) + sent(0, a + 1, b + 1, c)), used);
+            store_some(odd + channels, above + (sent(2, a + 1, b, c) + sent(0, a + 1, b + 1, c)), used);
           }
         }
       }
