@@ -9,7 +9,7 @@ import numpy as np
 from wsjax import image_task, init_state, make_optimizer, make_train_step, resnet18
 from wsjax.data.datasets import REPORT_MEAN, REPORT_STD
 from wsjax.scripts import process
-from wsjax.training.train import Batch
+from wsjax.training.train import Batch, options_to_draw
 
 
 def main(width: int, batch_size: int, cache: str) -> None:
@@ -18,7 +18,8 @@ def main(width: int, batch_size: int, cache: str) -> None:
     process.set_up()
     task = image_task(resnet18(10, width), (32, 32, 3), REPORT_MEAN, REPORT_STD)
     optimizer = make_optimizer("sgd", 0.001)
-    state = jax.jit(lambda key: init_state(task, optimizer, key))(jax.random.key(0))
+    draw = jax.jit(lambda key: init_state(task, optimizer, key), compiler_options=options_to_draw())
+    state = draw(jax.random.key(0))
     images, labels = np.zeros((batch_size, 32, 32, 3), np.uint8), np.zeros(batch_size, np.int32)
     step = jax.jit(make_train_step(task, optimizer), donate_argnums=0)
     jax.block_until_ready(step(state, Batch(jnp.asarray(images), jnp.asarray(labels), jnp.ones(batch_size))))

@@ -86,9 +86,13 @@ def place(tree: Any, mesh: Mesh | None, replicated: bool = False) -> Any:
     """Puts a tree where `over_mesh` wants it: split by replicas, or whole on every device."""
     if mesh is None:
         return tree
-    split = REPLICAS in mesh.axis_names and not replicated
-    sharding = NamedSharding(mesh, PartitionSpec(REPLICAS) if split else PartitionSpec())
-    return jax.tree.map(partial(_put, sharding=sharding), tree)
+    return jax.tree.map(partial(_put, sharding=_sharding(mesh, replicated)), tree)
+
+
+def placed(shapes: Any, mesh: Mesh | None) -> Any:
+    """The same shapes and dtypes, with where `place` puts such arrays: a template of what is not there yet."""
+    sharding = jnp.zeros(()).sharding if mesh is None else _sharding(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -129,6 +133,11 @@ def together() -> Iterator[None]:
         if jax.process_count() == 1 or not re.search(BROKEN_OFF, str(error), re.IGNORECASE):
             raise
         raise ProcessLost(f"{str(error.__cause__ or error).splitlines()[0]:.200}") from error
+
+
+def _sharding(mesh: Mesh, replicated: bool = False) -> NamedSharding:
+    split = REPLICAS in mesh.axis_names and not replicated
+    return NamedSharding(mesh, PartitionSpec(REPLICAS) if split else PartitionSpec())
 
 
 def _put(x: Any, sharding: NamedSharding) -> Any:

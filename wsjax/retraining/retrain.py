@@ -36,7 +36,7 @@ from wsjax.rounds.loop import run_rounds
 from wsjax.storage import checkpoint
 from wsjax.storage.records import CONFIG, Records, about_run, differing, hold, open_run, read_json
 from wsjax.storage.rows import FIRST, Row, round_ends
-from wsjax.training.train import Setup, TrainState, all_samples, reestimated, score_each
+from wsjax.training.train import Setup, TrainState, all_samples, options_to_draw, reestimated, score_each
 
 
 class Job(NamedTuple):
@@ -115,7 +115,7 @@ def _train(job: Job) -> tuple[TrainState, dict[str, Any]]:
     split = setup._replace(task=make_task(parallel.axis_of(recipe.mesh)))
     start, own, how = None, split, {"parent": parent and parent.lineage["model"], **methods.factors(recipe)}
     if parent is not None:
-        fresh, _ = jax.jit(setup.task.init)(jax.random.key(recipe.seed + number))
+        fresh, _ = jax.jit(setup.task.init, compiler_options=options_to_draw())(jax.random.key(recipe.seed + number))
         start = methods.begun(recipe, setup, parent.state, fresh)
         if recipe.later is not None:
             how["learning_rate"], optimizer = recipe.later

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wsjax import parallel
 from wsjax.errors import DataError, RunError, UsageError
 from wsjax.retraining.lineage import fault
 from wsjax.storage import checkpoint
@@ -85,8 +86,8 @@ def load_model(folder: Path | str, make_task: MakeTask, number: int | None = Non
     lineage = lineage_of(folder, number)
     number = int(lineage["model"])
     task = make_task(len(lineage["class_names"]), tuple(lineage["image_shape"]), lineage["mean"], lineage["std"], None)
-    template = jax.jit(lambda key: init_state(task, optax.identity(), key))(jax.random.key(0))
-    template = template._replace(opt_state=())
+    shapes = jax.eval_shape(lambda key: init_state(task, optax.identity(), key), jax.random.key(0))
+    template = parallel.placed(shapes._replace(opt_state=()), None)
     place = model_folder(folder, number) / PARAMETERS
     found = None
     with contextlib.suppress(RunError), checkpoint.open_folder(place) as saved:

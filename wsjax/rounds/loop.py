@@ -337,9 +337,9 @@ def _samples(run: _Run, leg: Leg, number: int, keys: Mapping[int, jax.Array]) ->
 
 
 def _template(run: _Run, leg: Leg, number: int, keys: Mapping[int, jax.Array]) -> TrainState:
-    """A stacked state of a round's shapes, where its checkpoints lie on the devices."""
+    """The shapes of a round's stacked state, and where its checkpoints lie on the devices."""
     programs = run.programs(leg, number)
-    return parallel.place(_fresh(programs, keys, number), programs.mesh)
+    return parallel.placed(programs.draw.shapes(keys[_NETWORK]), programs.mesh)
 
 
 def _lengths(setup: Setup, legs: Sequence[Leg]) -> dict[tuple[int, ...], int]:

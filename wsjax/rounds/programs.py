@@ -20,7 +20,7 @@ from wsjax.kept import kept
 from wsjax.methods.starts import Boundary, Mixed, Start
 from wsjax.storage.rows import CRC, FIELDS
 from wsjax.training import anchors
-from wsjax.training.train import Data, Samples, Setup, TrainState, evaluate, init_state, train_epoch
+from wsjax.training.train import Data, Samples, Setup, TrainState, evaluate, init_state, options_to_draw, train_epoch
 
 
 class Program:
@@ -31,10 +31,10 @@ class Program:
       compile_seconds: what tracing and compiling took so far.
     """
 
-    def __init__(self, function: Callable[..., Any], donate_argnums: tuple[int, ...] = ()):
+    def __init__(self, function: Callable[..., Any], **options: Any):
         self.executables: dict[Any, Any] = {}
         self.compile_seconds = 0.0
-        self._jit = jax.jit(function, donate_argnums=donate_argnums)
+        self._jit = jax.jit(function, **options)
 
     def prepare(self, *arguments: Any) -> Callable[..., Any]:
         """Returns the program for such arguments, compiled now where it is the first time."""
@@ -53,6 +53,10 @@ class Program:
     def trace(self, *arguments: Any) -> jax.stages.Traced:
         """Its trace for such arguments, for who looks at the program and does not run it."""
         return self._jit.trace(*arguments)
+
+    def shapes(self, *arguments: Any) -> Any:
+        """The shapes and dtypes of its results; nothing is compiled, and nothing runs."""
+        return jax.eval_shape(self._jit, *arguments)
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the program for such arguments."""
@@ -150,7 +154,7 @@ def _modes() -> tuple[Any, ...]:
 def _draw_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
     draw = partial(init_state, setup.task, anchors.optimizer_of(setup))
     # One after the other: a network is the same, and so are its bits, whoever is drawn beside it.
-    return Program(partial(jax.lax.map, draw))
+    return Program(partial(jax.lax.map, draw), compiler_options=options_to_draw())
 
 
 @kept
