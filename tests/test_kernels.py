@@ -14,11 +14,18 @@ from wsjax.networks import kernels
 from wsjax.networks.conv import conv
 from wsjax.storage import cache
 
+SOURCES = len(kernels.LIBRARIES)
+
+
+def load():
+    """The libraries for float32."""
+    return kernels.load("float32")
+
 
 @pytest.fixture(scope="module")
 def compiled():
-    """The library, as a real compiler makes it."""
-    return kernels.load()._name
+    """The libraries by source, as a real compiler makes them."""
+    return {source: library._name for source, library in zip(kernels.LIBRARIES, load(), strict=True)}
 
 
 @pytest.fixture
@@ -26,9 +33,9 @@ def anew(tmp_path, monkeypatch):
     """A cache of its own, and nothing remembered of compilations, before and after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "_told", [])
-    kernels.available.cache_clear()
+    kernels._available.cache_clear()
     yield tmp_path
-    kernels.available.cache_clear()
+    kernels._available.cache_clear()
 
 
 @pytest.fixture
@@ -36,10 +43,13 @@ def compiler(anew, monkeypatch, compiled):
     """Has $CXX be a script of the given lines, which stand for compiling; it notes how often that was done."""
 
     def make(compiling, version="echo 1.0", name="compiler"):
+        choose = "\n".join(
+            f'case "$*" in *{source}.cc*) library={shlex.quote(path)};; esac' for source, path in compiled.items()
+        )
         script = anew / name
         script.write_text(
             f'#!/bin/sh\ncase "$*" in *--version) {version}; exit;; esac\n'
-            f"echo >> {anew}/times\nfor made; do :; done\nlibrary={shlex.quote(compiled)}\n{compiling}\n"
+            f"echo >> {anew}/times\nfor made; do :; done\n{choose}\n{compiling}\n"
         )
         script.chmod(0o755)
         monkeypatch.setenv("CXX", str(script))
@@ -62,7 +72,7 @@ def libraries():
 
 def fails(why):
     """Looks for kernels in vain, of which one line tells."""
-    kernels.available.cache_clear()
+    kernels._available.cache_clear()
     with pytest.warns(
         UserWarning, match=r"^convolutions will be slow: their kernels could not be compiled \("
     ) as caught:
@@ -135,67 +145,68 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(anew, compiler,
 def test_a_compiler_may_have_arguments_and_a_path_with_spaces(anew, compiler, monkeypatch):
     script = compiler('[ "$1" = -pipe ] || exit 1\nshift\n' + COPY, name="a compiler")
     monkeypatch.setenv("CXX", f"'{script}' -pipe")
-    kernels.load()
-    assert times(anew) == 1
+    load()
+    assert times(anew) == SOURCES
     compiler(COPY, name="a compiler")
-    kernels.load()
-    assert times(anew) == 2
+    load()
+    assert times(anew) == 2 * SOURCES
     monkeypatch.setenv("CXX", "g++ 'of")
     with pytest.raises(OSError, match="No closing quotation"):
-        kernels.load()
+        load()
 
 
 def test_what_a_compiler_prints_need_not_be_text(anew, compiler):
     compiler(rf"printf '\377\303\050'; {COPY}", version=r"printf '\377\303\050'")
-    kernels.load()
-    assert times(anew) == 1
+    load()
+    assert times(anew) == SOURCES
 
 
 def test_kernels_are_compiled_once_for_each_compiler_and_version(anew, compiler):
     compiler(COPY)
     for _ in range(2):
-        kernels.load()
-    assert (times(anew), len(libraries())) == (1, 1)
+        load()
+    assert (times(anew), len(libraries())) == (SOURCES, SOURCES)
     compiler(COPY, version="echo 2.0")
     for _ in range(2):
-        kernels.load()
-    assert (times(anew), len(libraries())) == (2, 2)
+        load()
+    assert (times(anew), len(libraries())) == (2 * SOURCES, 2 * SOURCES)
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
 def test_a_damaged_library_is_compiled_again(anew, compiler, content):
     compiler(COPY)
-    kernels.load()
-    (kept,) = libraries()
+    load()
+    kept, *others = libraries()
     whole = kept.read_bytes()
     kept.unlink()  # this process has it open
     kept.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    kernels.load()
-    assert times(anew) == 2
-    assert [path.read_bytes() for path in libraries()] == [whole]
+    load()
+    assert times(anew) == SOURCES + 1
+    assert kept.read_bytes() == whole
+    assert sorted(libraries()) == sorted([kept, *others])
 
 
 def test_a_whole_library_that_does_not_load_is_compiled_again(anew, compiler):
     compiler(COPY)
-    kernels.load()
-    (kept,) = libraries()
+    load()
+    kept, *_ = libraries()
     stem = kept.name.rpartition("-")[0]
     kept.unlink()
     foreign = cache.keep(stem, ".so", b"another system's")
-    kernels.load()
-    assert times(anew) == 2
+    load()
+    assert times(anew) == SOURCES + 1
     assert foreign not in libraries()
-    assert len(libraries()) == 1
+    assert len(libraries()) == SOURCES
 
 
 def test_kernels_work_where_nothing_can_be_kept(anew, compiler):
     compiler(COPY)
     (anew / "cache").touch()
     with pytest.warns(UserWarning, match="what is compiled can't be kept") as caught:
-        kernels.load()
+        load()
     assert len(caught) == 1
-    kernels.load()  # and says no more
-    assert times(anew) == 2
+    load()  # and says no more
+    assert times(anew) == 2 * SOURCES
 
 
 def test_processes_that_compile_at_once_do_not_disturb_each_other(anew, compiler):
@@ -203,9 +214,9 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(anew, compiler
     program = "from wsjax.networks import kernels; assert kernels.available()"
     processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", program], env=os.environ) for _ in range(3)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
-    assert len(libraries()) == 1
+    assert len(libraries()) == SOURCES
     before = times(anew)
-    kernels.load()
+    load()
     assert times(anew) == before > 0
 
 

@@ -127,7 +127,7 @@ def test_what_a_program_must_not_hold_is_told():
         assert lowering.problems(of(lambda x: x * 2, jnp.ones(3))) == ["it has values of f64"]
     if kernels.available():
         images, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
-        assert lowering.problems(of(conv, images, kernel, platform="cpu")) == ["it calls wsjax_convolve"]
+        assert lowering.problems(of(conv, images, kernel, platform="cpu")) == ["it calls wsjax_convolve_float32"]
 
 
 def test_a_function_counts_as_often_as_it_is_called():

@@ -59,6 +59,7 @@ def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
 
     from wsjax import parallel
     from wsjax.data import datasets
+    from wsjax.networks import kernels
 
     if has_several_processes(config):
         explain_abort()  # also of what happens while they join
@@ -66,6 +67,8 @@ def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
         use_devices(config.devices or (os.cpu_count() if config.replicas else None))
+    if config.model == "resnet18":
+        kernels.prepare(config.precision)
     loaded = [datasets.load(name, config.data_dir, config.image_size) for name in names]
     return [datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test) for dataset in loaded]
 

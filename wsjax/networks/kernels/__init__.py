@@ -1,7 +1,7 @@
 """Compiled kernels for a CPU, which XLA's programs call: convolutions, batch normalisation and pooling.
 
 XLA's CPU code for them is slow (benchmarks/README.md tells how slow). The C++ sources beside this file are compiled for
-this machine's processor the first time that a network needs them, which takes some ten seconds, once, and are kept in
+this machine's processor the first time that a network needs them, which takes some five seconds, once, and are kept in
 the user's cache folder. Without a C++ compiler XLA's own operations do the same, slower.
 """
 
@@ -17,8 +17,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,24 @@ from wsjax.errors import printable
 from wsjax.storage import cache
 
 FOLDER = Path(__file__).parent
-SOURCE, HEADERS = FOLDER / "calls.cc", sorted(FOLDER.glob("*.h"))
+LIBRARIES = {
+    "convolution": ("convolve", "images_gradient", "kernel_gradient"),
+    "layers": ("moments", "normalise", "normalise_gradient", "max_pool", "max_pool_gradient"),
+}
+"""The sources and what each exports, less its "wsjax_"; for each type of values a library of its own."""
+HEADERS = sorted(FOLDER.glob("*.h"))
+TYPES = {"float32": "float", "float64": "double"}
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-pthread")
 TIMEOUT = 600  # seconds for a compiler that needs some ten, or a few minutes where many work
-_CALLS = (
-    "convolve", "images_gradient", "kernel_gradient", "moments", "normalise", "normalise_gradient", "max_pool",
-    "max_pool_gradient",
-)  # fmt: skip
+_compiling = threading.RLock()
 
 
 def support(*arrays: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Whether the kernels take such arrays: float32 or float64 on a CPU, where a compiler was found."""
-    return (
-        all(array.dtype in ("float32", "float64") and array.dtype == arrays[0].dtype for array in arrays)
-        and jax.default_backend() == "cpu"
-        and available()
-    )
+    dtype = str(arrays[0].dtype)
+    alike = dtype in TYPES and all(array.dtype == dtype for array in arrays)
+    return alike and jax.default_backend() == "cpu" and available(dtype)
 
 
 def on_cpu(
@@ -59,7 +61,7 @@ def on_cpu(
     """Calls a kernel on a CPU; where it can't be had, and where there is nothing to compute, `plain` takes its place.
 
     Args:
-        name: one of the source's exported names, less their "wsjax_".
+        name: one of those in `LIBRARIES`.
         results: a `jax.ShapeDtypeStruct`, or a tuple of them.
         arrays: the arguments. One that is left out has the shape (0,), and so has a result.
         plain: takes the same arrays, for a CPU.
@@ -68,52 +70,73 @@ def on_cpu(
     """
     parts = *arrays, *jax.tree.leaves(results)
     if all(part.size or part.shape == (0,) for part in parts) and support(*arrays):
-        call = jax.ffi.ffi_call(f"wsjax_{name}", results, vmap_method="sequential")
+        call = jax.ffi.ffi_call(_target(name, arrays[0].dtype), results, vmap_method="sequential")
         plain = functools.partial(call, **attributes)
     if plain is default:
         return plain(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=plain, default=default)
 
 
+def available(dtype: str = "float32") -> bool:
+    """Compiles a type's kernels, where that was not done yet, and makes them known to XLA; False where that fails."""
+    with _compiling:  # once, whoever asks at the same time
+        return _available(dtype)
+
+
+def prepare(dtype: str) -> None:
+    """Has a thread compile the kernels that will be asked for, while this one reads data. Does nothing elsewhere."""
+    if dtype in TYPES and jax.default_backend() == "cpu":
+        threading.Thread(target=available, args=(dtype,), daemon=True).start()
+
+
 @functools.cache
-def available() -> bool:
-    """Compiles the kernels, where that was not done yet, and makes them known to XLA; False where that fails."""
+def _available(dtype: str) -> bool:
     try:
-        library = load()
+        libraries = load(dtype)
     except OSError as error:
         warnings.warn(
             f"convolutions will be slow: their kernels could not be compiled ({printable(error)}); "
             "a C++ compiler, in $CXX or on the PATH as c++, g++ or clang++, is all that it needs",
-            stacklevel=2,
+            stacklevel=3,
         )
         return False
-    for name in _CALLS:
-        jax.ffi.register_ffi_target(
-            f"wsjax_{name}", jax.ffi.pycapsule(getattr(library, f"wsjax_{name}")), platform="cpu"
-        )
+    for library, names in zip(libraries, LIBRARIES.values(), strict=True):
+        for name in names:
+            handler = jax.ffi.pycapsule(getattr(library, f"wsjax_{name}"))
+            jax.ffi.register_ffi_target(_target(name, dtype), handler, platform="cpu")
     return True
 
 
-def load() -> ctypes.CDLL:
-    """Loads the library of these sources, jaxlib and compiler, compiled where the user's cache has none that works.
+def _target(name: str, dtype: Any) -> str:
+    """What XLA knows a kernel by."""
+    return f"wsjax_{name}_{dtype}"
+
+
+def load(dtype: str) -> list[ctypes.CDLL]:
+    """Loads a type's libraries, in the order of `LIBRARIES`; what the user's cache lacks is compiled, side by side.
 
     Raises:
-        OSError: if it can't be compiled or loaded; the message is one line.
+        OSError: if one can't be compiled or loaded; the message is one line.
     """
-    compiler = _compiler()
-    sources = [source.read_bytes() for source in (SOURCE, *HEADERS)]
-    recipe = [*sources, version("jaxlib").encode(), *map(os.fsencode, compiler), *map(str.encode, FLAGS)]
-    recipe.append(_run([*compiler, "--version"])[1])  # an upgraded compiler compiles anew
-    stem = f"kernels-{hashlib.sha256(b'|'.join(recipe)).hexdigest()[:16]}"
-    for kept in cache.find(stem):
-        with contextlib.suppress(OSError):  # made where the C library was another
-            return _open(kept)
+    compiler, flags = _compiler(), [*FLAGS, f"-DVALUE={TYPES[dtype]}"]
+    ((_, compilers_version),) = _run([[*compiler, "--version"]])
+    stems: dict[str, str] = {}
+    for source in LIBRARIES:  # an upgraded compiler compiles anew
+        texts = [path.read_bytes() for path in (FOLDER / f"{source}.cc", *HEADERS)]
+        words = [version("jaxlib").encode(), *map(os.fsencode, compiler), *map(str.encode, flags), compilers_version]
+        stems[source] = f"{source}-{dtype}-{hashlib.sha256(b'|'.join([*texts, *words])).hexdigest()[:16]}"
+    libraries = {source: _kept(stem, source) for source, stem in stems.items()}
+    missing = [source for source, library in libraries.items() if library is None]
     with tempfile.TemporaryDirectory(prefix="wsjax-", ignore_cleanup_errors=True) as place:
-        made = Path(place) / f"{stem}.so"
-        code, output = _run([*compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(made)])
-        if code != 0 or not made.exists():
-            raise OSError(_reason(output) or f"{compiler[0]} ended with code {code} and without a library")
-        return _open(cache.keep(stem, made.suffix, made.read_bytes()) or made)  # what is loaded may be removed
+        files = {source: Path(place) / f"{stems[source]}.so" for source in missing}
+        command = [*compiler, *flags, "-I", jax.ffi.include_dir()]
+        ended = _run([[*command, str(FOLDER / f"{source}.cc"), "-o", str(made)] for source, made in files.items()])
+        for (source, made), (code, output) in zip(files.items(), ended, strict=True):
+            if code != 0 or not made.exists():
+                raise OSError(_reason(output) or f"{compiler[0]} ended with code {code} and without a library")
+            kept = cache.keep(stems[source], made.suffix, made.read_bytes())
+            libraries[source] = _open(kept or made, source)  # what is loaded may be removed
+    return [library for library in libraries.values() if library]
 
 
 def _compiler() -> list[str]:
@@ -130,26 +153,33 @@ def _compiler() -> list[str]:
     raise OSError(f"no compiler found: {wanted or ', '.join(COMPILERS)}")
 
 
-def _run(command: list[str]) -> tuple[int, bytes]:
-    """Runs a compiler: its exit code and all that it printed.
+def _run(commands: Sequence[Sequence[str]]) -> list[tuple[int, bytes]]:
+    """Runs compilers side by side: the exit code of each and all that it printed.
 
-    It prints to a file, not to a pipe, which the programs that it runs in turn would keep open after its end.
+    They print to files, not to pipes, which the programs that they run in turn would keep open after their end.
     """
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in commands]
+        processes: list[subprocess.Popen[bytes]] = []
         try:
-            code = process.wait(TIMEOUT)
+            for command, log in zip(commands, logs, strict=True):
+                processes.append(
+                    subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                    )
+                )
+            codes = [process.wait(TIMEOUT) for process in processes]
         except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
-            process.wait()
+            for process in processes:
+                with contextlib.suppress(OSError):
+                    os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+                process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
-                raise OSError(f"{command[0]} did not end within {TIMEOUT} s") from error
+                raise OSError(f"{commands[0][0]} did not end within {TIMEOUT} s") from error
             raise
-        log.seek(0)
-        return code, log.read()
+        for log in logs:
+            log.seek(0)
+        return [(code, log.read()) for code, log in zip(codes, logs, strict=True)]
 
 
 def _reason(output: bytes) -> str:
@@ -158,11 +188,19 @@ def _reason(output: bytes) -> str:
     return next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
 
 
-def _open(path: Path) -> ctypes.CDLL:
-    """Loads a library; one that can't be loaded is removed."""
+def _kept(stem: str, source: str) -> ctypes.CDLL | None:
+    """The library of a source that was compiled before, where there is one that works."""
+    for path in cache.find(stem):
+        with contextlib.suppress(OSError):  # made where the C library was another
+            return _open(path, source)
+    return None
+
+
+def _open(path: Path, source: str) -> ctypes.CDLL:
+    """Loads a source's library; one that can't be loaded is removed."""
     try:
         library = ctypes.CDLL(str(path))
-        missing = [name for name in _CALLS if not hasattr(library, f"wsjax_{name}")]
+        missing = [name for name in LIBRARIES[source] if not hasattr(library, f"wsjax_{name}")]
         if missing:
             raise OSError(f"{path} lacks {', '.join(missing)}")
         return library
