@@ -1,6 +1,6 @@
 """Offline warm starts: train on half of the data, then on all of it, from three starting points.
 
-    python experiments/offline.py                      the embedded digits
+    python experiments/offline.py                      digits that come with scikit-learn, seconds
     python experiments/offline.py --dataset=cifar10    Figure 1: ResNet-18, SGD 0.001, 200 + 200 epochs
 
 RI starts the second round from scratch, WS from the parameters of the first, SP from their shrink-perturb. The run's
@@ -36,6 +36,11 @@ class Config(config.Common):
     """Published settings as defaults: fire, hare-tortoise or offline-50."""
 
 
+# The report's MLP on digits at nine places each: there a warm start ends below even where all are trained to the end.
+SHIFTED = Config(
+    dataset="digits_shifted", model="mlp", optimizer="adam", learning_rate=0.004, batch_size=128, stop=("accuracy",),
+    epochs=100, shrink=(0.6,), perturb=(0.1,), seeds=tuple(range(20)),
+)  # fmt: skip
 # A short second round, in which a network that starts from scratch is at its best: when trained on for 40 epochs
 # every method memorises the noise of the digits, and the three end within half a point of each other.
 DIGITS = Config(**config.DIGITS, first_epochs=40, epochs=8, seeds=tuple(range(40)))
@@ -44,7 +49,8 @@ FIGURE_1 = Config(model="resnet18", optimizer="sgd", learning_rate=0.001, epochs
 
 def defaults(dataset: str | None) -> Config:
     """The settings for a data set where nothing else is said: Figure 1's, but for the embedded digits."""
-    return DIGITS if dataset in (None, "digits") else dataclasses.replace(FIGURE_1, dataset=dataset)
+    embedded = {None: SHIFTED, "digits_shifted": SHIFTED, "digits": DIGITS}
+    return embedded.get(dataset) or dataclasses.replace(FIGURE_1, dataset=dataset)
 
 
 def main(settings: Config) -> None:

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 
 import jax
 import numpy as np
@@ -224,7 +225,8 @@ def test_unknown_names():
     message = failure("CIFAR-10")
     assert "unknown data set 'CIFAR-10'" in message
     assert (
-        "cifar10, cifar100, svhn, digits, digits_low, digits_high, tfds:NAME, or the path of a .npz file or" in message
+        "cifar10, cifar100, svhn, digits, digits_low, digits_high, digits_shifted, tfds:NAME, or the path of a"
+        in message
     )
     assert "did you mean 'cifar10'?" in message
     assert "did you mean" not in failure("imagenet")
@@ -348,6 +350,34 @@ def test_halves_of_the_digits_are_parts_of_the_whole():
             np.testing.assert_array_equal(getattr(half, f"{split}_labels"), labels[own] - first)
             np.testing.assert_array_equal(getattr(half, f"{split}_images"), getattr(whole, f"{split}_images")[own])
     assert "did you mean 'digits_high'?" in failure("digits-high")
+
+
+def test_shifted_digits_are_digits_at_nine_places(monkeypatch):
+    noisy = datasets.load("digits_shifted")
+    assert (noisy.train_images.shape, noisy.test_images.shape) == ((2_700, 8, 8, 1), (1_497, 8, 8, 1))
+    monkeypatch.setattr(datasets.embedded, "DIGITS_NOISE", 0)
+    clean = datasets.load("digits_shifted")
+    np.testing.assert_array_equal(clean.train_labels, noisy.train_labels)
+    difference = noisy.train_images.astype(float) - clean.train_images
+    assert difference.std() / 255 * 4 == pytest.approx(0.5, rel=0.01)
+    # The digits that are not tested, each moved by a pixel at most, with paper where nothing was.
+    digits, labels = datasets.embedded._clean_digits()
+    ink = np.rint((digits / 16 + 1.5) / 4 * 255).astype(np.uint8).reshape(-1, 8, 8)
+    tested = Counter(
+        (image.tobytes(), label) for image, label in zip(clean.test_images, clean.test_labels, strict=True)
+    )
+    wanted = Counter()
+    for image, label in zip(ink, labels, strict=True):
+        if tested[image.tobytes(), label]:
+            tested[image.tobytes(), label] -= 1
+            continue
+        framed = np.pad(image, 1, constant_values=round(1.5 / 4 * 255))
+        for y, x in itertools.product(range(3), repeat=2):
+            wanted[framed[y : y + 8, x : x + 8].tobytes(), label] += 1
+    found = Counter(
+        (image.tobytes(), label) for image, label in zip(clean.train_images, clean.train_labels, strict=True)
+    )
+    assert found == wanted
 
 
 def test_digits_noise():

@@ -65,7 +65,9 @@ def test_warm_starts_branch_off_the_half_after_every_round(stop_early, tmp_path)
 
 def test_an_uncut_half_is_the_offline_experiment(script, tmp_path):
     assert script("early_stopping", *ONE, "--first_epochs", 2, "--every", 2, "--epochs", 3)[0] == 0
-    assert script("offline", *ONE, "--first_epochs", 2, "--epochs", 3, "--methods", "RI", "WS")[0] == 0
+    assert (
+        script("offline", "--dataset=digits", *ONE, "--first_epochs=2", "--epochs=3", "--methods", "RI", "WS")[0] == 0
+    )
     own = [row | {"method": row["method"].split()[0]} for row in timeless(found(tmp_path).rows)]
     assert own == timeless(found(tmp_path, "offline").rows)
 

@@ -12,7 +12,7 @@ import pytest
 from wsjax.storage.records import read_run
 
 TINY = ("--model", "logistic", "--epochs", "3", "--seeds", "0", "1", "--num_test", "40", "--batch_size", "16")
-OFFLINE = (*TINY, "--first_epochs", "2", "--num_train", "40")
+OFFLINE = (*TINY, "--dataset", "digits", "--first_epochs", "2", "--num_train", "40")
 RUN = Path("runs/offline/digits-logistic-adam")
 
 

@@ -13,7 +13,10 @@ from wsjax.scripts.build import methods_table
 from wsjax.scripts.config import ALL_METHODS, Common
 from wsjax.storage.records import BEFORE
 
-TINY = ("--hidden=4", "--num_train=60", "--num_test=20", "--epochs=1", "--first_epochs=1", "--seeds", "0", "1")
+TINY = (
+    "--dataset=digits", "--hidden=4", "--num_train=60", "--num_test=20", "--epochs=1", "--first_epochs=1", "--seeds",
+    "0", "1",
+)  # fmt: skip
 
 
 def test_the_table_says_all_factors():

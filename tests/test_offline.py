@@ -17,7 +17,9 @@ import pytest
 from wsjax.storage.records import read_rows, read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "offline.py"
-TINY = ("--epochs", "3", "--first_epochs", "2", "--seeds", "0", "1", "--hidden", "8", "--checkpoint_every", "2")
+TINY = (
+    "--dataset=digits", "--epochs=3", "--first_epochs=2", "--seeds", "0", "1", "--hidden=8", "--checkpoint_every=2",
+)  # fmt: skip
 SECONDS = ("train_seconds", "eval_seconds")
 
 

@@ -81,7 +81,7 @@ def test_rounds_of_another_cap_are_paced_by_it(digits):
 
 def run(script, workdir, *flags):
     tiny = ("--epochs=2", "--first_epochs=3", "--hidden=4", "--num_train=40", "--seeds", 0, 1, "--workdir", workdir)
-    return script("offline", *tiny, *flags)
+    return script("offline", "--dataset=digits", *tiny, *flags)
 
 
 def test_a_whole_run_with_everything_set(script, tmp_path):

@@ -340,7 +340,7 @@ def test_anchors_survive_a_start_that_keeps_the_optimisers_state():
 # --- By the scripts ---
 
 TINY = ("--first_epochs", 2, "--epochs", 2, "--seeds", 0, "--hidden", 4, "--num_train", 25, "--num_test", 20,
-        "--batch_size", 8, "--probes", *config.PROBES)  # fmt: skip
+        "--batch_size", 8, "--dataset", "digits", "--probes", *config.PROBES)  # fmt: skip
 
 
 def test_a_run_has_the_fields_in_every_row(script, tmp_path):

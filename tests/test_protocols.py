@@ -41,7 +41,7 @@ def test_every_part_is_still_a_flag_and_the_data_set_too():
     found = settings("offline", "--protocol=fire", "--epochs=3", "--dataset=digits", "--own_first", "--l2_init=0.1")
     assert (found.epochs, found.dataset, found.l2_init, found.first_epochs) == (3, "digits", 0.1, 1000)
     assert found.own_first
-    assert found.hidden == settings("offline").hidden  # what it does not name is the data set's
+    assert found.hidden == settings("offline", "--dataset=digits").hidden  # what it does not name is the data set's
     assert settings("online", "--protocol=dash").fresh == settings("online", "--dataset=cifar10").fresh
     assert settings("offline", "--protocol=fire").dataset == "cifar10"
     assert not settings("offline", "--protocol=hare-tortoise", "--no-own_first").own_first

@@ -27,7 +27,10 @@ pytestmark = [
 ]
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "offline.py"
-TINY = ("--methods", "WS", "RI", "--hidden", "8", "--first_epochs", "20", "--epochs", "300", "--checkpoint_every", "5")
+TINY = (
+    "--dataset=digits", "--methods", "WS", "RI", "--hidden=8", "--first_epochs=20", "--epochs=300",
+    "--checkpoint_every=5",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

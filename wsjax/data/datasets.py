@@ -112,10 +112,11 @@ def load(
 
     Args:
         name: "cifar10", "cifar100", "svhn", "digits", a half of these ("digits_low", 0 to 4, or "digits_high", 5 to
-            9); "tfds:NAME" or "tfds:NAME/CONFIG" for any image classification set of tensorflow-datasets; the path of
-            a .npz file with the arrays train_images and test_images (uint8 [N, height, width, channels]), train_labels
-            and test_labels (integers [N], from 0) and, if you like, class_names (strings); or the path of a folder
-            with a sub-folder of PNG or JPEG files a class (`folders.read_split`).
+            9), or fewer at nine places each ("digits_shifted"); "tfds:NAME" or "tfds:NAME/CONFIG" for any image
+            classification set of tensorflow-datasets; the path of a .npz file with the arrays train_images and
+            test_images (uint8 [N, height, width, channels]), train_labels and test_labels (integers [N], from 0) and,
+            if you like, class_names (strings); or the path of a folder with a sub-folder of PNG or JPEG files a class
+            (`folders.read_split`).
         data_dir: the folder DATA_DIR for named sets; by default $WSJAX_DATA_DIR, else ~/.cache/wsjax/data.
         image_size: pixels of a side, for a folder or a set of tensorflow-datasets: the largest square at an image's
             middle is resized (`image_files.read_image`). By default 32, but a set of tensorflow-datasets whose images
@@ -135,7 +136,7 @@ def load(
                 f"{text} has a size of its own: leave it out"
             )
     if text in EMBEDDED:
-        return _dataset(text, embedded.noisy_digits(EMBEDDED[text]), "scikit-learn's digits")
+        return _dataset(text, EMBEDDED[text](), "scikit-learn's digits")
     if not own:
         return _load_named(text, _data_dir(data_dir), image_size)
     if is_folder:

@@ -13,7 +13,10 @@ from typing import Any, NamedTuple
 
 from wsjax.results import names, words
 
-SIZES = {"digits": 600, "digits_low": 300, "digits_high": 300, "cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257}
+SIZES = {
+    "digits": 600, "digits_low": 300, "digits_high": 300, "digits_shifted": 2_700, "cifar10": 50_000,
+    "cifar100": 50_000, "svhn": 73_257,
+}  # fmt: skip
 """Train images of the known data sets."""
 TYPICAL = 20
 """Epochs that a round takes to fit its data, where it ends at an accuracy."""
