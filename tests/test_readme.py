@@ -77,5 +77,39 @@ def test_what_a_stop_looks_at_is_told_as_the_records_have_it():
     assert f"at {after['RI'][:-1]} and {after['WS'][:-1]} % where it is measured after" in text
 
 
+def test_what_shrink_perturb_gains_online_is_told_as_the_records_have_it():
+    run = read_run(ROOT / "figures" / "results" / "cpu" / "online" / "figure6")
+    ends = [row for row in round_ends(run.rows) if row["method"] != "first"]
+    scores = {(row["method"], row["seed"]): row["test_accuracy"] for row in ends if row["round"] == 5}
+    steps = {key: 0 for key in scores}
+    for row in round_ends(run.rows):
+        for name, seed in steps:
+            own = row["method"] == name or (row["method"] == "first" and not name.startswith("SP"))
+            steps[name, seed] += row["steps"] * (own and row["seed"] == seed)
+    gains, shares = [], []
+    for shrink in ("0.2", "0.4", "0.6"):
+        seeds = [seed for name, seed in scores if name == f"SP {shrink}"]
+        assert len(seeds) == 3
+        gains.append(statistics.mean(scores[f"SP {shrink}", seed] - scores["RI", seed] for seed in seeds))
+        shares.append(statistics.mean(steps[f"SP {shrink}", seed] / steps["RI", seed] for seed in seeds))
+    told = "ends {:.1f}, {:.1f} and {:.1f} points above RI, for {:.0f}, {:.0f} and {:.0f} % of its steps"
+    text = " ".join(PAGES[0].read_text().split())
+    assert told.format(*(100 * value for value in (*gains, *shares))) in text
+
+
+def test_what_the_wrong_curve_does_is_told_as_the_records_have_it():
+    means = {}
+    for source, target in (("cifar10", "cifar100"), ("cifar100", "cifar10")):
+        run = read_run(ROOT / "figures" / "results" / "cpu" / "transfer" / f"figure11-{source}")
+        for kind in ("RI", "WS"):
+            own = [row for row in round_ends(run.rows) if row["method"] == f"{kind} {target} 1"]
+            assert len(own) == 3
+            means[kind, target] = 100 * statistics.mean(row["test_accuracy"] for row in own)
+    there = means["RI", "cifar10"] - means["WS", "cifar100"]
+    back = means["RI", "cifar100"] - means["WS", "cifar10"]
+    text = " ".join(PAGES[0].read_text().split())
+    assert f"a gap of {there:.1f} points from CIFAR-10 to CIFAR-100 and of {back:.1f} on the way back" in text
+
+
 def test_the_readme_has_links():
     assert len(re.findall(r"\]\(docs/", PAGES[0].read_text())) >= 4

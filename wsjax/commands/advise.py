@@ -75,7 +75,8 @@ class Config(config.Training):
     """Name of the run's folder. Default: DATA-MODEL-OPTIMIZER. The same command again continues that run."""
 
 
-# As experiments/offline.py has them: a short second round, in which a network that memorised the first half is behind.
+# As experiments/offline.py --dataset=digits has them: a short second round, in which a network that memorised the first
+# half is behind.
 _DIGITS = {name: value for name, value in config.DIGITS.items() if name not in ("shrink", "perturb")}
 _DIGITS |= {"model": "mlp", "stop": ("epochs",), "new": 0.5, "first_epochs": 40, "epochs": 8, "budget": "60s"}
 OWN = Config(**config.RETRAINING)
