@@ -33,6 +33,8 @@ def board(blocks: Sequence[Block]) -> Figure:
     )  # fmt: skip
     for axis in axes[0][1:]:
         axis.set_xscale("log")
+    for axis in axes[:, 1:].flat:
+        axis.set_autoscalex_on(False)  # its limits come last; where a single line is all there is, they have no room
     for line, block, own in zip(axes, blocks, drawn, strict=True):
         styles = names.styles([entry.name for entry in own], block.run.methods)
         for number, entry in enumerate(own):
