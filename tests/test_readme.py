@@ -9,6 +9,7 @@ import pytest
 
 from wsjax.results.claims import read_study, verdicts
 from wsjax.results.page import markdown
+from wsjax.results.summary import summarize_online
 from wsjax.storage.records import read_json, read_run
 from wsjax.storage.rows import round_ends
 
@@ -79,19 +80,14 @@ def test_what_a_stop_looks_at_is_told_as_the_records_have_it():
 
 def test_what_shrink_perturb_gains_online_is_told_as_the_records_have_it():
     run = read_run(ROOT / "figures" / "results" / "cpu" / "online" / "figure6")
-    ends = [row for row in round_ends(run.rows) if row["method"] != "first"]
-    scores = {(row["method"], row["seed"]): row["test_accuracy"] for row in ends if row["round"] == 5}
-    steps = {key: 0 for key in scores}
-    for row in round_ends(run.rows):
-        for name, seed in steps:
-            own = row["method"] == name or (row["method"] == "first" and not name.startswith("SP"))
-            steps[name, seed] += row["steps"] * (own and row["seed"] == seed)
+    ends = {(row["method"], row["seed"]): row for row in summarize_online(run.rows, run.config["methods"])["rows"]}
+    assert {row["round"] for row in ends.values()} == {5}
     gains, shares = [], []
     for shrink in ("0.2", "0.4", "0.6"):
-        seeds = [seed for name, seed in scores if name == f"SP {shrink}"]
-        assert len(seeds) == 3
-        gains.append(statistics.mean(scores[f"SP {shrink}", seed] - scores["RI", seed] for seed in seeds))
-        shares.append(statistics.mean(steps[f"SP {shrink}", seed] / steps["RI", seed] for seed in seeds))
+        pairs = [(row, ends["RI", seed]) for (name, seed), row in ends.items() if name == f"SP {shrink}"]
+        assert len(pairs) == 3
+        gains.append(statistics.mean(own["test_accuracy"] - other["test_accuracy"] for own, other in pairs))
+        shares.append(statistics.mean(own["steps"] / other["steps"] for own, other in pairs))
     told = "ends {:.1f}, {:.1f} and {:.1f} points above RI, for {:.0f}, {:.0f} and {:.0f} % of its steps"
     text = " ".join(PAGES[0].read_text().split())
     assert told.format(*(100 * value for value in (*gains, *shares))) in text

@@ -31,9 +31,8 @@ def board(blocks: Sequence[Block]) -> Figure:
         len(blocks), len(LABELS), squeeze=False, sharex="col", width_ratios=(1.3, 1, 1),
         height_ratios=[ROW * count + 0.05 for count in rows],
     )  # fmt: skip
-    for axis in axes[0][1:]:
-        axis.set_xscale("log")
     for axis in axes[:, 1:].flat:
+        axis.set_xscale("log")
         axis.set_autoscalex_on(False)  # its limits come last; where a single line is all there is, they have no room
     for line, block, own in zip(axes, blocks, drawn, strict=True):
         styles = names.styles([entry.name for entry in own], block.run.methods)

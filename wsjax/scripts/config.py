@@ -78,9 +78,9 @@ class Data:
     """Which data, and what is done to them."""
 
     dataset: str = "digits"
-    """Data set: digits (embedded, no download), cifar10, cifar100, svhn, tfds:NAME (any set of tensorflow-datasets that
-    has images with a class), or the path of your own .npz, or of a folder with a sub-folder of PNG or JPEG files a
-    class."""
+    """Data set: digits, digits_shifted (embedded, no download), cifar10, cifar100, svhn, tfds:NAME (any set of
+    tensorflow-datasets that has images with a class), or the path of your own .npz, or of a folder with a sub-folder
+    of PNG or JPEG files a class."""
     data_dir: Path | None = None
     """Folder of NAME.npz files, and of downloads. Default: $WSJAX_DATA_DIR, else ~/.cache/wsjax/data."""
     image_size: int | None = None

@@ -40,7 +40,7 @@ TYPES = {"float32": "float", "float64": "double"}
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w", "-pthread")
 TIMEOUT = 600  # seconds for a compiler that needs some ten, or a few minutes where many work
-_compiling = threading.RLock()
+_compiling = threading.Lock()
 
 
 def support(*arrays: jax.Array | jax.ShapeDtypeStruct) -> bool:
