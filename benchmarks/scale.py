@@ -111,9 +111,10 @@ def rounds(config: Config) -> Table:
         _train(last, config.images, Path(place), lambda _: ends.append(time.perf_counter()))
     rows = []
     for number in (n for n in config.rounds if n > 1):
-        took = statistics.median(b - a for a, b in zip(ends[number - 2 :], ends[number - 1 :], strict=False))
+        until = ends[max(number - 6, 0) : number]
+        took = statistics.median(b - a for a, b in itertools.pairwise(until))
         rows.append([number, f"{number * config.images:,}", f"{1e3 * took:.0f}"])
-    return f"Rounds of +{config.images:,} images, an epoch each", ["round", "images", "ms, median from here on"], rows
+    return f"Rounds of +{config.images:,} images, an epoch each", ["round", "images", "ms, median of five"], rows
 
 
 def memory(config: Config) -> Table:

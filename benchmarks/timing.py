@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-PAUSE = 0.05  # seconds before each run: PyTorch's threads spin on for a while after they are done
+PAUSE = 0.05  # seconds before each block: PyTorch's threads spin on for a while after they are done
+BLOCK, MOST = 0.3, 50  # seconds of a block of runs, about, and its runs at most
 
 
 class Case(NamedTuple):
@@ -38,13 +39,26 @@ class Case(NamedTuple):
 
 
 def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Wall-clock seconds of every repeat of every run, in turn (A B A B), after one of each to warm up."""
+    """Wall-clock seconds of every repeat of every run, in turn (A B A B), after one of each to warm up.
+
+    What is short runs several times in a row, as steps do in training, and the mean counts: the first of them, which
+    finds the other's data in the caches and its own threads asleep or on one core, does not.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
+    for run in runs.values():
+        _mean_seconds(run, 1)
+    sizes = {name: min(int(BLOCK / _mean_seconds(run, 1)) + 1, MOST) for name, run in runs.items()}
+    for _ in range(repeats):
         for name, run in runs.items():
             time.sleep(PAUSE)
-            begin = time.perf_counter()
-            jax.block_until_ready(run())
-            if repeat > 0:
-                seconds[name].append(time.perf_counter() - begin)
+            if sizes[name] > 1:
+                _mean_seconds(run, 1)
+            seconds[name].append(_mean_seconds(run, sizes[name]))
     return seconds
+
+
+def _mean_seconds(run: Callable[[], Any], times: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(times):
+        jax.block_until_ready(run())
+    return (time.perf_counter() - begin) / times

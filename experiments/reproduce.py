@@ -90,11 +90,12 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
     "figure8": [f"gradients --dataset=cifar10 {LESS} {FOUR} {STEPS} --first_epochs=12 --epochs=6"],
     "table2": [f"offline {QUIET} {FOUR} --methods RI WS --weight_decay={decay}" for decay in (0.1, 0.001, 0.01)],
     "figure3": [f"early_stopping {QUIET} {SIX} --every=5"],
-    "figure2": [f"{ONLINE} {FOUR} --methods RI WS"],
+    "figure2": [f"{ONLINE} {seeds} --methods RI WS" for seeds in (FOUR, "--seeds 4 5 6 7")],
     "figure6": [f"{ONLINE} {THREE} --train_accuracy=running --shrink 0.2 0.4 0.6"],
     "figure7": [
         "shrink_only --dataset=cifar10 --networks tanh tanh_no_bias relu relu_no_bias --seeds 0 1 2 3 4",
         f"shrink_only {ON_CIFAR} --networks resnet18 --epochs=12",
+        "shrink_only --dataset=cifar10 --networks tanh relu --seeds 5 6 7 8 9",
     ],
     "figure4": [
         f"hyperparameters --dataset=cifar10 {LESS} {THREE} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60 "

@@ -198,7 +198,7 @@ def _against(name: str, judged: Mapping[str, Any]) -> str:
     """A way with what it gains, loses and saves against scratch."""
     way, label = judged["ways"][name], names.label(name)
     if name == judged["scratch"]:
-        return f"{label}, {_number(way['accuracy'])} % in {way['steps']['mean']:,.0f} steps"
+        return f"{label}, {with_half(way['accuracy'], ACCURACY, sign=False)} % in {way['steps']['mean']:,.0f} steps"
     gain = way["gain"]
     points = in_points(gain, ACCURACY)
     verb = "gains" if gain["mean"] > 0 else "loses"
@@ -255,10 +255,10 @@ def table(judged: Mapping[str, Any]) -> tables.Table:
             [
                 names.label(name) + _mark(name, judged),
                 str(way["seeds"]),
-                _number(way["accuracy"]),
+                with_half(way["accuracy"], ACCURACY, sign=False),
                 with_half(way["gain"], ACCURACY) if against else "",
                 f"{way['steps']['mean']:,.0f}",
-                _percent(way["share"]) if against else "",
+                f"{with_half(way['share'], ACCURACY, 0, sign=False)} %" if against else "",
             ]
         )
     return ["way", "seeds", "test %", f"- {names.label(scratch)}", "steps", f"of {names.label(scratch)}"], lines
@@ -268,17 +268,6 @@ def _mark(name: str, judged: Mapping[str, Any]) -> str:
     marks = {judged["runner_up"]: " (runner-up)", judged["recommended"]: " (recommended)"}
     marks = {way: " (beaten)" for way in judged["beaten"]} | {way: " (left aside)" for way in judged["aside"]} | marks
     return marks.get(name, "")
-
-
-def _number(own: Mapping[str, Any]) -> str:
-    """An accuracy in percent, with half of its interval where it has one."""
-    half = "" if own["low"] is None else f" ± {ACCURACY.number((own['high'] - own['low']) / 2)}"
-    return ACCURACY.number(own["mean"]) + half
-
-
-def _percent(share: Mapping[str, Any]) -> str:
-    half = "" if share["low"] is None else f" ± {100 * (share['high'] - share['low']) / 2:.0f}"
-    return f"{100 * share['mean']:.0f}{half} %"
 
 
 def _list(ways: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from wsjax.results import claims, names, speedup, words
 from wsjax.results.captions import Caption, seeds_told
 from wsjax.results.merge import DrawnRun
 from wsjax.results.sheets import Sheet
-from wsjax.results.stats import Unit, unit_of
+from wsjax.results.stats import ACCURACY, Unit, unit_of
 from wsjax.results.summary import interval, paired, summarize_online, with_half
 from wsjax.storage.records import BEFORE, RunRecords
 from wsjax.storage.rows import FIRST, Row, round_ends
@@ -109,10 +109,10 @@ def table(boards: Sequence[Block]) -> Sheet:
         [
             block.title,
             names.label(entry.name),
-            _half(entry.score, block.unit),
+            with_half(entry.score, block.unit, sign=False),
             "" if entry.win is None else with_half(entry.win, block.unit),
             "" if entry.published is None else f"{entry.published:+.1f}",
-            "" if entry.cost is None else _percent(entry.cost),
+            "" if entry.cost is None else with_half(entry.cost, ACCURACY, 0, sign=False),
             "" if entry.until is None else _until(entry.until),
             str(entry.score["seeds"]),
         ]
@@ -284,16 +284,6 @@ def _published(protocol: Mapping[str, Any], run: DrawnRun, last: int) -> dict[st
         )
         for name, own in numbers.items()
     }
-
-
-def _half(score: Interval, unit: Unit) -> str:
-    half = "" if score["low"] is None else f" ± {unit.number((score['high'] - score['low']) / 2)}"
-    return unit.number(score["mean"]) + half
-
-
-def _percent(share: Interval) -> str:
-    half = "" if share["low"] is None else f" ± {50 * (share['high'] - share['low']):.0f}"
-    return f"{100 * share['mean']:.0f}{half}"
 
 
 def _until(own: Mapping[str, Any]) -> str:

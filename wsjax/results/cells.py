@@ -14,8 +14,8 @@ from wsjax.results.captions import Caption, progress, seeds_told
 from wsjax.results.groups import Key, merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.sheets import MARK, Sheet
-from wsjax.results.stats import unit_of
-from wsjax.results.summary import paired
+from wsjax.results.stats import ACCURACY, unit_of
+from wsjax.results.summary import paired, with_half
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import CAP, round_ends
 
@@ -192,9 +192,7 @@ def _score(score: Score | None) -> str:
 def _gap(cell: _Cell | None) -> str:
     if cell is None or cell.gap is None:
         return ""
-    gap = cell.gap
-    half = "" if gap["low"] is None else f" ± {50 * (gap['high'] - gap['low']):.1f}"
-    return f"{100 * gap['mean']:+.1f}{half}"
+    return with_half(cell.gap, ACCURACY, 1)
 
 
 def _seed_count(cell: _Cell | None) -> str:

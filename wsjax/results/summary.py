@@ -237,12 +237,10 @@ def minus(difference: Mapping[str, Any]) -> str:
     return f"{names.label(difference['minuend'])} - {names.label(difference['subtrahend'])}"
 
 
-def with_half(difference: Mapping[str, Any], unit: Unit, decimals: int = 2) -> str:
-    """A difference with half of its interval, where it has one."""
-    half = (
-        "" if difference["low"] is None else f" ± {unit.number((difference['high'] - difference['low']) / 2, decimals)}"
-    )
-    return unit.number(difference["mean"], decimals, sign=True) + half
+def with_half(mean: Mapping[str, Any], unit: Unit, decimals: int = 2, sign: bool = True) -> str:
+    """A mean, such as that of differences, with half of its interval, where it has one."""
+    half = "" if mean["low"] is None else f" ± {unit.number((mean['high'] - mean['low']) / 2, decimals)}"
+    return unit.number(mean["mean"], decimals, sign) + half
 
 
 def in_points(difference: Mapping[str, Any], unit: Unit) -> str:
