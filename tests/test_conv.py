@@ -31,12 +31,15 @@ CASES = [
     (33, 1, 2, 3, 1, 1),
     (8, 3, 48, 3, 1, 1),
     (9, 33, 35, 3, 2, 1),
-    # Large enough for Winograd's transform, on even and odd sizes, with whole and broken vectors of channels.
-    (24, 32, 32, 3, 1, 1),
+    # Large enough for Winograd's transforms, on even and odd sizes, with whole and broken vectors of channels.
+    (26, 33, 64, 3, 1, 1),
     (23, 70, 33, 3, 1, 0),
-    (22, 33, 64, 3, 1, 2),
     (11, 32, 40, 3, 1, 1),  # summed by one task
-    (11, 130, 127, 3, 1, 1),  # too large a window for so few patches
+    (11, 160, 150, 3, 1, 1),  # too large a window for so few patches
+    # The same of patches of 4 by 4.
+    (24, 32, 32, 3, 1, 1),
+    (26, 34, 48, 3, 1, 0),
+    (22, 70, 33, 3, 1, 2),
 ]
 
 
@@ -61,9 +64,11 @@ def plain_max_pool(x):
 
 
 def arrays(case, dtype=np.float32, batch=2):
-    size, channels, features, taps, _, _ = case
+    size, channels, features, taps, stride, padding = case
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(batch, size, size + 1, channels)).astype(dtype)  # not square, lest rows and columns be swapped
+    by_four = ((size + 2 * padding - taps) // stride + 1) % 4 == 0
+    width = size + (4 if by_four else 1)  # not square, lest rows and columns be swapped
+    x = rng.normal(size=(batch, size, width, channels)).astype(dtype)
     return x, rng.normal(size=(taps, taps, channels, features)).astype(dtype)
 
 
@@ -174,7 +179,7 @@ def test_a_program_calls_the_kernels_on_a_cpu_alone(case, way):
 def test_a_convolution_of_1x1_looks_at_no_more_pixels_than_it_needs():
     x, kernel = arrays((8, 4, 6, 1, 2, 0))
     text = jax.jit(lambda x, kernel: conv(x, kernel, 2)).lower(x, kernel).compile().as_text()
-    assert "f32[2,4,5,4]" in text
+    assert "f32[2,4,6,4]" in text
 
 
 def test_kernels_give_the_same_bits_on_one_thread_and_on_several():

@@ -40,8 +40,9 @@ template <typename T>
 void correlate(ffi::ThreadPool& pool, const T* in, const Images& shape, Border border, const std::vector<Phase>& phases,
                const T* weights, T* out, const Images& out_shape) {
   const bool is_plain = phases.size() == 1 && phases[0].rows == 3 && phases[0].columns == 3 && phases[0].in_step == 1;
-  if (is_plain && winograd_wins(shape.channels, out_shape)) {
-    return correlate_winograd(pool, in, shape, border, phases[0].in_row, weights, out, out_shape);
+  if (const int size = is_plain ? winograd_size(shape.channels, out_shape) : 0) {
+    const auto way = size == 4 ? correlate_winograd<T, 4> : correlate_winograd<T, 2>;
+    return way(pool, in, shape, border, phases[0].in_row, weights, out, out_shape);
   }
   const int64_t panels = ceil_div(out_shape.channels, WIDTH<T>);
   const Images bordered = with_border(shape, border);
@@ -177,8 +178,10 @@ void images_gradient(ffi::ThreadPool& pool, const T* dy, const Images& dy_shape,
 template <typename T>
 void kernel_gradient(ffi::ThreadPool& pool, const T* x, const Images& x_shape, const T* dy, const Images& dy_shape,
                      Window window, T* dkernel) {
-  if (window.size == 3 && window.stride == 1 && winograd_wins(x_shape.channels, dy_shape)) {
-    return kernel_gradient_winograd(pool, x, x_shape, dy, dy_shape, window.padding, dkernel);
+  const bool is_plain = window.size == 3 && window.stride == 1;
+  if (const int size = is_plain ? winograd_size(x_shape.channels, dy_shape) : 0) {
+    const auto way = size == 4 ? kernel_gradient_winograd<T, 4> : kernel_gradient_winograd<T, 2>;
+    return way(pool, x, x_shape, dy, dy_shape, window.padding, dkernel);
   }
   const int64_t inputs = x_shape.channels, outputs = dy_shape.channels, panels = ceil_div(outputs, WIDTH<T>);
   const Border border = {window.padding, window.padding};
