@@ -207,9 +207,14 @@ def _change(part: Mapping[str, Any], group: Group, other: Group) -> Found:
 
 def _summary(part: Mapping[str, Any], group: Group) -> Found:
     """An interval that the experiment's summary holds, by its place there; a method stands for its name."""
-    at: Any = SUMMARIES[part["runs"][0]["experiment"]](group.run.rows, group.run.methods)
+    return _summary_of(part, group.run, group.run.rows)
+
+
+def _summary_of(part: Mapping[str, Any], run: DrawnRun, rows: Sequence[Row]) -> Found:
+    """The same of some of a run's rows."""
+    at: Any = SUMMARIES[part["runs"][0]["experiment"]](rows, run.methods)
     for key in part["at"]:
-        key = _named(group.run, key) if isinstance(key, Mapping) else key
+        key = _named(run, key) if isinstance(key, Mapping) else key
         try:
             at = at[key]
         except (KeyError, IndexError, TypeError):  # it was not measured
@@ -247,13 +252,16 @@ def _left(part: Mapping[str, Any], group: Group) -> Found:
 
 
 def _less(part: Mapping[str, Any], group: Group, other: Group) -> Found:
-    """How much larger an interval of one run's summary is than the mean of the same of another's."""
-    one, two = _summary(part, group), _summary(part, other)
-    if not one or not two:
-        return []
-    what, mean, low, high, seeds = one[0]
-    shift = two[0][1]
-    return [(what, mean - shift, None if low is None else low - shift, None if high is None else high - shift, seeds)]
+    """How much larger a value of one run's summary is than the same of another's, paired by seed."""
+    own: list[dict[int, float]] = []
+    for run in (group.run, other.run):
+        found = {
+            seed: _summary_of(part, run, [row for row in run.rows if row["seed"] == seed])
+            for seed in {row["seed"] for row in run.rows}
+        }
+        own.append({seed: estimate[0][1] for seed, estimate in found.items() if estimate})
+    one, two = own
+    return _interval([one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())])
 
 
 def _share(part: Mapping[str, Any], group: Group) -> Found:
