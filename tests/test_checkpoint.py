@@ -87,6 +87,15 @@ def test_restored_bit_for_bit_with_no_warning(saved):
     assert_same(found, state(3))
 
 
+def test_a_typed_key_is_kept(tmp_path):
+    state = {"key": jax.random.key(3), "w": jnp.ones(2)}
+    with checkpoint.open_folder(tmp_path) as folder:
+        checkpoint.save(folder, 1, state)
+        _, found = checkpoint.restore(folder, lambda _: state)
+        assert checkpoint.digest(state | {"key": jax.random.key(4)}) != checkpoint.digest(state)
+    assert jax.random.key_data(found["key"]).tolist() == jax.random.key_data(state["key"]).tolist()
+
+
 def test_two_are_kept(saved):
     assert names(saved) == ["2", "3"]
 

@@ -98,6 +98,20 @@ def test_the_change_of_a_gap_between_two_runs_is_paired():
     assert found.verdict == REPRODUCED
 
 
+def test_what_one_summary_has_more_than_another_is_paired_by_seed():
+    runs = [{"experiment": "offline", "weight_decay": 0.1}, {"experiment": "offline", "weight_decay": 0.001}]
+    gaps = (0.0, 0.2), (0.1, 0.1)  # of two seeds: the second alone has no spread, its difference to the first has
+    first, second = (
+        offline((0.6, 0.6), tuple(0.6 - gap for gap in own), weight_decay=run["weight_decay"])
+        for own, run in zip(gaps, runs, strict=True)
+    )
+    found = verdict(first, second, measure="less", runs=runs, at=["gap"], lies_in=[None, 0]).estimates[0]
+    assert (found.mean, found.seeds) == (pytest.approx(0), 2)
+    assert found.high == pytest.approx(12.706 * 0.1, rel=1e-3)  # Student's t of one degree times the standard error
+    swapped = verdict(first, second, measure="less", runs=runs[::-1], at=["gap"], lies_in=[None, 0]).estimates[0]
+    assert swapped.high == pytest.approx(found.high)  # either way: both runs' noise counts
+
+
 def test_a_mean_is_compared_in_combined_standard_errors():
     """Mean 0.60, error 0.01 / sqrt(3); the published one 0.58 with 0.2 points of 5 seeds: 0.002 sqrt(1.25)."""
     found = verdict(offline((0.59, 0.60, 0.61), (0.5, 0.5, 0.5)), measure="mean", of=[RI], published=[58.0, 0.2],

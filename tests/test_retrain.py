@@ -69,6 +69,7 @@ def test_a_jobs_life(tmp_path):
     ("arguments", "message"),
     [
         ((), "--data is missing"),
+        (("--data", ""), "--data has an empty name"),
         (("--data", "none.npz"), "no such data file: none.npz"),
         (("--data", "x", "--holdout", "1"), "--holdout must lie between 0 and 1, not 1.0"),
         (("--data", "x", "--tolerance", "2"), "--tolerance must lie in [0, 1], not 2.0"),

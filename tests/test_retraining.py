@@ -297,6 +297,7 @@ def test_a_grown_network_leaves_new_units_newly_drawn():
     start = grown(partial(shrink_perturb, shrink=0.5, perturb=0.1))(old, fresh)
     np.testing.assert_allclose(start["w"], [[1.5, 1.5, 10], [1.5, 1.5, 10]])
     np.testing.assert_allclose(start["b"], [1.5, 1.5, 10])
+    assert grown(lambda old, _: old)({"b": np.ones(2)}, {"b": np.zeros(3)})["b"].tolist() == [1, 1, 0]
 
 
 def test_a_worse_model_is_kept_aside_and_not_trained_again(job):

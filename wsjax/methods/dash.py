@@ -124,10 +124,12 @@ def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay
 
         return jax.tree.map(jnp.subtract, total, jax.grad(loss)(state.params))
 
-    nothing = jax.tree.map(jnp.zeros_like, state.params)
+    # A sum of many small parts, which 16 bits would not take in.
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), state.params)
     data = inputs, (targets, arrival)
     total = over_batches(body, nothing, data, samples, setup.batch_size, setup.axis_name)
-    return total if setup.axis_name is None else jax.lax.psum(total, setup.axis_name)
+    total = total if setup.axis_name is None else jax.lax.psum(total, setup.axis_name)
+    return jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), total, state.params)
 
 
 def check_shrink(shrink: Any) -> None:

@@ -165,6 +165,6 @@ def grown(reinit: Reinit) -> Reinit:
 
     def reinitialise(params: Any, fresh: Any) -> Any:
         within = reinit(params, jax.tree.map(corner, fresh, params))
-        return jax.tree.map(lambda new, old: new.at[tuple(map(slice, old.shape))].set(old), fresh, within)
+        return jax.tree.map(lambda new, old: jnp.asarray(new).at[tuple(map(slice, jnp.shape(old)))].set(old), fresh, within)
 
     return reinitialise

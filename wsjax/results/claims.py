@@ -146,7 +146,7 @@ def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[Group]:
 def scale(run: DrawnRun, seeds: int) -> str:
     """How large a run is, in words, and of how many of its seeds is told."""
     own = run.settings
-    parts = [f"width {own['width']}"] if own.get("model") == "resnet18" and own.get("width") else []
+    parts = [f"width {own['width']}"] if _is_resnet(own) and own.get("width") else []
     parts += [f"{own['num_train']:,} images"] if own.get("num_train") else []
     parts += [f"{own['epochs']} epochs" if own.get("stop") == ["epochs"] else "to " + _stop(own)]
     return ", ".join([words.label(own.get("dataset", "")), *parts, f"{seeds} seed{'s' * (seeds > 1)}"])
@@ -156,9 +156,13 @@ def _stop(own: Mapping[str, Any]) -> str:
     return f"{own['threshold']:.4g} train accuracy" if "accuracy" in own.get("stop", ()) else "a plateau"
 
 
+def _is_resnet(own: Mapping[str, Any]) -> bool:
+    return "resnet18" in (own.get("networks") or [own.get("model")])
+
+
 def _size(run: DrawnRun) -> tuple[Any, ...]:
     own, seeds = run.settings, len({row["seed"] for row in run.rows})
-    width = own.get("width") or 0 if own.get("model") == "resnet18" else 0
+    width = own.get("width") or 0 if _is_resnet(own) else 0
     return seeds > 1, width, own.get("num_train") or 0, own.get("epochs") or 0, seeds
 
 

@@ -221,6 +221,8 @@ def _matched(patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[s
 
 def _expand(pattern: str, old: Mapping[Path, Row]) -> list[Path]:
     """The path itself where it exists or is known, whatever brackets it holds; else the files that a glob matches."""
+    if not pattern.strip():  # an unset variable of a shell, which is not the present folder
+        raise DataError("--data has an empty name; it takes files, folders and patterns such as 'incoming/*.npz'")
     path = expand_user(pattern).absolute()
     if path in old or os.path.lexists(path):
         return [path]
