@@ -163,8 +163,11 @@ def grown(reinit: Reinit) -> Reinit:
     def corner(new: Any, old: Any) -> Any:
         return new[tuple(map(slice, jnp.shape(old)))]
 
+    def put(new: Any, old: Any) -> Any:
+        return jnp.asarray(new).at[tuple(map(slice, jnp.shape(old)))].set(old)
+
     def reinitialise(params: Any, fresh: Any) -> Any:
         within = reinit(params, jax.tree.map(corner, fresh, params))
-        return jax.tree.map(lambda new, old: jnp.asarray(new).at[tuple(map(slice, jnp.shape(old)))].set(old), fresh, within)
+        return jax.tree.map(put, fresh, within)
 
     return reinitialise
