@@ -28,7 +28,7 @@ import tyro
 
 from wsjax.data.embedded import EMBEDDED
 from wsjax.results import names, transfer
-from wsjax.scripts import build, cli, config, run
+from wsjax.scripts import build, cli, config, optimisers, run
 
 if TYPE_CHECKING:
     from wsjax.data.datasets import Dataset
@@ -95,6 +95,7 @@ def run_source(settings: Config, loaded: dict[str, Dataset], source: str) -> Non
 
     setups = {name: build.build_setup(settings, dataset) for name, dataset in loaded.items()}
     trunk = build.build_rounds(settings, [(len(loaded[source].train_labels), settings.first_epochs or settings.epochs)])
+    trunk = optimisers.paced(settings, setups[source], trunk)
     methods: dict[str, Method] = {}
     table: dict[str, names.Spec] = {}
     for target, fraction in itertools.product([name for name in loaded if name != source], settings.fractions):
