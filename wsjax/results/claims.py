@@ -205,20 +205,14 @@ def _change(part: Mapping[str, Any], group: Group, other: Group) -> Found:
     for run in (group.run, other.run):
         minuend, subtrahend = (_named(run, spec) for spec in part["of"])
         gaps.append(differences(_ends(run), minuend, subtrahend))
-    one, two = gaps
-    return _interval([one[key] - two[key] for key in sorted(one.keys() & two.keys())])
+    return _paired(*gaps)
 
 
 def _summary(part: Mapping[str, Any], group: Group) -> Found:
     """An interval that the experiment's summary holds, by its place there; a method stands for its name."""
-    return _summary_of(part, group.run, group.run.rows)
-
-
-def _summary_of(part: Mapping[str, Any], run: DrawnRun, rows: Sequence[Row]) -> Found:
-    """The same of some of a run's rows."""
-    at: Any = SUMMARIES[part["runs"][0]["experiment"]](rows, run.methods)
+    at: Any = SUMMARIES[part["runs"][0]["experiment"]](group.run.rows, group.run.methods)
     for key in part["at"]:
-        key = _named(run, key) if isinstance(key, Mapping) else key
+        key = _named(group.run, key) if isinstance(key, Mapping) else key
         try:
             at = at[key]
         except (KeyError, IndexError, TypeError):  # it was not measured
@@ -257,15 +251,15 @@ def _left(part: Mapping[str, Any], group: Group) -> Found:
 
 def _less(part: Mapping[str, Any], group: Group, other: Group) -> Found:
     """How much larger a value of one run's summary is than the same of another's, paired by seed."""
-    own: list[dict[int, float]] = []
-    for run in (group.run, other.run):
-        found = {
-            seed: _summary_of(part, run, [row for row in run.rows if row["seed"] == seed])
-            for seed in {row["seed"] for row in run.rows}
-        }
-        own.append({seed: estimate[0][1] for seed, estimate in found.items() if estimate})
-    one, two = own
-    return _interval([one[seed] - two[seed] for seed in sorted(one.keys() & two.keys())])
+    values: list[dict[int, float]] = []
+    for whole in (group, other):
+        rows_of: dict[int, list[Row]] = {}
+        for row in whole.run.rows:
+            rows_of.setdefault(row["seed"], []).append(row)
+        alone = {seed: whole._replace(run=whole.run._replace(rows=rows)) for seed, rows in rows_of.items()}
+        found = {seed: _summary(part, own) for seed, own in alone.items()}
+        values.append({seed: estimate[0][1] for seed, estimate in found.items() if estimate})
+    return _paired(*values)
 
 
 def _share(part: Mapping[str, Any], group: Group) -> Found:
@@ -338,6 +332,11 @@ def _ends(run: DrawnRun) -> list[Row]:
     ends = [row for row in run.rows if row["stop"] and row["method"] != FIRST]
     last = max((row["round"] for row in ends), default=0)
     return [row for row in ends if row["round"] == last]
+
+
+def _paired(one: Mapping[Any, float], two: Mapping[Any, float]) -> Found:
+    """The interval of the differences of values with the same key."""
+    return _interval([one[key] - two[key] for key in sorted(one.keys() & two.keys())])
 
 
 def _interval(values: Sequence[float]) -> Found:

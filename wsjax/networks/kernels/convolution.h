@@ -51,18 +51,20 @@ void correlate(ffi::ThreadPool& pool, const T* in, const Images& shape, Border b
   for (const Phase& phase : phases) taps += phase.taps();
   // Weights too large to stay in the cache beside the input are taken a panel at a time.
   const bool by_panel = panels * taps * shape.channels * WIDTH<T> * sizeof(T) > CACHE_BYTES;
-  const Shares share(shape.count, panels, by_panel, bordered.size() * sizeof(T));
+  const Shares share(shape.count, panels, by_panel ? 1 : panels);
+  const int64_t bytes = bordered.size() * sizeof(T);  // of an image
+  const int64_t at_a_time = std::clamp<int64_t>(CACHE_BYTES / bytes, 1, share.images_each);
   const bool copy = border.before || border.after;
   std::vector<std::vector<Place>> places;
-  for (const Phase& phase : phases) places.push_back(places_of(phase, bordered, out_shape, share.at_a_time));
+  for (const Phase& phase : phases) places.push_back(places_of(phase, bordered, out_shape, at_a_time));
 
   parallel_for(pool, share.tasks(), [&](int64_t task) {
     const int64_t first_panel = task / share.image_tasks * share.panels_each;
     const int64_t first = task % share.image_tasks * share.images_each;
     const int64_t last = std::min(first + share.images_each, shape.count);
-    Scratch<T> scratch(copy ? share.at_a_time * bordered.size() : 0);
-    for (int64_t n = first; n < last; n += share.at_a_time) {
-      const int64_t count = std::min(share.at_a_time, last - n);
+    Scratch<T> scratch(copy ? at_a_time * bordered.size() : 0);
+    for (int64_t n = first; n < last; n += at_a_time) {
+      const int64_t count = std::min(at_a_time, last - n);
       const T* source = in + n * shape.size();
       if (copy) {
         add_border(source, {count, shape.height, shape.width, shape.channels}, border, scratch.get());

@@ -50,16 +50,15 @@ void add_border(const T* from, const Images& shape, Border border, T* to) {
   }
 }
 
-// How a call's images and panels are shared out among tasks, each of which has some images in its cache at a time.
+// How a call's images and panels are shared out among tasks.
 struct Shares {
-  int64_t panels_each, panel_tasks, images_each, image_tasks, at_a_time;
-  // Of so many images, of so many bytes each; `by_panel` where a panel's weights fill the cache.
-  Shares(int64_t images, int64_t panels, bool by_panel, int64_t bytes)
-      : panels_each(by_panel ? 1 : panels),
-        panel_tasks(by_panel ? panels : 1),
-        images_each(ceil_div(images * panel_tasks, std::max(TASKS, panel_tasks))),
-        image_tasks(ceil_div(images, images_each)),
-        at_a_time(std::clamp<int64_t>(CACHE_BYTES / bytes, 1, images_each)) {}
+  int64_t panel_tasks, panels_each, images_each, image_tasks;
+  // A task has `most` panels at most, and `least` images at least, where there are as many.
+  Shares(int64_t images, int64_t panels, int64_t most, int64_t least = 1)
+      : panel_tasks(ceil_div(panels, most)),
+        panels_each(ceil_div(panels, panel_tasks)),
+        images_each(std::min(std::max(ceil_div(images * panel_tasks, std::max(TASKS, panel_tasks)), least), images)),
+        image_tasks(ceil_div(images, images_each)) {}
   int64_t tasks() const { return panel_tasks * image_tasks; }
 };
 

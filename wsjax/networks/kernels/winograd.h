@@ -288,20 +288,18 @@ void kernel_gradient_winograd(ffi::ThreadPool& pool, const T* x, const Images& x
   const Images bordered = with_border(x_shape, border);
   const int64_t length = PLANES<M> * inputs * WIDTH<T>;  // of a panel's sums: [plane][C][WIDTH]
   const int64_t fitting = std::clamp<int64_t>(SUMS_BYTES / (length * sizeof(T)), 1, panels);
-  const int64_t panel_tasks = ceil_div(panels, fitting), panels_each = ceil_div(panels, panel_tasks);
-  const int64_t images_each = std::min(std::max(ceil_div(x_shape.count * panel_tasks, std::max(TASKS, panel_tasks)),
-                                                ceil_div(SUMMED_PATCHES, grid.count())), x_shape.count);
-  const int64_t groups = ceil_div(x_shape.count, images_each);
-  const Portion portion(grid.count(), PLANES<M> * padded * sizeof(T), images_each);
+  const Shares share(x_shape.count, panels, fitting, ceil_div(SUMMED_PATCHES, grid.count()));
+  const int64_t groups = share.image_tasks;
+  const Portion portion(grid.count(), PLANES<M> * padded * sizeof(T), share.images_each);
   const int64_t patches = portion.patches;
   Scratch<T> sums(groups * panels * length);
   std::vector<int64_t> offsets(patches);
   for (int64_t p = 0; p < patches; ++p) offsets[p] = p * padded;
 
-  parallel_for(pool, groups * panel_tasks, [&](int64_t task) {
-    const int64_t group = task / panel_tasks, first_panel = task % panel_tasks * panels_each;
-    const int64_t its_panels = std::min(panels_each, panels - first_panel);
-    const int64_t first = group * images_each, last = std::min(first + images_each, x_shape.count);
+  parallel_for(pool, share.tasks(), [&](int64_t task) {
+    const int64_t group = task / share.panel_tasks, first_panel = task % share.panel_tasks * share.panels_each;
+    const int64_t its_panels = std::min(share.panels_each, panels - first_panel);
+    const int64_t first = group * share.images_each, last = std::min(first + share.images_each, x_shape.count);
     T* own = sums.get() + (group * panels + first_panel) * length;
     std::fill_n(own, its_panels * length, T(0));
     Scratch<T> source(portion.images * bordered.size() + LANES<T>);
