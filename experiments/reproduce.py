@@ -78,19 +78,21 @@ TABLE_1 = (
 NARROW = "--num_test=5000 --width=16 --evaluation=batch --replicas=devices"
 STEPS = "--learning_rate=0.05 --batch_size=64"
 FOUR, THREE, SIX = "--seeds 0 1 2 3", "--seeds 0 1 2", "--seeds 0 1 2 3 4 5"
+EIGHT = (FOUR, "--seeds 4 5 6 7")  # the second half by a run of its own
 CIFAR = f"--dataset=cifar10 --num_train=10000 {NARROW} {STEPS}"
 ON_CIFAR = f"{CIFAR} {FOUR}"
 LESS = f"--num_train=5000 {NARROW}"
 # At STEPS scores jump by up to ten points from epoch to epoch; at these, which take longer, by one. For what asks for
 # small differences, and for the ends of training.
-QUIET = f"--dataset=cifar10 {LESS} --learning_rate=0.01 --batch_size=16 --epochs=20"
+SLOW = "--learning_rate=0.01 --batch_size=16"
+QUIET = f"--dataset=cifar10 {LESS} {SLOW} --epochs=20"
 ONLINE = f"online --dataset=cifar10 {LESS} --batch_size=64 --pool=1"
 CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
     "controls": [f"offline {ON_CIFAR} --epochs=12 --methods RI@0.15 WS@0.15 RI@0.5"],
-    "figure8": [f"gradients --dataset=cifar10 {LESS} {FOUR} {STEPS} --first_epochs=12 --epochs=6"],
+    "figure8": [f"gradients --dataset=cifar10 {LESS} {seeds} {STEPS} --first_epochs=12 --epochs=6" for seeds in EIGHT],
     "table2": [f"offline {QUIET} {FOUR} --methods RI WS --weight_decay={decay}" for decay in (0.1, 0.001, 0.01)],
     "figure3": [f"early_stopping {QUIET} {SIX} --every=5"],
-    "figure2": [f"{ONLINE} {seeds} --methods RI WS" for seeds in (FOUR, "--seeds 4 5 6 7")],
+    "figure2": [f"{ONLINE} {seeds} --methods RI WS" for seeds in EIGHT],
     "figure6": [f"{ONLINE} {THREE} --train_accuracy=running --shrink 0.2 0.4 0.6"],
     "figure7": [
         "shrink_only --dataset=cifar10 --networks tanh tanh_no_bias relu relu_no_bias --seeds 0 1 2 3 4",
@@ -104,9 +106,10 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],
     "figure10": [
-        f"gradients --dataset=cifar10 {LESS} {FOUR} {STEPS} --augment --first_epochs=24 --epochs=6 --methods RI WS"
+        f"gradients --dataset=cifar10 {LESS} {seeds} {STEPS} --augment --first_epochs=24 --epochs=6 --methods RI WS"
+        for seeds in EIGHT
     ],
-    "figure11": [f"transfer --datasets cifar10 cifar100 {LESS} {THREE} {STEPS} --epochs=12 --fractions 0.3 1"],
+    "figure11": [f"transfer --datasets cifar10 cifar100 {LESS} {SIX} {SLOW} --epochs=20 --fractions 0.3 1"],
     "board": [
         f"{BOARD} --width=16 --max_rounds=4 --seeds 2021 2022 2023 --epochs=300 --num_test=5000 --replicas=devices"
     ],
@@ -115,6 +118,15 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
         f"offline --dataset={dataset} --model={model} --optimizer={optimizer} {TABLE_1} --stack False"
         for model in ("logistic", "mlp")
         for optimizer in ("adam", "msgd", "sgd")
+        for dataset in ("cifar10", "cifar100")
+    ]
+    + [
+        f"offline --dataset={dataset} --model=resnet18 {LESS} --optimizer={optimizer} {rate} {TABLE_1} --stack False"
+        for optimizer, rate in (
+            ("adam", "--batch_size=64"),
+            ("sgd", SLOW),
+            ("msgd", "--learning_rate=0.001 --batch_size=16"),
+        )
         for dataset in ("cifar10", "cifar100")
     ],
 }
