@@ -21,7 +21,7 @@ import dataclasses
 from typing import Any
 
 from wsjax.results import early_stopping, names
-from wsjax.scripts import build, cli, config, run
+from wsjax.scripts import build, cli, config, optimisers, run
 
 METHODS = ("RI", "WS")
 
@@ -61,8 +61,11 @@ def main(settings: Config) -> None:
     total = len(dataset.train_labels)
     half = datasets.fraction_size(total, settings.fraction)
     ends = [*range(settings.every, first, settings.every), first]
-    shared = [Round(half, None, end - begin) for begin, end in zip([0, *ends], ends, strict=False)]
-    later = build.build_rounds(settings, [(total, settings.epochs)])
+    setup = build.build_setup(settings, dataset)
+    # A schedule runs over the whole of the half's training: no warm start of it begins it again.
+    own = optimisers.paced(settings, setup, first)
+    shared = [Round(half, None, end - begin, own) for begin, end in zip([0, *ends], ends, strict=False)]
+    later = build.build_rounds(settings, setup, [(total, settings.epochs)])
     methods, table = {}, {}
     if "RI" in settings.methods:  # it takes what the offline experiment's takes: the network drawn after round 1
         table["RI"] = {"reinit": names.RANDOM}
@@ -71,7 +74,6 @@ def main(settings: Config) -> None:
         name = f"WS {end}"
         table[name] = {"reinit": names.WARM, early_stopping.AFTER: end}
         methods[name] = Method(build.build_start(settings, table[name]), after=number, rounds=later)
-    setup = build.build_setup(settings, dataset)
     outcome = run.run("early_stopping", settings, setup, shared, methods, early_stopping.summarize, table)
     lines, picture = early_stopping.table(outcome.summary), early_stopping.curves(outcome.rows, outcome.methods)
     run.conclude(outcome, "All of the data, by the start", lines, picture, early_stopping.verdict(outcome.summary))

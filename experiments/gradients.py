@@ -21,7 +21,7 @@ import dataclasses
 from typing import Any
 
 from wsjax.results import gradients
-from wsjax.scripts import build, cli, config, optimisers, run
+from wsjax.scripts import build, cli, config, run
 
 AS_RUN, AUGMENTED = 100, 350  # epochs of the report's first round
 
@@ -58,10 +58,9 @@ def main(settings: Config) -> None:
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
     half = datasets.fraction_size(total, 0.5)
-    rounds = build.build_rounds(settings, [(half, settings.first_epochs), (total, settings.epochs)])
     setup, both = build.build_setup(settings, dataset), probes.gradient_norms(half, total)
     setup = setup._replace(probe=probes.together(both, setup.probe) if setup.probe else both)
-    rounds = optimisers.paced(settings, setup, rounds)
+    rounds = build.build_rounds(settings, setup, [(half, settings.first_epochs), (total, settings.epochs)])
     methods = build.build_methods(settings, setup, rounds)
     outcome = run.run("gradients", settings, setup, rounds, methods, gradients.summarize_gradients)
     table = gradients.gradients_table(outcome.summary)

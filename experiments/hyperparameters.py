@@ -71,8 +71,8 @@ def main(settings: Config) -> None:
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
     sizes = datasets.fraction_size(total, settings.fraction), total
-    half, whole = build.build_rounds(settings, [(size, settings.epochs) for size in sizes])
     setup = build.build_setup(settings, dataset)
+    half, whole = build.build_rounds(settings, setup, [(size, settings.epochs) for size in sizes])
     grid = list(itertools.product(settings.learning_rates, settings.batch_sizes))
     setups = {cell: cells.build_setup(settings, setup, cell) for cell in grid}
     planned = cells.plan(grid, settings.seeds, settings.chained)

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before the imports that take a second
 import dataclasses
 
 from wsjax.results import summary, tables
-from wsjax.scripts import build, cli, config, optimisers, run
+from wsjax.scripts import build, cli, config, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +62,13 @@ def main(settings: Config) -> None:
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
     half = datasets.fraction_size(total, settings.fraction)
-    rounds = build.build_rounds(settings, [(half, settings.first_epochs or settings.epochs), (total, settings.epochs)])
     setup = build.build_setup(settings, dataset)
+    plan = [(half, settings.first_epochs or settings.epochs), (total, settings.epochs)]
+    first, *later = build.build_rounds(settings, setup, plan)
     if settings.label_noise:
-        rounds[0] = rounds[0]._replace(setup=build.with_label_noise(setup, dataset.num_classes, settings.label_noise))
-    rounds = optimisers.paced(settings, setup, rounds)
+        noisy = build.with_label_noise(first.setup or setup, dataset.num_classes, settings.label_noise)
+        first = first._replace(setup=noisy)
+    rounds = [first, *later]
     methods = build.build_methods(settings, setup, rounds)
     outcome = run.run("offline", settings, setup, rounds, methods, summary.summarize_offline)
     table, curves = tables.offline_table(outcome.summary), plots.offline_curves(outcome.rows, outcome.methods)

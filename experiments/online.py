@@ -74,8 +74,8 @@ def main(settings: Config) -> None:
     pool = datasets.fraction_size(total, settings.pool) if settings.pool <= 1 else int(settings.pool)
     cli.check(pool <= total, f"--pool asks for {pool} images; the train split has {total}")
     sizes = datasets.increment_sizes(pool, settings.increment)[: settings.max_rounds]
-    rounds = build.build_rounds(settings, [(size, settings.epochs) for size in sizes])
     setup = build.build_setup(settings, dataset)
+    rounds = build.build_rounds(settings, setup, [(size, settings.epochs) for size in sizes])
     methods = build.build_methods(settings, setup, rounds)
     if settings.at_once:
         methods = build.at_once(methods, build.methods_table(settings), rounds)

@@ -100,8 +100,9 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
         "shrink_only --dataset=cifar10 --networks tanh relu --seeds 5 6 7 8 9",
     ],
     "figure4": [
-        f"hyperparameters --dataset=cifar10 {LESS} {THREE} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60 "
+        f"hyperparameters --dataset=cifar10 {LESS} {seeds} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60 "
         f"{chain}"
+        for seeds in (THREE, "--seeds 3 4 5")
         for chain in ("", "--chained")
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],
@@ -207,6 +208,7 @@ def main(config: Config) -> None:
     more = "" if config.seeds is None else f"--seeds {' '.join(map(str, range(config.seeds)))}"
     figures = study.select(study.make_jobs(GRIDS[config.scale], HERE, workdir, more), config.only)
     jobs = list({job.name: job for own in figures.values() for job in own}.values())
+    study.check_seeds(jobs)
     if config.status:
         return cli.print_table(str(workdir), ["job", "state", "rows", "took", "log"], study.states(jobs, workdir))
     waiting, factor = [job for job in jobs if not job.done], study.speed(jobs, workdir)

@@ -66,12 +66,13 @@ def main(settings: Config) -> None:
     from wsjax.rounds.legs import Method
 
     dataset = run.load_data(settings)
-    (plan,) = build.build_rounds(settings, [(len(dataset.train_labels), settings.epochs)])
     own = {name: dataclasses.replace(settings, **NETWORKS[name]) for name in settings.networks}
     setups = {name: build.build_setup(trained, dataset) for name, trained in own.items()}
+    setup = setups[settings.networks[0]]
+    (plan,) = build.build_rounds(settings, setup, [(len(dataset.train_labels), settings.epochs)])
     methods = {name: Method(scratch, 0, [plan._replace(setup=setup)]) for name, setup in setups.items()}
     outcome = run.run(
-        "shrink_only", settings, setups[settings.networks[0]], [plan], methods, shrinking.summarize_shrinking,
+        "shrink_only", settings, setup, [plan], methods, shrinking.summarize_shrinking,
         {name: NETWORKS[name] for name in settings.networks}, partial(measure, own, dataset),
     )  # fmt: skip
     table, curves = shrinking.shrinking_table(outcome.summary), outcome.summary[run.MEASURED]

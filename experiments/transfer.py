@@ -28,7 +28,7 @@ import tyro
 
 from wsjax.data.embedded import EMBEDDED
 from wsjax.results import names, transfer
-from wsjax.scripts import build, cli, config, optimisers, run
+from wsjax.scripts import build, cli, config, run
 
 if TYPE_CHECKING:
     from wsjax.data.datasets import Dataset
@@ -94,13 +94,13 @@ def run_source(settings: Config, loaded: dict[str, Dataset], source: str) -> Non
     from wsjax.results import panels
 
     setups = {name: build.build_setup(settings, dataset) for name, dataset in loaded.items()}
-    trunk = build.build_rounds(settings, [(len(loaded[source].train_labels), settings.first_epochs or settings.epochs)])
-    trunk = optimisers.paced(settings, setups[source], trunk)
+    size, epochs = len(loaded[source].train_labels), settings.first_epochs or settings.epochs
+    trunk = build.build_rounds(settings, setups[source], [(size, epochs)])
     methods: dict[str, Method] = {}
     table: dict[str, names.Spec] = {}
     for target, fraction in itertools.product([name for name in loaded if name != source], settings.fractions):
         size = datasets.fraction_size(len(loaded[target].train_labels), fraction)
-        later = build.build_rounds(settings, [(size, settings.epochs)])
+        later = build.build_rounds(settings, setups[target], [(size, settings.epochs)])
         new_head = loaded[target].num_classes != loaded[source].num_classes
         for kind, method in build.after_trunk(settings, setups[target], later, new_head).items():
             name = transfer.name_of(kind, target, fraction)

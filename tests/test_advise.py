@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 
 import numpy as np
@@ -264,3 +265,19 @@ def test_a_file_with_a_test_set_of_its_own_keeps_it(script, tmp_path):
     settings = advice.Config(data=(str(tmp_path / "split.npz"),))
     assert len(advice.load(settings).test_labels) == 6
     assert "--data FILES" in advice.command(settings, {"reinit": "warm_start"})
+
+
+def test_a_study_with_another_factor_is_another_study(script, tmp_path):
+    own = ("advise", *TINY, "--budget=6s", "--seeds=1", "--workdir", tmp_path)
+    assert "did not suffice" in script(*own)[2]
+    for flag in ("--dash_shrink=0.1", "--fire_steps=3"):
+        code, _, err = script(*own, flag)
+        assert code != 0
+        assert flag[2:].split("=")[0] in err
+
+
+def test_settings_that_embedded_data_have_no_use_for(script, tmp_path):
+    for flag in ("--image_size=16", "--max_gigabytes=1"):
+        code, _, err = script("advise", *TINY, flag, "--workdir", tmp_path)
+        assert code == 2
+        assert re.match(f"error: {flag}?.*leave it out\n|error: {flag.split('=')[0]} .*leave it out\n", err)

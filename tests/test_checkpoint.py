@@ -391,3 +391,14 @@ def test_digest_tells_paths_shapes_dtypes_and_bits_apart():
     ]
     assert len({checkpoint.digest(tree) for tree in trees}) == len(trees)
     assert checkpoint.digest(state(1)) == checkpoint.digest(jax.tree.map(np.asarray, state(1)))
+
+
+def test_an_array_without_numbers_is_kept(tmp_path):
+    """Orbax refuses to save one, and its threads then never end."""
+    empty = state(1) | {"none": jnp.zeros((0, 4), jnp.bfloat16)}
+    with checkpoint.open_folder(tmp_path / "empty") as folder:
+        checkpoint.save(folder, 1, empty)
+    found, warned = restore(tmp_path / "empty", empty)
+    assert not warned
+    assert found[0] == 1
+    assert_same(found[1], empty)

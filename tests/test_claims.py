@@ -161,3 +161,17 @@ def test_every_claim_is_whole():
             assert part["measure"] in claims.MEASURES
             assert len(part["lies_in"]) == 2
         assert judge(claim, []).verdict == NOT_RUN
+
+
+def test_runs_of_another_scale_are_not_compared():
+    runs = [{"experiment": "offline", "weight_decay": 0.1}, {"experiment": "offline", "weight_decay": 0.001}]
+    part = {"measure": "change", "runs": runs, "lies_in": [None, 0]}
+    more = offline((0.6, 0.7), (0.5, 0.6), weight_decay=0.001)
+    less = offline((0.6, 0.7), (0.59, 0.68), weight_decay=0.1, num_train=5000, epochs=9)
+    assert verdict(more, less, **part).verdict == NOT_RUN
+    alike = offline((0.6, 0.7), (0.55, 0.68), weight_decay=0.001, num_train=5000)
+    found = verdict(more, less, alike, **part)
+    assert found.estimates[0].mean == pytest.approx(0.015 - 0.035)
+    assert found.scale == (
+        "CIFAR-10, width 64, 5,000 images, 9 epochs, 2 seeds; CIFAR-10, width 64, 5,000 images, 3 epochs, 2 seeds"
+    )

@@ -151,3 +151,15 @@ def test_figure9_is_written_without_jax(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "f.txt").read_text() == done.stdout
     assert (tmp_path / "f.png").stat().st_size > 5000
+
+
+def test_a_rate_is_chosen_by_the_seeds_that_are_compared(tmp_path):
+    """RI at 0.01 is the best of three seeds; of the two that RI has at 0.1 too, that is."""
+    three = write_offline(tmp_path / "a", {"RI@0.01": 0.66, "SP": 0.65})
+    two = write_offline(tmp_path / "b", {"RI@0.1": 0.665}, seeds=[0, 1])
+    run, ends = merged(three, two)
+    (own,) = controls.compare(ends, run.methods)
+    left = own["left"]["RI"]
+    assert (left["subtrahend"], left["seeds"]) == ("RI at 0.1", 2)
+    assert left["mean"] == pytest.approx(-0.015)
+    assert own["left"]["WS"] is None

@@ -235,3 +235,18 @@ def test_figure3_refuses_what_it_cannot_draw(tmp_path):
     with pytest.raises(RunError, match=r"^there are no epochs to draw yet"):
         draw(3, write(tmp_path / "c", []))
     assert "seeds 0, 1" in draw(3, write(tmp_path / "d", made_up(seeds=(0,))), write(tmp_path / "e", made_up()))
+
+
+def test_a_schedule_runs_over_the_halfs_training_and_no_warm_start_begins_it_again(stop_early, script, tmp_path):
+    """The half's own epochs are those of an offline run whose first round is as long."""
+    falling = ("--dataset=digits", "--schedule=cosine", "--first_epochs", 4, "--epochs", 2, "--methods", "WS")
+    falling += ("--run", "falling")
+    code, _, error = stop_early(*ONE, *falling, "--every", 2)
+    assert code == 0, error
+    code, _, error = script("offline", *ONE, *falling)
+    assert code == 0, error
+    here, there = (
+        [row["train_loss"] for row in found(tmp_path, name, "falling").rows if row["method"] == "first"]
+        for name in ("early_stopping", "offline")
+    )
+    assert here == pytest.approx(there, rel=1e-5)

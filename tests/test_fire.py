@@ -196,3 +196,9 @@ def test_singular_values_are_of_one_matrix_at_a_time(seeds):
         found = [line for line in lines if "= svd[" in line]
         assert found
         assert all(re.search(r":f32\[\d+\]", line) for line in found), found  # one vector of values each
+
+
+@pytest.mark.parametrize("steps", [10, None])
+def test_a_kernel_without_weights_stays(steps):
+    params = {"a": {"kernel": jnp.zeros((0, 3))}, "b": {"kernel": jnp.ones((2, 2))}}
+    assert fire(params, steps=steps)["a"]["kernel"].shape == (0, 3)

@@ -110,3 +110,44 @@ def test_a_round_behind_another_optimiser_begins_with_a_slow_copy_of_its_start()
     own = Method(tortoise_kept(mixed(warm_start)), rounds=[Round(20, max_epochs=1, setup=setup(MLP, momentum=1.0))])
     states = run_rounds(plain, rounds, {"own": own}).states
     jax.tree.map(np.testing.assert_array_equal, states["own", 0].opt_state[-1].slow, states["first", 0].params)
+
+
+def test_the_slow_copy_of_16_bits_moves_as_that_of_32():
+    wide, narrow = jnp.asarray(START), jnp.asarray(START, jnp.bfloat16)
+    own = hare_tortoise(0.999, every=4)
+    states = [own.init(wide), own.init(narrow)]
+    assert states[1].slow.dtype == jnp.float32
+    for step in range(1, 5):
+        moved = [
+            own.update(0.1 * jnp.ones_like(params), state, params)
+            for params, state in zip((wide, narrow), states, strict=True)
+        ]
+        states = [state for _, state in moved]
+        wide, narrow = (optax.apply_updates(p, updates) for p, (updates, _) in zip((wide, narrow), moved, strict=True))
+        assert narrow.dtype == jnp.bfloat16
+        np.testing.assert_allclose(states[1].slow, states[0].slow, atol=0.02)
+        if step < 4:
+            assert np.all(np.asarray(states[1].slow) != np.asarray(START.astype(jnp.bfloat16), np.float32))
+    np.testing.assert_array_equal(np.asarray(narrow, np.float32), np.asarray(states[1].slow))
+
+
+def test_a_slow_copy_of_some_leaves_only():
+    """Under `optax.masked` the others are tested as they are trained."""
+    optimizer = optax.chain(
+        optax.sgd(0.1), optax.masked(hare_tortoise(1.0, 1000), lambda p: {**_all(p, False), "head": True})
+    )
+    own = Setup(MLP, optimizer, DATA, DATA, 8, judged=tortoise)
+    result = run_rounds(own, [Round(20, max_epochs=2)], {})
+    state = result.states["first", 0]
+    judged = tortoise(own, state, all_samples(DATA)).params
+    assert {name: bool(np.any(_flat(judged[name]) != _flat(state.params[name]))) for name in judged} == {
+        name: name == "head" for name in judged
+    }
+
+
+def _all(params, value):
+    return dict.fromkeys(params, value)
+
+
+def _flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])

@@ -3,11 +3,12 @@
 import errno
 import os
 import sys
+import threading
 
 import pytest
 
 from wsjax.errors import RunError
-from wsjax.storage.lock import hold
+from wsjax.storage.lock import hold, is_held
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -93,3 +94,18 @@ def test_a_folder_that_is_read_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "open", read_only)
     assert refused(tmp_path) == f"cannot write to {tmp_path}: Read-only file system; choose another folder"
+
+
+def test_who_looks_whether_a_folder_is_held_keeps_nobody_from_it(tmp_path):
+    assert not is_held(tmp_path)
+    with hold(tmp_path):
+        assert is_held(tmp_path)
+        written = (tmp_path / "lock").read_text()
+        assert written.startswith(f"pid {os.getpid()} ")
+    assert not is_held(tmp_path)
+    assert (tmp_path / "lock").read_text() == written
+    looking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.05, os.close, [looking]).start()
+    with hold(tmp_path):
+        assert is_held(tmp_path)

@@ -11,9 +11,10 @@ from wsjax.data.datasets import load
 from wsjax.methods.l2_init import L2InitState
 from wsjax.rounds.legs import Round
 from wsjax.rounds.loop import run_rounds
-from wsjax.scripts import build, optimisers
+from wsjax.scripts import build
 from wsjax.scripts.config import Common
 from wsjax.storage.records import read_run
+from wsjax.training.schedules import ScheduleState
 
 TINY = Common(hidden=(4,), activation="relu", optimizer="adam", methods=("RI", "WS", "L2", "HT", "SWR"), epochs=2)
 ROUNDS = [Round(20, max_epochs=2), Round(40, max_epochs=2)]
@@ -72,11 +73,26 @@ def test_methods_of_one_optimiser_share_their_setups(digits):
 
 
 def test_rounds_of_another_cap_are_paced_by_it(digits):
-    rounds = [Round(20, max_epochs=5), Round(40, max_epochs=2)]
     for config, own in ((TINY, 0), (dataclasses.replace(TINY, schedule="cosine"), 1)):
         setup = build.build_setup(config, digits)
-        paced = optimisers.paced(config, setup, rounds)
-        assert [here.setup is not None for here in paced] == [bool(own), False]
+        rounds = build.build_rounds(config, setup, [(20, 5), (40, 2)])
+        assert [here.setup is not None for here in rounds] == [bool(own), False]
+
+
+def test_a_schedule_begins_again_with_a_round_that_keeps_the_optimisers_state(digits):
+    """A rate that falls to 0 trains a second round too, and its steps are counted from that round's start."""
+    config = dataclasses.replace(TINY, schedule="cosine", opt_state="keep", methods=("WS",), epochs=2)
+    result = ended(config, digits, [Round(20, max_epochs=2), Round(40, max_epochs=2)])
+    first, second = (result.states[name, 0] for name in ("first", "WS"))
+    counts = [node.count for node in jax.tree.leaves(second.opt_state, is_leaf=_is_schedule) if _is_schedule(node)]
+    steps = 2 * -(-40 // config.batch_size)
+    assert [int(count) for count in counts] == [steps]
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), first.params, second.params)
+    assert min(jax.tree.leaves(moved)) > 1e-4
+
+
+def _is_schedule(node):
+    return isinstance(node, ScheduleState)
 
 
 def run(script, workdir, *flags):

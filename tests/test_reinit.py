@@ -552,3 +552,9 @@ def test_it_compiles_once_for_all_factors():
     for factors in ((1.0, 0.0), (0.0, 1.0), (0.4, 0.1)):
         mix(*factors)
     assert len(traces) == 1
+
+
+def test_a_factor_of_a_complex_array_is_refused():
+    for shrink in (jnp.complex64(0.5), jnp.asarray(0.5 + 0j)):
+        with pytest.raises(ValueError, match=r"^shrink must be a real number, not one of complex64"):
+            shrink_perturb({"w": jnp.ones(2)}, {"w": jnp.ones(2)}, shrink, 0.1)

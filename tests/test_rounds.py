@@ -732,3 +732,49 @@ def test_a_users_own_flax_and_equinox_models_run():
         result = run_rounds(Setup(one, optax.adam(0.01), train, test, 8), rounds, METHODS)
         warm = [row["test_loss"] for row in result.rows if row["method"] == "WS"]
         assert warm[-1] < 0.1
+
+
+def test_rounds_by_arrival_have_the_first_rows():
+    """Whatever comes behind them: the second call continues the first one's records, as data come in."""
+    images, labels = data(30)
+    first = Round(10, after_epochs(2))
+    arrival = Settings(order="arrival")
+    rows = [
+        run_rounds(setup(train=(images[:n], labels[:n])), [first], METHODS, settings=arrival).rows for n in (10, 30)
+    ]
+    assert timeless(rows[0]) == timeless(rows[1])
+    other = run_rounds(setup(train=(images[::-1], labels[::-1])), [first], METHODS, settings=arrival).rows
+    assert timeless(other) != timeless(rows[0])
+
+
+def test_the_first_network_of_a_run_that_was_given_one_is_that():
+    start = mlp_task().init(jax.random.key(7))
+    own = Method(lambda boundary: boundary.first)
+    frozen = run(
+        [Round(10, after_epochs(1)), Round(30, after_epochs(1))], {"own": own}, optimizer=FROZEN, initial=start
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), frozen.states["own", 0].params, start[0])
+
+
+def test_a_score_that_is_no_number_ends_a_round_like_such_a_loss():
+    task = mlp_task()._replace(score=lambda outputs, targets: jnp.full(targets.shape, jnp.nan))
+    with pytest.raises(NonFiniteLoss, match=r"the score is not finite: first, seed 0, round 1, epoch 1"):
+        run(TWO_ROUNDS, METHODS, task=task)
+    records = Records()
+    for _ in range(2):  # such rows are read again too
+        rows = run(TWO_ROUNDS, METHODS, task=task, settings=Settings(diverged="end"), records=records).rows
+    assert {(row["stop"], row["train_accuracy"], row["test_accuracy"]) for row in rows} == {("diverged", None, None)}
+
+
+class Rule:
+    """A stop rule that cannot be hashed."""
+
+    __hash__ = None
+
+    def __call__(self, accuracies):
+        return "two" if len(accuracies) == 2 else None
+
+
+def test_any_callable_is_a_stop_rule():
+    rows = run([Round(10, Rule()), Round(30, Rule())], METHODS).rows
+    assert {row["epoch"] for row in rows if row["stop"]} == {2}

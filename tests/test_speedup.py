@@ -101,3 +101,9 @@ def test_without_seconds_there_is_no_ratio_of_them():
     found = speedup.speedups(timeless, METHODS)
     assert found["SP"]["seconds"] is None
     assert found["SP"]["steps"]["mean"] == pytest.approx(math.sqrt(6))
+
+
+def test_who_was_tested_at_its_end_only_is_not_told_of():
+    rows = [*curve("RI", 0, [0.1, 0.6]), *curve("WS", 0, [None, 0.7]), *curve("SP", 0, [0.7])]
+    assert set(speedup.passages(rows, METHODS)) == {"RI", "SP"}
+    assert speedup.passages([*curve("RI", 0, [None, 0.6]), *curve("WS", 0, [0.1, 0.7])], METHODS) == {}

@@ -94,9 +94,9 @@ def test_jobs_of_one_text_are_one_job_of_the_first_figures_name(scripts):
 
 
 def test_a_flag_that_a_script_does_not_take_is_told_at_once(scripts):
-    with pytest.raises(UsageError, match=r"offline\.py does not take --epoch=7 .*"):
+    with pytest.raises(UsageError, match=r"offline\.py does not take --epoch=7$"):
         make(scripts, {"figure5": ["offline --epoch=7"]})
-    with pytest.raises(UsageError, match=r"offline\.py does not take --epochs=0 .*: --epochs must be positive, not 0$"):
+    with pytest.raises(UsageError, match=r"offline\.py does not take --epochs=0: --epochs must be positive, not 0$"):
         make(scripts, {"figure5": ["offline --epochs=0"]})
     with pytest.raises(UsageError, match=r"--learning_rate has no use here: give the cells' own"):
         study.make_jobs({"figure4": ["hyperparameters --learning_rate=5"]}, REPRODUCE.parent, scripts.parent)
@@ -246,3 +246,30 @@ def test_a_job_of_the_tour_runs_and_the_page_shows_it(tmp_path):
     again = reproduce("--only", "table1", "--seeds", 2, "--status", "--workdir", tmp_path)
     assert re.search(r"table1 +complete", again.stdout)
     assert re.search(r"table1-2 +waiting", again.stdout)
+
+
+def test_jobs_that_differ_in_seeds_alone_are_one_where_all_have_the_same(scripts):
+    grid = {"figure5": ["offline --seeds 0 1", "offline --seeds 2 3"], "figure1": ["offline --seeds=4"]}
+    assert [[job.name for job in own] for own in make(scripts, grid).values()] == [
+        ["figure5", "figure5-2"],
+        ["figure1"],
+    ]
+    assert [[job.name for job in own] for own in make(scripts, grid, "--seeds 0").values()] == [
+        ["figure5"],
+        ["figure5"],
+    ]
+
+
+def test_a_run_of_other_seeds_is_not_taken_for_the_jobs(scripts):
+    (job,) = make(scripts, {"figure5": ["offline --seeds 0 1"]})["figure5"]
+    (folder,) = job.folders
+    study.check_seeds([job])
+    folder.mkdir(parents=True)
+    for seeds in ([0, 1], [0, 1, 2]):
+        (folder / "config.json").write_text(json.dumps({"config": {"seeds": seeds}}))
+        if seeds == [0, 1]:
+            study.check_seeds([job])
+    with pytest.raises(
+        UsageError, match=r"figure5 is a run of the seeds 0 1 2, and figure5 here is of 0 1: give anoth"
+    ):
+        study.check_seeds([job])

@@ -384,3 +384,20 @@ def test_a_warm_up_rises_by_equal_steps_and_stays():
         update, state = optimizer.update(jnp.ones(()), state, jnp.zeros(()))
         steps.append(-float(update))
     np.testing.assert_allclose(steps, [0.1, 0.2, 0.3, 0.4, 0.4, 0.4], rtol=1e-6)
+
+
+def test_statistics_of_16_bits_are_summed_in_32_and_counts_are_left():
+    def apply(params, stats, inputs, weights, train, key):
+        mean = jnp.average(inputs, weights=weights).astype(jnp.bfloat16)
+        own = {"mean": 0.9 * stats["mean"] + 0.1 * mean, "batches": stats["batches"] + 1}
+        return inputs, (own if train else stats)
+
+    task = line_task()._replace(apply=apply)
+    numbers = jnp.ones(4000)
+    stats = {"mean": jnp.zeros((), jnp.bfloat16), "batches": jnp.int32(7)}
+    state = TrainState({}, stats, (), jnp.int32(0))
+    setup = Setup(task, make_optimizer("sgd", 0.1), (numbers, numbers), (numbers, numbers), 1)
+    found = jax.jit(lambda state: reestimated(setup, state, all_samples(setup.train)))(state).batch_stats
+    assert found["mean"].dtype == jnp.bfloat16
+    assert float(found["mean"]) == pytest.approx(1, abs=0.01)
+    assert int(found["batches"]) == 7

@@ -85,3 +85,11 @@ def test_what_cannot_be_done_is_refused():
         toward_initial(tree(), tree(1), None)
     with pytest.raises(TaskError, match="unknown opt_state 'new'; available: rebuild, keep"):
         gaussian_start(0.3, 0.01, opt_state="new")
+
+
+def test_noise_of_16_bits_is_drawn_in_32_and_rounded_once():
+    """bfloat16's own draws have a few hundred values: rounding hides that, but not where they are scaled up."""
+    params = jnp.zeros(20_000, jnp.bfloat16)
+    noisy = gaussian_perturb(params, jax.random.key(0), 1, 1)
+    assert noisy.dtype == jnp.bfloat16
+    assert same(noisy, gaussian_perturb(params.astype(jnp.float32), jax.random.key(0), 1, 1).astype(jnp.bfloat16))

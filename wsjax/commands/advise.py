@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from wsjax.commands import retrain
 from wsjax.errors import RunError, printable
 from wsjax.results import advice, names, words
-from wsjax.scripts import build, cli, config, optimisers, process, race, study
+from wsjax.scripts import build, cli, config, process, race, study
 from wsjax.storage.files import user_path
 from wsjax.storage.records import DATA, about_run, data_digest, open_run, write_json
 
@@ -99,9 +99,9 @@ def main(settings: Config) -> None:
     total = len(dataset.train_labels)
     old = words.share(total, 1 - settings.new)
     cli.check(0 < old < total, f"--new={settings.new:g} of {total} train images leaves none on one side; give another")
-    rounds = build.build_rounds(own, [(old, settings.first_epochs or settings.epochs), (total, settings.epochs)])
     setup = build.build_setup(own, dataset)
-    rounds = optimisers.paced(own, setup, rounds)
+    plan = [(old, settings.first_epochs or settings.epochs), (total, settings.epochs)]
+    rounds = build.build_rounds(own, setup, plan)
     methods = _in_order(build.build_methods(own, setup, rounds, table), setup, rounds[1])
     folder = user_path(own.workdir) / "advise" / config.run_name(own)
     cli.say(
@@ -109,13 +109,13 @@ def main(settings: Config) -> None:
         f"tested on {len(dataset.test_labels):,} others, {len(table)} ways, within {cli.duration(budget)}"
     )
     with open_run(folder, _identity(settings, own, dataset), about_run("advise", _devices()) | {"methods": table}):
-        ends, plan = race.race(
+        ends, raced = race.race(
             race.Race(
                 own, setup, rounds, methods, table, folder, budget, settings.seeds, settings.tolerance,
                 lambda: time.monotonic() - begin,
             )
         )  # fmt: skip
-        conclude(settings, table, folder, ends, plan)
+        conclude(settings, table, folder, ends, raced)
 
 
 def check(settings: Config) -> None:
@@ -170,7 +170,9 @@ def load(settings: Config) -> Dataset:
 
     given = settings.data or ("digits",)
     if len(given) == 1 and (given[0] in datasets.NAMES or _has_test_set(given[0])):
-        return datasets.load(given[0])
+        own = settings.max_gigabytes != Config.max_gigabytes
+        cli.check(not own, f"--max_gigabytes has no use for {given[0]}, which is loaded as a whole; leave it out")
+        return datasets.load(given[0], image_size=settings.image_size)
     pool = read_pool(given, (), None, settings.holdout, cli.say, settings.max_gigabytes, settings.image_size)
     assert pool is not None
     mean, std = datasets.channel_statistics(pool.train[0])
@@ -221,8 +223,8 @@ def conclude(settings: Config, table: names.Methods, folder: Path, ends: Sequenc
         )
     judged = advice.judge(ends, table, settings.tolerance, race.out_of(plan))
     cli.print_table("With the new data, each way", *advice.table(judged))
-    unseen = [way for way in table if way in plan["unseen"] or way not in {*ended, *plan["diverged"]}]
-    for sentence in [*advice.sentences(judged), *dropped(plan, unseen, settings.budget)]:
+    left = [way for way in table if way not in {*ended, *plan["unseen"], *plan["diverged"]}]
+    for sentence in [*advice.sentences(judged), *dropped(plan, left, settings.budget)]:
         cli.say(sentence)
     rate = advice.faster_scratch(judged, table)
     if rate is not None:
@@ -241,11 +243,14 @@ def conclude(settings: Config, table: names.Methods, folder: Path, ends: Sequenc
     cli.say(f"Records: {folder}")
 
 
-def dropped(plan: dict[str, Any], unseen: Sequence[str], budget: str) -> list[str]:
-    """What a race did not follow to its end, and why; `unseen` are the ways that have not ended the first seeds."""
+def dropped(plan: dict[str, Any], left: Sequence[str], budget: str) -> list[str]:
+    """What a race did not follow to its end, and why; `left` are the ways that are still to end the first seeds."""
     said = []
-    if unseen:
-        said.append(f"Did not fit into {budget}: {', '.join(map(names.label, unseen))}.")
+    if left:
+        said.append(f"Did not fit into {budget}: {', '.join(map(names.label, left))}.")
+    if plan["unseen"]:
+        unseen = ", ".join(map(names.label, plan["unseen"]))
+        said.append(f"Not tried, for the first seeds' time was over: {unseen}. A new --run with more time would.")
     if plan["aside"]:
         behind = ", ".join(map(names.label, plan["aside"]))
         said.append(f"Left aside when the time grew short, for they were the last by the rule then: {behind}.")
@@ -261,6 +266,7 @@ def _common(settings: Config, table: names.Methods) -> config.Common:
     own = config.Common(
         **fields, dataset=" ".join(settings.data) or "digits", methods=tuple(table), shrink=(), perturb=(),
         evaluation="reestimated", evaluate="round", workdir=settings.workdir, run=settings.run,
+        dash_shrink=settings.dash_shrink, fire_steps=settings.fire_steps,
     )  # fmt: skip
     return dataclasses.replace(own, run=settings.run or f"{_name(settings.data)}-{own.model}-{own.optimizer}")
 

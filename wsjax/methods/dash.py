@@ -34,7 +34,8 @@ def dash(
 
     Args:
       params: pytree of the trained parameters.
-      direction: pytree like it, the way that the loss falls: a negative gradient, of any length.
+      direction: pytree like it, the way that the loss falls: a negative gradient. Its length does not matter, but that
+        a part of norm below 1e-8 counts as shorter, as in the authors' code: it leads nowhere, and its weights shrink.
       shrink: scalar, the least factor, in [0, 1]: a number or a (traced) array of shape [].
       layout: tells kernels and biases; all other leaves, those of normalisation layers among them, stay as they are.
       granularity: what shares a cosine: "authors", as their code has it, the kernel of a convolution for each pair of

@@ -20,7 +20,7 @@ from wsjax.training.train import Samples, Setup, TrainState, reestimated
 
 
 class TortoiseState(NamedTuple):
-    """`slow`: the slow copy, like the params; `steps` []: those so far."""
+    """`slow`: the slow copy, like the params, in 32 bits at least; `steps` []: those so far."""
 
     slow: Any
     steps: jax.Array
@@ -55,7 +55,7 @@ def hare_tortoise(
     offset = every if first is None else first
 
     def init(params: Any) -> TortoiseState:
-        return TortoiseState(kept(params), jnp.zeros((), jnp.int32))
+        return TortoiseState(kept(params, wide=True), jnp.zeros((), jnp.int32))
 
     def update(
         updates: Any, state: Any, params: Any = None, *, epoch_steps: Any = None, **_: Any
@@ -66,10 +66,11 @@ def hare_tortoise(
         unit, count = epoch_steps if in_epochs else 1, state.steps + 1
         back = (count >= offset * unit) & ((count - offset * unit) % (every * unit) == 0)
         fast = optax.apply_updates(params, updates)
-        slow = map_kept(partial(_average, momentum), state.slow, state.slow, fast)
-        updates = map_kept(lambda _, *leaves: towards(back, *leaves), slow, updates, fast, slow)
+        slow = map_kept(partial(_average, momentum), state.slow, fast)
+        near = map_kept(_rounded, slow, fast)
+        updates = map_kept(lambda _, *leaves: towards(back, *leaves), slow, updates, fast, near)
         # What the params become is rounded: where they become the slow copy, it is exactly that.
-        slow = map_kept(lambda _, own, new: jnp.where(back, new, own), slow, slow, optax.apply_updates(params, updates))
+        slow = map_kept(lambda own, new: jnp.where(back, new, own), slow, optax.apply_updates(params, updates))
         return updates, TortoiseState(slow, count)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -85,7 +86,7 @@ def tortoise(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
     (slow,) = _found(state.opt_state) or (None,)
     if slow is None:
         raise TaskError("tortoise: the optimiser keeps no slow copy; put wsjax.hare_tortoise last in its chain")
-    params = map_kept(lambda own, _: own, slow.slow, state.params)
+    params = map_kept(_rounded, slow.slow, state.params)
     return reestimated(setup, state._replace(params=params), samples)
 
 
@@ -105,10 +106,15 @@ def tortoise_kept(start: Start) -> Start:
     return started
 
 
-def _average(momentum: Any, _: Any, slow: Any, fast: Any) -> Any:
-    wide = jnp.promote_types(slow.dtype, jnp.float32)  # 0.999 is 1 in bfloat16
-    average = momentum * slow.astype(wide) + (1 - momentum) * fast.astype(wide)
-    return jnp.where(momentum == 0, fast, average.astype(slow.dtype))
+def _average(momentum: Any, slow: Any, fast: Any) -> Any:
+    # In 16 bits it would stand still: 0.999 is 1 there, and a thousandth of a step is nothing.
+    fast = fast.astype(slow.dtype)
+    return jnp.where(momentum == 0, fast, (momentum * slow + (1 - momentum) * fast).astype(slow.dtype))
+
+
+def _rounded(slow: Any, like: Any) -> Any:
+    """The slow copy in the dtype of the parameters."""
+    return slow.astype(jnp.result_type(like))
 
 
 def _is_tortoise(node: Any) -> bool:

@@ -91,7 +91,7 @@ def map_layers(
 
     def leaf(path: Any, old: Any, *more: Any) -> Any:
         axes = axes_of(layout, path_name(path), old)
-        if axes is None or not (biases or is_kernel(axes)):
+        if axes is None or not (biases or is_kernel(axes)) or old.size == 0:
             return old
         order, _ = _order(axes, old)
         new = function(axes, *(_laid_out(x, axes) for x in (old, *more)))

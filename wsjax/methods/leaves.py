@@ -9,20 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import Where, path_name
 
 
-def kept(params: Any, where: Where | None = None) -> Any:
+def kept(params: Any, where: Where | None = None, wide: bool = False) -> Any:
     """A copy of the floating-point leaves that `where` chooses by their path, with None for every other one.
 
-    It is a copy, for a training step that is given both may donate each.
+    It is a copy, for a training step that is given both may donate each; with `wide`, in 32 bits at least.
     """
 
     def copy(path: Any, leaf: Any) -> Any:
-        chosen = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and (where is None or where(path_name(path)))
-        return jnp.array(leaf) if chosen else None
+        dtype = jnp.result_type(leaf)
+        chosen = jnp.issubdtype(dtype, jnp.inexact) and (where is None or where(path_name(path)))
+        return jnp.array(leaf, jnp.promote_types(dtype, jnp.float32) if wide else dtype) if chosen else None
 
     return jax.tree_util.tree_map_with_path(copy, params)
 
@@ -31,9 +33,9 @@ def map_kept(function: Any, state: Any, first: Any, *others: Any) -> Any:
     """Maps `function(kept leaf, leaf, ...)` over the leaves that are kept; the others stay as in `first`."""
 
     def leaf(own: Any, *leaves: Any) -> Any:
-        return leaves[0] if own is None else function(own, *leaves)
+        return leaves[0] if _is_left_out(own) else function(own, *leaves)
 
-    return jax.tree.map(leaf, state, first, *others, is_leaf=lambda x: x is None)
+    return jax.tree.map(leaf, state, first, *others, is_leaf=_is_left_out)
 
 
 def towards(when: Any, update: Any, moved: Any, target: Any) -> Any:
@@ -77,6 +79,11 @@ def check_count(who: str, name: str, value: Any) -> None:
     """Raises a TaskError unless a setting is a whole number above 0."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise TaskError(f"{who}: {name} must be a whole number, 1 or more, not {value!r:.80}")
+
+
+def _is_left_out(node: Any) -> bool:
+    """Whether a leaf is not the transformation's: of another kind, or another part's by `optax.masked`."""
+    return node is None or isinstance(node, optax.MaskedNode)
 
 
 def _flat(tree: Any) -> Any:

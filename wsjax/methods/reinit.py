@@ -159,11 +159,17 @@ def check_factor(name: str, factor: Any) -> None:
     if np.shape(factor) != ():
         raise ValueError(f"{name} must be a scalar, not an array of shape {np.shape(factor)}; use jax.vmap for a grid")
     if isinstance(factor, jax.Array):
+        if not _is_real(factor.dtype):
+            raise ValueError(f"{name} must be a real number, not one of {factor.dtype}")
         return
     if not isinstance(factor, numbers.Real | np.generic | np.ndarray) or np.asarray(factor).dtype.kind not in "biufV":
         raise ValueError(f"{name} must be a real number, not {factor!r}")
     if not math.isfinite(factor):
         raise ValueError(f"{name} must be finite, not {factor}")
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:

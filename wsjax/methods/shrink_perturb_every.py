@@ -35,7 +35,9 @@ def shrink_perturb_every(
       shrink: factor of the params.
       perturb: factor of the newly drawn ones.
       draw: `key -> params`, the network's own initialiser.
-      key: a random key; the n-th time draws from it folded with n, from 1.
+      key: a random key; the n-th time draws from it folded with n, from 1, since the state was built. Where each round
+        builds the optimiser's state anew, the draws of the round before come again: keep the state, or give each round
+        a key of its own.
       where: chooses leaves by their path; None all.
 
     Returns:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import Where, path_name
+from wsjax.training.schedules import restarted
 from wsjax.training.train import Samples, Setup, TrainState, reestimated
 
 Reinit = Callable[[Any, Any], Any]
@@ -70,7 +71,7 @@ def started(
     """The state that starts a round from parameters, with the rest as `mixed` says; for starts of one's own."""
     old, fresh, setup = boundary.old, boundary.fresh, boundary.setup
     stats = fresh.batch_stats if batch_stats == "reset" else old.batch_stats
-    state = old.opt_state if opt_state == "keep" else setup.optimizer.init(params)
+    state = restarted(old.opt_state) if opt_state == "keep" else setup.optimizer.init(params)
     new = TrainState(params, stats, state, jnp.zeros_like(fresh.step))
     return reestimated(setup, new, boundary.samples) if batch_stats == "reestimate" else new
 
@@ -82,7 +83,8 @@ def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: Opt
       reinit: `(params, fresh) -> params`.
       batch_stats: "keep" BatchNorm's running statistics, "reset" them to those of a new network, or "reestimate" them
         in a pass over the round's samples, under the parameters that it starts from.
-      opt_state: "rebuild" the optimiser's state, for the parameters that the round starts from, or "keep" it.
+      opt_state: "rebuild" the optimiser's state, for the parameters that the round starts from, or "keep" it, but that
+        a schedule in epochs (`wsjax.training.schedules`) begins again.
     """
     check_choices(batch_stats, opt_state)
     return Mixed(reinit, batch_stats, opt_state)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from wsjax.methods.reinit import Where, check_factor, is_inexact, shrink_perturb
 from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
@@ -38,12 +39,16 @@ def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, wher
     check_factor("std", std)
     leaves, structure = jax.tree.flatten(params)
     noise = [
-        jax.random.normal(jax.random.fold_in(key, i), leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
-        if is_inexact(leaf)
-        else leaf
+        jax.random.normal(jax.random.fold_in(key, i), leaf.shape, _drawn_in(leaf.dtype)) if is_inexact(leaf) else leaf
         for i, leaf in enumerate(leaves)
     ]
     return shrink_perturb(params, jax.tree.unflatten(structure, noise), shrink, std, where=where)
+
+
+def _drawn_in(dtype: Any) -> Any:
+    """A leaf's dtype as JAX has it, and 32 bits for narrower ones: 16 have few numbers, and none far out."""
+    own = jax.dtypes.canonicalize_dtype(dtype)
+    return own if own.itemsize >= 4 else jnp.float32
 
 
 def gaussian_start(

@@ -8,6 +8,7 @@ lies outside; a claim is reproduced where all of its parts hold, and not where o
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -152,6 +153,12 @@ def scale(run: DrawnRun, seeds: int) -> str:
     return ", ".join([words.label(own.get("dataset", "")), *parts, f"{seeds} seed{'s' * (seeds > 1)}"])
 
 
+def _of_scale(run: DrawnRun) -> tuple[Any, ...]:
+    """What runs that are compared must share; what they are compared in may ask for more epochs."""
+    own = run.settings
+    return own.get("dataset"), _is_resnet(own) and own.get("width"), own.get("num_train")
+
+
 def _stop(own: Mapping[str, Any]) -> str:
     return f"{own['threshold']:.4g} train accuracy" if "accuracy" in own.get("stop", ()) else "a plateau"
 
@@ -176,16 +183,17 @@ def _toured(part: Mapping[str, Any]) -> Mapping[str, Any]:
 def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Estimate], str] | None:
     """What a part of a claim comes to, and the scale; None where no run tells of it."""
     among = [groups(runs, wanted) for wanted in part["runs"]]
-    for number in range(max(map(len, among), default=0)):  # the largest that has what is measured
-        if all(number < len(own) for own in among):
-            own = [group[number] for group in among]
-            if found := MEASURES[part["measure"]](part, *own):
-                estimates = [
-                    Estimate(part["what"] if len(found) == 1 else f"{part['what']}: {what}", mean, low, high, seeds,
-                             part.get("unit", "points"), tuple(part["lies_in"]))
-                    for what, mean, low, high, seeds in found
-                ]  # fmt: skip
-                return estimates, scale(own[0].run, max(estimate.seeds for estimate in estimates))
+    for own in itertools.product(*among):  # the largest that have what is measured
+        if len({_of_scale(group.run) for group in own}) > 1:
+            continue
+        if found := MEASURES[part["measure"]](part, *own):
+            estimates = [
+                Estimate(part["what"] if len(found) == 1 else f"{part['what']}: {what}", mean, low, high, seeds,
+                         part.get("unit", "points"), tuple(part["lies_in"]))
+                for what, mean, low, high, seeds in found
+            ]  # fmt: skip
+            seeds = max(estimate.seeds for estimate in estimates)
+            return estimates, "; ".join(dict.fromkeys(scale(group.run, seeds) for group in own))
     return None
 
 

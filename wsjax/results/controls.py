@@ -73,22 +73,26 @@ def compare(ends: Sequence[Row], curves: Methods) -> list[dict[str, Any]]:
       For each shrink-perturb, of "curve" and "learning_rate": "win", its difference to random initialisation at that
       same learning rate, and "left", to random initialisation and warm starts ("RI", "WS") at the best of all of their
       own: paired over seeds, None where there is nothing to compare with. The best is that of the highest mean over
-      seeds, on the test images: that is in favour of what is compared with.
+      the seeds that all rates have, on the test images: that is in favour of what is compared with. It is these seeds
+      that are compared.
     """
     marked = [end | {"method": _at(end["method"], end[RATE]), "curve": end["method"]} for end in ends]
     found = []
     for curve in names.ordered(dict.fromkeys(end["curve"] for end in marked), curves):
         if curves[curve].get("reinit") != names.SHRINK:
             continue
-        best = _best(marked, [curve])
+        best = _best(_of_shared_seeds([end for end in marked if end["curve"] == curve]))
+        if best is None:  # no seed has ended at all of its rates yet
+            continue
         rate = next(end[RATE] for end in marked if end["method"] == best)
         random, warm = (
             [name for name, spec in curves.items() if spec.get("reinit") == reinit]
             for reinit in (names.RANDOM, names.WARM)
         )
-        same = _best([end for end in marked if end[RATE] == rate], random)
-        left = {name: paired(marked, best, _best(marked, own)) for name, own in (("RI", random), ("WS", warm))}
-        found.append({"curve": curve, RATE: rate, "win": paired(marked, best, same), "left": left})
+        own = [end for end in marked if end["method"] == best]
+        at_rate = [end for end in marked if end[RATE] == rate]
+        left = {name: _less_best(own, marked, of) for name, of in (("RI", random), ("WS", warm))}
+        found.append({"curve": curve, RATE: rate, "win": _less_best(own, at_rate, random), "left": left})
     return found
 
 
@@ -117,12 +121,27 @@ def raised(curves: Methods, ends: Sequence[Row]) -> dict[str, float]:
     return rates
 
 
-def _best(marked: Sequence[Row], curves: Sequence[str]) -> str | None:
-    """The method, a curve at a rate, of the highest mean over seeds."""
+def _less_best(own: Sequence[Row], marked: Sequence[Row], curves: Sequence[str]) -> dict[str, Any] | None:
+    """The paired difference of one method's ends and the best of some curves', of the seeds that all of them have."""
+    shared = _of_shared_seeds([*own, *(end for end in marked if end["curve"] in curves)])
+    one = next((end["method"] for end in own), None)
+    return paired(shared, one, _best([end for end in shared if end["method"] != one]))
+
+
+def _of_shared_seeds(ends: Sequence[Row]) -> list[Row]:
+    """The ends of those seeds that every method has."""
+    seeds: dict[str, set[int]] = {}
+    for end in ends:
+        seeds.setdefault(end["method"], set()).add(end["seed"])
+    shared = set.intersection(*seeds.values()) if seeds else set()
+    return [end for end in ends if end["seed"] in shared]
+
+
+def _best(ends: Sequence[Row]) -> str | None:
+    """The method of the highest mean; each has the same seeds."""
     scores: dict[str, list[float]] = {}
-    for end in marked:
-        if end["curve"] in curves:
-            scores.setdefault(end["method"], []).append(end["test_accuracy"])
+    for end in ends:
+        scores.setdefault(end["method"], []).append(end["test_accuracy"])
     return max(scores, key=lambda name: float(np.mean(scores[name])), default=None)
 
 

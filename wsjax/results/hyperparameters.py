@@ -52,10 +52,10 @@ def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       and "batch_size", its "cell" (of random initialisation the same two, of a warm start those of its first round),
       and whether it "converged" before the cap; "first_rounds": the ends of the warm starts' first rounds. "cells": for
       each start and cell, means over seeds of accuracy and costs, and how many rounds were "capped" or "diverged", a
-      chain's after it diverged among them. "best": of either
-      start the cell of the largest mean accuracy among those whose rounds all converged, the paired "gap" RI - WS of
-      the two, and the costs of WS as shares "of_RI"; the choice and the gap are of the same seeds. "same": the gap and
-      shares with the same settings on all of the data, the mean over a seed's warm starts. None where one is missing.
+      chain's after it diverged among them. "best": of either start the cell of the largest mean accuracy among those
+      whose rounds all converged, the paired "gap" RI - WS of the two, and the costs of WS as shares "of_RI"; the choice
+      and the gap are of the seeds that all such cells have. "same": the gap and shares with the same settings on all of
+      the data, the mean over a seed's warm starts. None where one is missing.
     """
     ends = [_with_cells(end, methods[end["method"]]) for end in round_ends(rows) if end["method"] in methods]
     final = [end for end in ends if _is_final(end)]
@@ -157,21 +157,23 @@ def _counts(ends: Sequence[Row]) -> dict[str, int]:
 
 
 def _best(groups: Mapping[tuple[str, Cell], Sequence[Row]]) -> dict[str, Any] | None:
-    """The best cells of both starts, and how they differ; None where one has none, or they share no seed."""
+    """The best cells of both starts, and how they differ; None where one has none, or no seed has all of them."""
     seeds: dict[str, dict[Cell, dict[int, Row]]] = {"RI": {}, "WS": {}}
     for (start, cell), ends in groups.items():
         if all(end["converged"] for end in ends):
             seeds[start][cell] = {seed: _mean(own) for seed, own in _by_seed(ends).items()}
-    chosen = {
-        start: max(cells, key=lambda cell: np.mean([own["test_accuracy"] for own in cells[cell].values()]))
-        for start, cells in seeds.items()
-        if cells
-    }
-    if len(chosen) < 2:
+    if not all(seeds.values()):
         return None
+    shared = set.intersection(*(set(own) for cells in seeds.values() for own in cells.values()))
+    if not shared:
+        return None
+    chosen = {
+        start: max(cells, key=lambda cell: np.mean([cells[cell][seed]["test_accuracy"] for seed in shared]))
+        for start, cells in seeds.items()
+    }
     random, warm = (seeds[start][chosen[start]] for start in ("RI", "WS"))
-    pairs = [(random[seed], warm[seed]) for seed in random if seed in warm]
-    return {start: list(chosen[start]) for start in ("RI", "WS")} | _compared(pairs) if pairs else None
+    pairs = [(random[seed], warm[seed]) for seed in sorted(shared)]
+    return {start: list(chosen[start]) for start in ("RI", "WS")} | _compared(pairs)
 
 
 def _same(ends: Sequence[Row]) -> dict[str, Any] | None:

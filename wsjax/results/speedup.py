@@ -32,8 +32,8 @@ class Passage(NamedTuple):
 def passages(rows: Sequence[Row], methods: Methods) -> dict[str, dict[int, Passage]]:
     """Each method's passages, by seed, of those that ended the last round that any method has ended.
 
-    Only of seeds whose random initialisation was tested before its end too: without, nothing tells when the accuracy
-    was there. Empty where scores are no accuracies: whether more is better is not known.
+    Only of those that were tested before their end too, or had one epoch, and of seeds whose random initialisation was:
+    without, nothing tells when the accuracy was there. Empty where scores are no accuracies: whether more is better is not known.
     """
     random = names.find(methods, names.RANDOM)
     last = max((row["round"] for row in rows if row["stop"] and row["method"] != FIRST), default=0)
@@ -45,13 +45,13 @@ def passages(rows: Sequence[Row], methods: Methods) -> dict[str, dict[int, Passa
     targets = {
         seed: found[-1]["test_accuracy"]
         for (name, seed), found in ended.items()
-        if name == random and sum(row["test_accuracy"] is not None for row in found) > 1
+        if name == random and _tests(found) > 1
     }
     if not unit_of(rows).percent:
         return {}
     passed: dict[str, dict[int, Passage]] = {}
     for (name, seed), found in ended.items():
-        if seed in targets:
+        if seed in targets and (_tests(found) > 1 or len(found) == 1):
             passed.setdefault(name, {})[seed] = _passage(found, targets[seed])
     return passed
 
@@ -100,6 +100,10 @@ def _told(name: str, own: Mapping[str, Any]) -> str:
     bounds = "" if ratio["low"] is None else f"95 % interval {_times(ratio['low'])} to {_times(ratio['high'])}, "
     most = "at most " * own["at_most"]
     return f"{names.label(name)} {most}{_times(ratio['mean'])} times as fast ({bounds}{many})"
+
+
+def _tests(rows: Sequence[Row]) -> int:
+    return sum(row["test_accuracy"] is not None for row in rows)
 
 
 def _passage(rows: Sequence[Row], target: float) -> Passage:

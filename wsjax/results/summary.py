@@ -100,10 +100,7 @@ def differences(
     ends: Sequence[Row], method: str | None, other: str | None, field: str = "test_accuracy"
 ) -> dict[tuple[int, int], float]:
     """The differences of two methods in a field, by (seed, round), where both have one."""
-    one, two = (
-        {(end["seed"], end["round"]): end[field] for end in ends if end["method"] == name} for name in (method, other)
-    )
-    return {key: one[key] - two[key] for key in sorted(one.keys() & two.keys())}
+    return {key: one - two for key, (one, two) in _pairs(ends, method, other, field).items()}
 
 
 def unit_of_summary(summary: Mapping[str, Any]) -> Unit:
@@ -150,11 +147,12 @@ def _others(ends: Sequence[Row], *but: str | None) -> list[str]:
 def _total(rounds: Sequence[Row]) -> Row:
     """One method and seed over all its rounds."""
     scores = [end["test_accuracy"] for end in rounds if end["round"] > 1] or [rounds[0]["test_accuracy"]]
+    scores = [score for score in scores if score is not None]
     total = {name: value for name, value in rounds[-1].items() if name != "stop"}
     total |= {name: sum(end[name] for end in rounds) for name in _SUMS}
     total |= {name: round(sum(end[name] for end in rounds), 3) for name in _SECONDS}
     capped = sum(end["stop"] == CAP for end in rounds)
-    return total | {"mean_test_accuracy": sum(scores) / len(scores), "capped_rounds": capped}
+    return total | {"mean_test_accuracy": sum(scores) / len(scores) if scores else None, "capped_rounds": capped}
 
 
 def _slope(
@@ -164,7 +162,7 @@ def _slope(
     slopes = []
     for seed in sorted(seed for name, seed in by_seed if name == random):
         both = [*by_seed[str(random), seed], *by_seed.get((str(warm), seed), ())]
-        gaps = [a - b for a, b in _pairs([end for end in both if end["round"] > 1], random, warm, "test_accuracy")]
+        gaps = list(differences([end for end in both if end["round"] > 1], random, warm).values())
         if len(gaps) > 1:
             slopes.append(float(np.polyfit(range(len(gaps)), gaps, 1)[0]))
     return {"minuend": random, "subtrahend": warm, **interval(slopes)} if slopes else None
@@ -172,16 +170,19 @@ def _slope(
 
 def _share(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:
     """A method's total as a share of random initialisation's, seed by seed."""
-    shares = [a / b for a, b in _pairs(totals, name, random, field) if b]
+    shares = [a / b for a, b in _pairs(totals, name, random, field).values() if b]
     return {"of": random, **interval(shares)} if shares else None
 
 
-def _pairs(ends: Sequence[Row], method: str | None, other: str | None, field: str) -> list[tuple[float, float]]:
-    """A field of two methods, for every seed and round that both have."""
+def _pairs(
+    ends: Sequence[Row], method: str | None, other: str | None, field: str
+) -> dict[tuple[int, int], tuple[float, float]]:
+    """A field of two methods, by (seed, round), where both have a number there."""
     one, two = (
-        {(end["seed"], end["round"]): end[field] for end in ends if end["method"] == name} for name in (method, other)
+        {(end["seed"], end["round"]): end[field] for end in ends if end["method"] == name and end[field] is not None}
+        for name in (method, other)
     )
-    return [(one[key], two[key]) for key in sorted(one.keys() & two.keys())]
+    return {key: (one[key], two[key]) for key in sorted(one.keys() & two.keys())}
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from wsjax.training.train import Setup
 
 
 class Round(NamedTuple):
-    """A round trains on the first `num_samples` of a seed's order of the data until a rule or a cap ends it.
+    """A round trains on the first `num_samples` of the data, in the run's order, until a rule or a cap ends it.
 
     Attributes:
       num_samples: how many samples it has; pools are nested.
@@ -84,13 +84,17 @@ class Settings(NamedTuple):
       evaluate: test after every "epoch", or only when a seed's "round" ends (its other rows have None).
       checkpoint_every: epochs between checkpoints; a round's end always has one.
       fresh: which network a round's start gets as the fresh one: "new" for each round, or the seed's "first" again.
-      diverged: what a loss that is not finite does: "raise", or "end" that replica's round there, and so its next ones.
+      diverged: what a loss or score that is not finite does: "raise", or "end" that replica's round there, and so its
+        next ones.
+      order: which samples a round's are: the first ones in a "random" order, each seed's own, or of the data as they
+        lie there, by "arrival".
     """
 
     evaluate: Literal["epoch", "round"] = "epoch"
     checkpoint_every: int = 10
     fresh: Literal["new", "first"] = "new"
     diverged: Literal["raise", "end"] = "raise"
+    order: Literal["random", "arrival"] = "random"
 
 
 class Leg(NamedTuple):
@@ -173,8 +177,9 @@ def make_legs(
     alike: dict[Any, list[str]] = {}
     for name, method in methods.items():
         if plan[name]:
-            # Setups hold arrays: they are known by their identity.
-            kind = method.after, tuple(here._replace(setup=id(here.setup)) for here in plan[name].values())
+            # Setups hold arrays, and a rule may be any object: they are known by their identity.
+            own = plan[name].values()
+            kind = method.after, tuple(here._replace(setup=id(here.setup), stop=id(here.stop)) for here in own)
             alike.setdefault(kind, []).append(name)
     previous = (None, *rounds)  # the round before each, by its number less 1
 

@@ -24,6 +24,7 @@ from wsjax.methods.starts import Reinit
 from wsjax.rounds.check import check, check_start
 from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
+from wsjax.rounds.metrics import finite, fitted_row, not_finite, tested_row, train_accuracies
 from wsjax.rounds.programs import Compiler, Program, Programs, identity
 from wsjax.storage.records import Records
 from wsjax.storage.rows import DIVERGED, Row, check_rows
@@ -93,7 +94,8 @@ def run_rounds(
 
     Args:
       setup: what is trained, how, and on what data.
-      rounds: sizes and stop rules. Pools are nested: a round has the first `num_samples` of the seed's order.
+      rounds: sizes and stop rules. Pools are nested: a round has the first `num_samples` in a random order of the
+        seed's, or of the data as they lie there (`Settings(order="arrival")`).
       methods: by name, a `Method`, or a re-initialiser `(params, fresh) -> params` (`as_method` says how it is lifted).
       seeds: root keys, in [0, 2^32); seed s decides the order of the data, the networks and the order of batches.
       settings: see `Settings`.
@@ -188,7 +190,7 @@ def _run_round(
     here, programs, round_keys = leg.round(number), run.programs(leg, number), _fold(keys[_EPOCH], number)
     data = programs.setup.train, programs.setup.test
     done = journal.rows(number)
-    history = [[row["train_accuracy"] for row in rows] for rows in done]
+    history = [train_accuracies(rows) for rows in done]
     active = np.array([not any(row["stop"] for row in rows) for rows in done])
 
     while active.any():
@@ -206,9 +208,9 @@ def _run_round(
         reasons = [here.reason(accuracies) for accuracies in history]
         for i in ran:
             step = int(fitted["bad_step"][i])
-            if step or not np.isfinite(fitted["loss"][i]):
+            if what := "loss" if step else not_finite(fitted, i):
                 where = f"round {number}, epoch {epoch}" + f", step {step}" * (step > 0)
-                reasons[i] = _diverged(run, "the loss", leg, i, where)
+                reasons[i] = _diverged(run, f"the {what}", leg, i, where)
 
         wanted = [i for i in ran if run.settings.evaluate == "epoch" or reasons[i] is not None]
         tested: Any = None
@@ -216,21 +218,21 @@ def _run_round(
             tested, seconds = _timed(programs.evaluate, state, *data, *samples)
             tested, eval_seconds = jax.tree.map(np.asarray, tested), eval_seconds + seconds
         for i in wanted:
-            if reasons[i] != DIVERGED and not np.isfinite(tested["loss"][i]):
-                reasons[i] = _diverged(run, "the test loss", leg, i, f"round {number}, epoch {epoch}")
+            if reasons[i] != DIVERGED and (what := not_finite(tested, i)):
+                reasons[i] = _diverged(run, f"the test {what}", leg, i, f"round {number}, epoch {epoch}")
         active &= [reason is None for reason in reasons]
 
         rows = [
             {
                 **dict(zip(("method", "seed"), leg.replicas[i], strict=True)),
                 **{"round": number, "epoch": epoch, "samples": here.num_samples},
-                **_fitted(fitted, i, epoch, here.num_samples),
-                **_tested(tested, i if i in wanted else None),
+                **fitted_row(fitted, i, epoch, here.num_samples),
+                **tested_row(tested, i if i in wanted else None),
                 "stop": reasons[i],
                 # What a stack takes is shared by those that train in it.
                 "train_seconds": round(train_seconds / len(ran), 6),
                 "eval_seconds": round(eval_seconds / len(ran), 6),
-                **{name: _finite(values[i]) for name, values in fitted["probes"].items()},
+                **{name: finite(values[i]) for name, values in fitted["probes"].items()},
             }
             for i in ran
         ]
@@ -246,40 +248,19 @@ def _timed(program: Program, *arguments: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - begin
 
 
-def _fitted(metrics: Any, i: Any, epoch: int, num_samples: int) -> Row:
-    """One replica's part of a row on its training, since its round began."""
-    return {
-        "steps": epoch * int(metrics["steps"][i]),
-        "samples_seen": epoch * num_samples,
-        "train_accuracy": float(metrics["accuracy"][i]),
-        "train_loss": _finite(metrics["loss"][i]),
-    }
-
-
-def _tested(metrics: Any, i: Any) -> Row:
-    """One replica's part of a row on its test; without a number its evaluation is not due."""
-    if i is None:
-        return {"test_accuracy": None, "test_loss": None}
-    return {"test_accuracy": float(metrics["accuracy"][i]), "test_loss": _finite(metrics["loss"][i])}
-
-
-def _finite(value: Any) -> float | None:
-    """A measured number; None where it is none, as a mean over nothing, or the loss of a network that diverged."""
-    return float(value) if np.isfinite(value) else None
-
-
 def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mapping[int, jax.Array]) -> TrainState:
     """The stacked state that a round starts from; a shared round goes on from the one before as it is."""
     programs = run.programs(leg, number)
     if old is None:
         old = _first(run, leg, programs, keys)
+        check_start("the run", old, _template(run, leg, number, keys))
     old = parallel.place(old, programs.mesh)
     if leg.shared:
         if number > 1:
             check_start(f"round {number}", old, _template(run, leg, number, keys))
         return old
     begins = number == 1
-    first = fresh = _first_drawn(run, leg, programs, keys)
+    first = fresh = _first_kept(run, leg, programs, keys)
     if begins or run.settings.fresh == "new":
         fresh = _fresh(programs, keys, 0 if begins else number)
     given = fresh, first, _fold(keys[_BOUNDARY], number)
@@ -302,25 +283,22 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
     return parallel.place(_joined(starts), programs.mesh)
 
 
-def _first_drawn(run: _Run, leg: Leg, programs: Programs, keys: Mapping[int, jax.Array]) -> TrainState:
-    """The networks that round 1 draws for a leg, once for all the boundaries that may look at them."""
+def _first_kept(run: _Run, leg: Leg, programs: Programs, keys: Mapping[int, jax.Array]) -> TrainState:
+    """The networks that round 1 starts from, made once for all the boundaries that may look at them."""
     key = id(programs.setup), leg.seeds
     if key not in run.first:
         run.first.clear()
-        run.first[key] = _fresh(programs, keys, 1)
+        run.first[key] = _first(run, leg, programs, keys)
     return run.first[key]
 
 
 def _first(run: _Run, leg: Leg, programs: Programs, keys: Mapping[int, jax.Array]) -> TrainState:
     """The state that round 1 starts from: the one given, or a newly drawn network's."""
-    fresh = _fresh(programs, keys, 1)
     if run.initial is None:
-        return fresh
+        return _fresh(programs, keys, 1)
     params, batch_stats = run.initial
     state = TrainState(params, batch_stats, programs.setup.optimizer.init(params), jnp.zeros((), jnp.int32))
-    state = jax.tree.map(lambda x: jnp.stack([x] * len(leg.replicas)), state)
-    check_start("the run", state, fresh)
-    return state
+    return jax.tree.map(lambda x: jnp.stack([x] * len(leg.replicas)), state)
 
 
 def _samples(run: _Run, leg: Leg, number: int, keys: Mapping[int, jax.Array]) -> tuple[jax.Array, Any]:
@@ -328,7 +306,8 @@ def _samples(run: _Run, leg: Leg, number: int, keys: Mapping[int, jax.Array]) ->
     here, previous, mesh = leg.round(number), leg.before(number), run.programs(leg, number).mesh
     data = (here.setup or run.setup).train
     total = jax.tree.leaves(data)[0].shape[0]
-    order = _orders(keys[_ORDER], total, run.lengths[identity(data)])
+    length = run.lengths[identity(data)]
+    order = _orders(keys[_ORDER], total, length, run.settings.order == "arrival")
     before = 0
     if previous is not None and identity((previous.setup or run.setup).train) == identity(data):
         before = min(previous.num_samples, here.num_samples)
@@ -379,9 +358,14 @@ _roots = jax.jit(jax.vmap(jax.random.key))
 _fold = jax.jit(jax.vmap(jax.random.fold_in, (0, None)))
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _orders(keys: jax.Array, total: int, length: int) -> jax.Array:
-    return jax.vmap(lambda key: pool_order(key, total)[:length])(keys)
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _orders(keys: jax.Array, total: int, length: int, by_arrival: bool) -> jax.Array:
+    """The orders of the data of each key, as far as `length`."""
+
+    def order(key: jax.Array) -> jax.Array:
+        return jnp.arange(length, dtype=jnp.int32) if by_arrival else pool_order(key, total)[:length]
+
+    return jax.vmap(order, axis_size=keys.shape[0])(keys)
 
 
 def _fresh(programs: Programs, keys: Mapping[int, jax.Array], number: int) -> TrainState:

@@ -102,11 +102,15 @@ def build_optimizer(config: Training) -> Any:
     return optimisers.build_optimizer(config)
 
 
-def build_rounds(config: Training, plan: Sequence[tuple[int, int]]) -> list[Round]:
-    """Rounds of so many train images and, at most, epochs, with the settings' stop rule."""
+def build_rounds(config: Training, setup: Setup, plan: Sequence[tuple[int, int]]) -> list[Round]:
+    """Rounds of so many train images and, at most, epochs, with the settings' stop rule.
+
+    A learning rate's schedule runs over a round's own epochs, where these are others than --epochs.
+    """
     from wsjax.rounds.legs import Round
 
-    return [Round(size, build_stop(config), max_epochs) for size, max_epochs in plan]
+    own = {epochs: optimisers.paced(config, setup, epochs) for _, epochs in plan}
+    return [Round(size, build_stop(config), epochs, own[epochs]) for size, epochs in plan]
 
 
 def build_stop(config: Training) -> StopRule:
@@ -173,7 +177,7 @@ def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: 
 
     if config.own_first:
         raise UsageError("--own_first has no use here: all methods share the rounds before their own")
-    own = [here._replace(setup=setup) for here in later]
+    own = [here._replace(setup=here.setup or setup) for here in later]
     made = {}
     for name, method in build_methods(config, setup, [*own[:1], *own]).items():
         start = with_new_heads(method.start) if new_head else method.start

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError, UsageError
-from wsjax.storage.lock import LOCK, hold
+from wsjax.storage.lock import is_held
 
 POLL = 0.2  # seconds between two looks at the jobs that run
 GRACE = 12.0  # seconds that a job has to write its checkpoint when it is told to end
@@ -29,6 +29,7 @@ class Job(NamedTuple):
       folders: where it writes; it is done when each holds summary.json.
       seconds: about what it takes.
       steps: about how many training steps it has.
+      seeds: those of its runs.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Job(NamedTuple):
     folders: tuple[Path, ...]
     seconds: float
     steps: float = 0.0
+    seeds: tuple[int, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -166,17 +168,6 @@ def _start(job: Job, logs: Path) -> subprocess.Popen[bytes]:
             [sys.executable, *job.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             env=os.environ | {"PYTHONUNBUFFERED": "1"}, preexec_fn=_end_with_parent,
         )  # fmt: skip
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process works in a run's folder."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with hold(folder):
-            return False
-    except RunError:
-        return True
 
 
 def _end_with_parent() -> None:

@@ -92,15 +92,12 @@ def is_scheduled(config: Training) -> bool:
     return config.schedule != "constant" or config.warmup_share > 0
 
 
-def paced(config: Training, setup: Setup, rounds: Sequence[Round]) -> list[Round]:
-    """The rounds, where one has another cap than --epochs with a schedule that runs to its own."""
-    made = _Setups(config)
-    return [
-        here._replace(setup=made.of({}, here, setup))
-        if is_scheduled(config) and here.max_epochs != config.epochs
-        else here
-        for here in rounds
-    ]
+def paced(config: Training, setup: Setup, epochs: int) -> Setup | None:
+    """The setup with a schedule that runs over so many epochs; None where the run's own does."""
+    if not is_scheduled(config) or epochs == config.epochs:
+        return None
+    own = dataclasses.replace(config, epochs=epochs)
+    return setup._replace(optimizer=build_optimizer(own), learning_rate=learning_rate(own))
 
 
 def own_rounds(

@@ -18,6 +18,7 @@ from wsjax.results.names import of_data
 from wsjax.scripts import cli, launch, plan
 from wsjax.scripts.launch import Ended, Job
 from wsjax.storage.files import read_json, write_json
+from wsjax.storage.records import CONFIG
 
 STUDY = "study.json"
 """What of a study's folder belongs to which figure."""
@@ -26,7 +27,7 @@ TOOK = "took.json"
 LOGS = "logs"
 
 Grid = Mapping[str, Sequence[str]]
-"""Figure to jobs, each a script's name and its flags. Jobs of one text are one job, named by the first figure."""
+"""Figure to jobs, each a script's name and its flags. Jobs of the same settings are one, named by the first figure."""
 
 
 def make_jobs(grid: Grid, scripts: Path, workdir: Path, more: str = "") -> dict[str, list[Job]]:
@@ -41,26 +42,47 @@ def make_jobs(grid: Grid, scripts: Path, workdir: Path, more: str = "") -> dict[
     Raises:
       UsageError: a script does not take its flags.
     """
-    names: dict[str, str] = {}
+    made: dict[tuple[str, str], Job] = {}
     figures: dict[str, list[Job]] = {}
     for figure, texts in grid.items():
+        own: dict[str, Job] = {}
         for text in texts:
-            if text not in names:
-                number = sum(name.split("-")[0] == figure for name in names.values())
-                names[text] = figure if number == 0 else f"{figure}-{number + 1}"
-        figures[figure] = [_job(names[text], f"{text} {more}", scripts, workdir) for text in texts]
+            script, *flags = shlex.split(f"{text} {more}")
+            path = scripts / f"{script}.py"
+            settings = parsed(path, tuple(flags))
+            key = script, repr(settings)
+            if key not in made:
+                number = sum(job.name.split("-")[0] == figure for job in made.values())
+                name = figure if number == 0 else f"{figure}-{number + 1}"
+                made[key] = _job(name, path, [*flags, f"--run={name}", f"--workdir={workdir}"], settings, workdir)
+            own[made[key].name] = made[key]
+        figures[figure] = list(own.values())
     return figures
 
 
-def _job(name: str, text: str, scripts: Path, workdir: Path) -> Job:
-    script, *flags = shlex.split(text)
-    flags += [f"--run={name}", f"--workdir={workdir}"]
-    config = parsed(scripts / f"{script}.py", tuple(flags))
+def _job(name: str, script: Path, flags: Sequence[str], settings: Any, workdir: Path) -> Job:
     # A script that runs several data sets has a folder for each.
-    names = [f"{name}-{of_data(dataset)}" for dataset in getattr(config, "datasets", ())] or [name]
-    folders = tuple(workdir / script / own for own in names)
-    cost = plan.cost(script, config)
-    return Job(name, (str(scripts / f"{script}.py"), *flags), folders, cost.seconds, cost.steps)
+    names = [f"{name}-{of_data(dataset)}" for dataset in getattr(settings, "datasets", ())] or [name]
+    folders = tuple(workdir / script.stem / own for own in names)
+    cost = plan.cost(script.stem, settings)
+    return Job(name, (str(script), *flags), folders, cost.seconds, cost.steps, settings.seeds)
+
+
+def check_seeds(jobs: Sequence[Job]) -> None:
+    """Raises UsageError where a folder holds a run of other seeds than its job's."""
+    for job in jobs:
+        for folder in job.folders:
+            path = folder / CONFIG
+            there = read_json(path).get("config", {}).get("seeds") if path.exists() else None
+            if there is not None and list(there) != list(job.seeds):
+                raise UsageError(
+                    f"{folder} is a run of the seeds {_listed(there)}, and {job.name} here is of {_listed(job.seeds)}: "
+                    "give another --workdir, or the --seeds that it has"
+                )
+
+
+def _listed(seeds: Sequence[Any]) -> str:
+    return " ".join(map(str, seeds))
 
 
 @functools.cache

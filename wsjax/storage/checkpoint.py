@@ -117,7 +117,9 @@ def save(folder: Folder, step: int, state: Any) -> None:
     try:
         with _quiet(), ocp.Context(array_options=_UNCOMPRESSED):
             metadata: Any = {"digest": digest(state)}
-            folder.opened().save(step, state, overwrite=True, force=True, custom_metadata=metadata)
+            folder.opened().save(
+                step, jax.tree.map(_filled, state), overwrite=True, force=True, custom_metadata=metadata
+            )
             if not folder.read_back:
                 _check_written(folder, step, state)
                 folder.read_back = True
@@ -175,13 +177,19 @@ def digest(state: Any) -> str:
 
 def _load(folder: Folder, step: int, template: Any) -> Any:
     """Reads one checkpoint. Raises whatever is wrong with it."""
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
+    written_like = jax.tree.map(_filled, template)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), written_like)
     checkpointer = folder.opened()
-    state = checkpointer.load(step, abstract)
+    state = jax.tree.map(lambda own, new: new if own.size else own, template, checkpointer.load(step, abstract))
     written: Any = checkpointer.metadata(step).custom_metadata
     if (written or {}).get("digest") != digest(state):
         raise ValueError("its arrays are not those that were saved")
     return state
+
+
+def _filled(leaf: Any) -> Any:
+    """The leaf; one number in place of an array without any, which Orbax does not save."""
+    return leaf if leaf.size else jnp.zeros((1,), leaf.dtype)
 
 
 def _check_written(folder: Folder, step: int, state: Any) -> None:

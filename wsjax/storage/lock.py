@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from wsjax.storage.files import user_path
 LOCK = "lock"
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_LOOK = 0.02  # seconds, longer than `is_held` takes
 _READ = 200  # bytes of a lock that are looked at: another process wrote them
 
 
@@ -46,6 +48,25 @@ def hold(folder: Path | str) -> Iterator[None]:
         os.close(lock)
 
 
+def is_held(folder: Path | str) -> bool:
+    """Whether a process holds a folder. Raises RunError where its lock is none of this program."""
+    path = user_path(folder) / LOCK
+    if not path.exists():
+        return False
+    lock = _open(path)
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed, a moment that `_take` waits out
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        return False
+    finally:
+        os.close(lock)
+    return False
+
+
 def _open(path: Path) -> int:
     """Opens a lock, which is made where it is missing. What this program did not write there is left alone."""
     if path.is_symlink():  # where a system has no O_NOFOLLOW
@@ -62,7 +83,14 @@ def _take(lock: int, folder: Path) -> None:
     try:
         import fcntl  # not on Windows
 
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for wait in (*[_LOOK] * 10, None):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if wait is None:
+                    raise
+                time.sleep(wait)  # another process may only be looking whether it is held
     except BlockingIOError as error:
         holder = printable(os.pread(lock, _READ, 0).decode(errors="replace").strip()) or "another process"
         raise RunError(f"{folder} is in use by {holder}; wait for it, or choose another folder") from error

@@ -19,7 +19,7 @@ CAP = "epochs"
 """The reason to stop that says the number of epochs ran out."""
 
 DIVERGED = "diverged"
-"""The reason to stop that says a loss was not finite; the row has None in its place."""
+"""The reason to stop that says a loss or a score was not finite; the row has None in its place."""
 
 CRC = "crc"
 """The field that a row has in its file only: a checksum of its others."""
@@ -77,7 +77,7 @@ FIELDS: dict[str, Field] = {
     "steps": Field(int, 0, _COUNT, "steps since the round began"),
     "samples_seen": Field(int, 0, _COUNT, "samples since the round began"),
     # A user's own score may be any finite number; of a classifier, it is the share that is right, in [0, 1].
-    "train_accuracy": Field(float),
+    "train_accuracy": Field(float, optional=True),
     "train_loss": Field(float, optional=True),
     "test_accuracy": Field(float, optional=True),
     "test_loss": Field(float, optional=True),
@@ -86,7 +86,7 @@ FIELDS: dict[str, Field] = {
     "eval_seconds": Field(float, 0, unit="seconds"),
 }
 """The fields that every row has. `stop` is why the round ended with this epoch; None stands for a test that was not
-due, and for a loss that was not finite."""
+due, and for a loss or a score that was not finite."""
 
 MORE = Field(float, optional=True)
 """What a row's further fields hold, which probes add."""
@@ -112,7 +112,7 @@ def name_of(row: Row) -> str:
 def check_row(row: Mapping[str, Any]) -> None:
     """Raises ValueError, which names the field, where a row's fields are not those of `FIELDS` and `MORE`.
 
-    A train loss is None in a row whose round diverged, and in no other.
+    A train loss or accuracy is None in a row whose round diverged, and in no other.
     """
     for name, field, plain, low, high in _CHECKS:
         value = row.get(name)
@@ -122,8 +122,9 @@ def check_row(row: Mapping[str, Any]) -> None:
             raise ValueError(f"it has no field '{name}', {field.wanted}")
         if not field.holds(value):
             raise ValueError(f"{name} is {value!r:.40}; it must be {field.wanted}")
-    if row["train_loss"] is None and row["stop"] != DIVERGED:
-        raise ValueError(f"train_loss is None; it must be a finite number, unless stop is {DIVERGED!r}")
+    for name in ("train_loss", "train_accuracy"):
+        if row[name] is None and row["stop"] != DIVERGED:
+            raise ValueError(f"{name} is None; it must be a finite number, unless stop is {DIVERGED!r}")
     if len(row) == len(FIELDS):
         return
     for name, value in row.items():

@@ -15,6 +15,7 @@ import optax
 
 from wsjax.errors import TaskError
 from wsjax.training import anchors
+from wsjax.training.schedules import ScheduleState
 from wsjax.training.singular import singular_values
 from wsjax.training.task import Activations
 from wsjax.training.train import Batch, Metrics, Samples, Setup, TrainState, batch_gradient, over_batches
@@ -231,5 +232,6 @@ def _on_samples(setup: Setup, state: TrainState, samples: Samples, function: Cal
 
 def _count(state: TrainState) -> Any:
     """The steps of the learning rate's schedule so far; 0 where it has none."""
-    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
-    return next((node.count for node in nodes if isinstance(node, optax.ScaleByScheduleState)), 0)
+    kinds = (ScheduleState, optax.ScaleByScheduleState)
+    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    return next((node.count for node in nodes if isinstance(node, kinds)), 0)

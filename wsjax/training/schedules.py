@@ -13,7 +13,7 @@ from wsjax.errors import TaskError
 
 
 class Schedule(NamedTuple):
-    """What a learning rate is multiplied by, as a function of the epochs since the optimiser's state was new.
+    """What a learning rate is multiplied by, as a function of the epochs since the round began.
 
     Attributes:
       kind: "constant"; "cosine", half a wave from 1 at the warm-up's end to 0 at the last epoch's; or "steps".
@@ -28,6 +28,12 @@ class Schedule(NamedTuple):
     warmup: float = 0.0
     milestones: tuple[int, ...] = ()
     decay: float = 0.1
+
+
+class ScheduleState(NamedTuple):
+    """`count` []: the steps since the round began."""
+
+    count: jax.Array  # type: ignore[assignment]
 
 
 KINDS = ("constant", "cosine", "steps")
@@ -56,7 +62,7 @@ def scale_by_schedule(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by `-learning_rate * factor`; the last of a chain, whose update is given `epoch_steps`.
 
-    Its state is the number of steps: wherever the optimiser's state is new, the schedule begins again.
+    Its state is the number of steps: where the optimiser's state is new or `restarted`, the schedule begins again.
 
     Raises:
       TaskError: the schedule is none, or `update` is not told how many steps an epoch has.
@@ -66,18 +72,30 @@ def scale_by_schedule(
     if schedule.kind == "steps" and not schedule.milestones:
         raise TaskError("the schedule 'steps' needs milestones: the epochs at which the rate falls")
 
-    def init(params: Any) -> optax.ScaleByScheduleState:
+    def init(params: Any) -> ScheduleState:
         del params
-        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+        return ScheduleState(jnp.zeros((), jnp.int32))
 
     def update(
         updates: Any, state: Any, params: Any = None, *, epoch_steps: Any = None, **_: Any
-    ) -> tuple[Any, optax.ScaleByScheduleState]:
+    ) -> tuple[Any, ScheduleState]:
         del params
         if epoch_steps is None:
             raise TaskError("a schedule needs the steps of an epoch: make_train_step(..., epoch_steps=n)")
         rate = -learning_rate * factor(schedule, state.count, epoch_steps, warmup)
         updates = jax.tree.map(lambda update: (rate * update).astype(update.dtype), updates)
-        return updates, optax.ScaleByScheduleState(jnp.asarray(state.count) + 1)
+        return updates, ScheduleState(jnp.asarray(state.count) + 1)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def restarted(opt_state: Any) -> Any:
+    """An optimiser's state for a new round that keeps all of it, but that its schedule begins again.
+
+    The epochs of a schedule are a round's, and rounds have epochs of more and more steps.
+    """
+    return jax.tree.map(
+        lambda node: ScheduleState(jnp.zeros_like(node.count)) if isinstance(node, ScheduleState) else node,
+        opt_state,
+        is_leaf=lambda node: isinstance(node, ScheduleState),
+    )

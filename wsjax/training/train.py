@@ -330,16 +330,24 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
     if not jax.tree.leaves(state.batch_stats):
         return state
     nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), nothing)
 
     def body(_: jax.Array, sums: BatchStats, batch: Batch) -> BatchStats:
         count = _total(jnp.sum(batch.weights), setup.axis_name)
         # From statistics of zero, one update leaves momentum times the batch's own.
         _, stats = setup.task.apply(state.params, nothing, batch.inputs, batch.weights, True, None)
-        return jax.tree.map(lambda total, new: total + new * count, sums, stats)
+        return jax.tree.map(lambda total, new: total + new.astype(total.dtype) * count, sums, stats)
 
-    sums = over_batches(body, nothing, setup.train, samples, setup.batch_size, setup.axis_name)
+    sums = over_batches(body, wide, setup.train, samples, setup.batch_size, setup.axis_name)
     momentum = setup.task.stats_momentum
-    return state._replace(batch_stats=jax.tree.map(lambda total: total / (momentum * samples.size), sums))
+
+    def mean(old: jax.Array, total: jax.Array) -> jax.Array:
+        # A count of batches, say, is no statistic of the samples.
+        if not jnp.issubdtype(old.dtype, jnp.floating):
+            return old
+        return (total / (momentum * samples.size)).astype(old.dtype)
+
+    return state._replace(batch_stats=jax.tree.map(mean, state.batch_stats, sums))
 
 
 def score_each(setup: Setup, state: TrainState) -> jax.Array:
