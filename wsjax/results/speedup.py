@@ -33,7 +33,8 @@ def passages(rows: Sequence[Row], methods: Methods) -> dict[str, dict[int, Passa
     """Each method's passages, by seed, of those that ended the last round that any method has ended.
 
     Only of those that were tested before their end too, or had one epoch, and of seeds whose random initialisation was:
-    without, nothing tells when the accuracy was there. Empty where scores are no accuracies: whether more is better is not known.
+    without, nothing tells when the accuracy was there. Empty where scores are no accuracies: whether more is better is
+    not known.
     """
     random = names.find(methods, names.RANDOM)
     last = max((row["round"] for row in rows if row["stop"] and row["method"] != FIRST), default=0)
