@@ -1,5 +1,6 @@
 """Checkpoints: bit for bit, two of them, and a damaged one is passed over."""
 
+import json
 import os
 import re
 import resource
@@ -15,9 +16,10 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
 from wsjax.errors import RunError
-from wsjax.storage import checkpoint
+from wsjax.storage import checkpoint, tensors
 
 # Orbax leaves coroutines behind where a file is damaged; that they complain at their end is not what is tested.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -151,32 +153,24 @@ def damage_file(kind, file):
         file.write_bytes(data[:middle] + bytes(byte ^ 255 for byte in data[middle : middle + 4]) + data[middle + 4 :])
 
 
-# Every file of a checkpoint, by a pattern, for the names of data files are random. Whether a damaged file matters is
-# Orbax's affair: what counts is that no other arrays come back, and that nothing is passed over in silence.
+# Every file of a checkpoint. Whether a damaged file of Orbax's own matters is its affair: what counts is that no other
+# arrays come back, and that nothing is passed over in silence.
 PARTS = {
-    "_CHECKPOINT_METADATA": "passed over",
-    "state/_METADATA": "passed over",
-    "state/manifest.ocdbt": "passed over",
-    "state/d/*": "passed over",
-    "state/_sharding": "either",
-    "state/array_metadatas/*": "either",
-    "state/ocdbt.process_0/manifest.ocdbt": "either",
-    "state/ocdbt.process_0/d/*": "either",
+    "state/state.safetensors": "passed over",
+    "_CHECKPOINT_METADATA": "either",
     "commit_success.txt": "either",
     "state/commit_success.txt": "either",
 }
 
 
 def test_the_parts_are_all_of_a_checkpoint(saved):
-    found = {file for part in PARTS for file in saved.glob(f"3/{part}")}
-    assert {file.relative_to(saved / "3").as_posix() for file in found} == set(files_of(saved / "3"))
+    assert files_of(saved / "3") == sorted(PARTS)
 
 
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "deleted"])
 @pytest.mark.parametrize("part", PARTS)
 def test_a_damaged_newest_is_passed_over_and_named(copy, part, kind):
-    (file,) = (copy / "3").glob(part)
-    damage_file(kind, file)
+    damage_file(kind, copy / "3" / part)
     (step, found), own = restore(copy)
     assert_same(found, state(step))
     assert step in ((2,) if PARTS[part] == "passed over" else (2, 3))
@@ -185,14 +179,25 @@ def test_a_damaged_newest_is_passed_over_and_named(copy, part, kind):
     assert "\n" not in "".join(own)
 
 
-def test_other_arrays_under_a_right_form_are_found_by_their_digest(copy):
-    # Files of another checkpoint, each whole in itself: no checksum of theirs fails.
+@pytest.mark.parametrize("place", [0, 3, 9, 40, 300, -1])
+def test_a_byte_anywhere_in_the_file_is_missed(copy, place):
+    file = copy / "3" / "state" / "state.safetensors"
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    (step, found), own = restore(copy)
+    assert (step, len(own)) == (2, 1)
+    assert_same(found, state(2))
+
+
+def test_a_file_of_another_step_is_found_though_it_is_whole(copy):
     shutil.rmtree(copy / "3" / "state")
     shutil.copytree(copy / "2" / "state", copy / "3" / "state")
     (step, found), own = restore(copy)
     assert step == 2
     assert_same(found, state(2))
-    assert own == [f"checkpoint {copy / '3'} is damaged, passed over: its arrays are not those that were saved"]
+    why = "its arrays are those of {'step': '2'}, not of {'step': '3'}"
+    assert own == [f"checkpoint {copy / '3'} is damaged, passed over: {why}"]
 
 
 @pytest.mark.parametrize("left", ["empty folder", "file", "no state"])
@@ -209,7 +214,7 @@ def test_what_is_no_checkpoint_is_passed_over(copy, left):
 
 def test_nothing_whole_is_an_error_and_no_wanted_one_is_none(copy):
     for step in ("2", "3"):
-        damage_file("truncated", copy / step / "state" / "manifest.ocdbt")
+        damage_file("truncated", copy / step / "state" / "state.safetensors")
     named = pytest.warns(UserWarning, match="is damaged, passed over: ")
     with named as told, pytest.raises(checkpoint.UnreadableError) as refusal, checkpoint.open_folder(copy) as folder:
         checkpoint.restore(folder, like(state(0)))
@@ -249,7 +254,7 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_one(tmp_path):
 import os, pathlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax.numpy as jnp
-from wsjax.storage import checkpoint
+from wsjax.storage import checkpoint, tensors
 folder = checkpoint.open_folder(pathlib.Path({str(tmp_path)!r}))
 for step in range(1, 10**6):
     checkpoint.save(folder, step, {{"w": jnp.full((200, 200), step, jnp.float32)}})
@@ -348,8 +353,9 @@ def test_the_first_checkpoint_of_a_process_is_read_back(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(tmp_path, monkeypatch):
-    path = tmp_path / "lr[0.1]"
-    monkeypatch.setattr(checkpoint.Folder, "_safe_path", lambda self: str(self.path))
+    path = tmp_path / "run"
+    write = tensors.write
+    monkeypatch.setattr(tensors, "write", lambda path, arrays, **about: write(path, {"a": arrays}, **about))
     message = rf"^cannot write checkpoint 1 in {re.escape(str(path))}: read back, it is not what was written \("
     with checkpoint.open_folder(path) as folder, pytest.raises(OSError, match=message):
         checkpoint.save(folder, 1, state(1))
@@ -391,6 +397,36 @@ def test_digest_tells_paths_shapes_dtypes_and_bits_apart():
     ]
     assert len({checkpoint.digest(tree) for tree in trees}) == len(trees)
     assert checkpoint.digest(state(1)) == checkpoint.digest(jax.tree.map(np.asarray, state(1)))
+
+
+def test_other_programs_read_the_arrays(saved):
+    """The format by hand, and Orbax's own reader of it."""
+    file = saved / "3" / "state" / "state.safetensors"
+    content = file.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    assert header.pop("__metadata__").keys() == {"crc32", "step"}
+    ends = sorted(entry["data_offsets"] for entry in header.values())
+    assert [end for _, end in ends[:-1]] == [begin for begin, _ in ends[1:]]  # without holes
+    assert begin + ends[-1][1] == len(content)
+    with ocp.Context(checkpoint_layout=ocp.options.CheckpointLayout.SAFETENSORS):
+        found = ocp.load(file)
+    own = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state(3))}
+    assert found.keys() == own.keys()
+    for name, leaf in own.items():
+        assert (found[name].dtype, np.asarray(found[name]).tobytes()) == (leaf.dtype, np.asarray(leaf).tobytes())
+
+
+def test_arrays_that_were_read_may_be_donated(tmp_path):
+    """They lie in the memory that the file was read into, all in one piece."""
+    start = {"w": jnp.arange(4096.0), "b": jnp.ones(3), "v": jnp.arange(64.0)}
+    tensors.write(tmp_path / "file", tensors.on_host(start))
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: 2 * x, tree), donate_argnums=0)
+    once, again = tensors.read(tmp_path / "file", start), tensors.read(tmp_path / "file", start)
+    for _ in range(3):
+        once = step(once)
+    assert_same(again, start)
+    assert_same(once, jax.tree.map(lambda x: 8 * x, start))
 
 
 def test_an_array_without_numbers_is_kept(tmp_path):
