@@ -42,6 +42,8 @@ def keep_memory() -> None:
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, unless JAX was told of one: a second start is quicker.
 
+    A short run compiles dozens of small programs, which JAX by itself would not keep: it keeps what took a second.
+
     JAX warns of every entry that it can't write, and at every start of each that it can't read and never mends. So an
     entry that is damaged, or cut by a full disk, is removed, which has JAX write it anew, and one warning is enough.
     """
@@ -52,6 +54,8 @@ def use_compilation_cache() -> None:
         place = cache.folder("xla")
         if place is not None:
             jax.config.update("jax_compilation_cache_dir", str(place))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     show = warnings.showwarning
 
     def mend(message: Warning | str, *details: Any, **options: Any) -> None:
