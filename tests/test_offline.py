@@ -1,5 +1,6 @@
 """The offline script end to end, tiny: what it writes, a kill and a resume, and every bad input as one line."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsjax.storage.checkpoint import KEPT
 from wsjax.storage.records import read_rows, read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "offline.py"
@@ -106,12 +108,14 @@ def start(workdir, *arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def checkpoint_arrays(workdir):
+def newest_arrays(run):
     """Every leg's newest checkpoint's digest: a hash of the bits of parameters, statistics and optimiser state."""
     found = {}
-    for leg in sorted((workdir / "offline" / "killed" / "checkpoints").iterdir()):
-        newest = max((path for path in leg.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
-        found[leg.name, newest.name] = json.loads((newest / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]
+    for leg in sorted((run / "checkpoints").iterdir()):
+        steps = [int(path.name) for path in leg.iterdir() if path.name.isdecimal()]
+        assert len(steps) <= KEPT
+        file = leg / str(max(steps)) / "state" / "state.safetensors"
+        found[leg.name, max(steps)] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
 
 
@@ -134,7 +138,8 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path):
         assert process.returncode == 0, out
     whole = tmp_path / "b" / "offline" / "killed" / "records.jsonl"
     assert timeless(read_rows(records)) == timeless(read_rows(whole))
-    assert checkpoint_arrays(tmp_path / "a") == checkpoint_arrays(tmp_path / "b")
+    one, other = (tmp_path / name / "offline" / "killed" for name in ("a", "b"))
+    assert newest_arrays(one) == newest_arrays(other)
 
 
 def test_a_signal_at_any_moment_is_one_line_and_the_run_goes_on(tmp_path):

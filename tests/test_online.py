@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from orbax.checkpoint import v1 as ocp
+from test_offline import newest_arrays
 
-from wsjax.storage.checkpoint import KEPT
 from wsjax.storage.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
@@ -102,17 +101,6 @@ def test_several_devices_end_where_one_does(one_device, tmp_path, flags):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
 
 
-def digests(folder):
-    """Each leg's newest checkpoint and the digest of its parameters."""
-    found = {}
-    for leg in sorted((folder / "checkpoints").iterdir()):
-        steps = [int(path.name) for path in leg.iterdir() if path.name.isdecimal()]
-        assert len(steps) <= KEPT
-        with ocp.training.Checkpointer(str(leg)) as saved:
-            found[leg.name, max(steps)] = saved.metadata(max(steps)).custom_metadata["digest"]
-    return found
-
-
 def timeless(rows):
     return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in rows]
 
@@ -142,5 +130,5 @@ def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     whole, killed = (tmp_path / name / "online" / "digits-mlp-adam" for name in ("whole", "killed"))
     assert timeless(read_run(killed).rows) == timeless(read_run(whole).rows)
-    assert digests(killed) == digests(whole)
+    assert newest_arrays(killed) == newest_arrays(whole)
     assert re.search(r"its checkpoints take \d+\.\d MB", " ".join(done.stdout.split()))
