@@ -1,7 +1,6 @@
 """The offline script end to end, tiny: what it writes, a kill and a resume, and every bad input as one line."""
 
 import hashlib
-import json
 import os
 import re
 import signal
