@@ -110,7 +110,7 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
         f"gradients --dataset=cifar10 {LESS} {seeds} {STEPS} --augment --first_epochs=24 --epochs=6 --methods RI WS"
         for seeds in EIGHT
     ],
-    "figure11": [f"transfer --datasets cifar10 cifar100 {LESS} {SIX} {SLOW} --epochs=20 --fractions 0.3 1"],
+    "figure11": [f"transfer --datasets cifar10 cifar100 {LESS} {THREE} {STEPS} --epochs=12 --fractions 0.3 1"],
     "board": [
         f"{BOARD} --width=16 --max_rounds=4 --seeds 2021 2022 2023 --epochs=300 --num_test=5000 --replicas=devices"
     ],

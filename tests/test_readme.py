@@ -121,5 +121,17 @@ def test_what_the_wrong_curve_does_is_told_as_the_records_have_it():
     assert f"a gap of {there:.1f} points from CIFAR-10 to CIFAR-100 and of {back:.1f} on the way back" in text
 
 
+def test_chained_warm_starts_are_told_as_the_records_have_them():
+    """Behind round 2, the first on all of the data; and none that is not chained."""
+    runs = ROOT / "figures" / "results" / "cpu" / "hyperparameters"
+    alone, chained = (
+        [row for row in round_ends(read_run(runs / name).rows) if row["method"].startswith("WS") and row["round"] > 1]
+        for name in ("figure4", "figure4-2")
+    )
+    assert min(row["epochs"] for row in alone) > 1
+    later = [row["epochs"] == 1 for row in chained if row["round"] > 2]
+    assert f"(Figure 4), {sum(later)} of {len(later)} warm starts behind" in " ".join(PAGES[0].read_text().split())
+
+
 def test_the_readme_has_links():
     assert len(re.findall(r"\]\(docs/", PAGES[0].read_text())) >= 4
