@@ -417,6 +417,24 @@ def test_other_programs_read_the_arrays(saved):
         assert (found[name].dtype, np.asarray(found[name]).tobytes()) == (leaf.dtype, np.asarray(leaf).tobytes())
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"a": np.ones(3, np.float32), "b'\"\n": jnp.ones(2, jnp.complex64)},
+        [jnp.ones(3, jnp.float8_e4m3fn), jnp.ones((2, 1), jnp.int4), jnp.float32(3)],
+        (jax.random.key(3), jax.random.split(jax.random.key(4, impl="rbg"), 4)),
+    ],
+    ids=["nothing", "any name", "few bits", "keys"],
+)
+def test_any_array_comes_back_by_its_shape_alone(tmp_path, tree):
+    tensors.write(tmp_path / "file", tensors.on_host(tree))
+    found = tensors.read(tmp_path / "file", jax.eval_shape(lambda: tree))
+    assert [x.dtype for x in jax.tree.leaves(found)] == [x.dtype for x in jax.tree.leaves(tree)]
+    one, other = (jax.tree.leaves(tensors.on_host(own)) for own in (found, tree))
+    assert [np.asarray(x).tobytes() for x in one] == [np.asarray(x).tobytes() for x in other]
+
+
 def test_arrays_that_were_read_may_be_donated(tmp_path):
     """They lie in the memory that the file was read into, all in one piece."""
     start = {"w": jnp.arange(4096.0), "b": jnp.ones(3), "v": jnp.arange(64.0)}

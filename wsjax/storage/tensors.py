@@ -81,7 +81,7 @@ def read(path: Path | str, template: Any, **about: str) -> Any:
             raise ValueError("it is cut short, or its arrays are others")
         header = json.loads(_read_all(file.fileno(), bytearray(begin - 8), 8))
         said = header.pop("__metadata__")
-        sums = said.pop(_SUMS).split(" ") if wanted else []
+        sums = said.pop(_SUMS).split()
         if said != about:
             raise ValueError(f"its arrays are those of {said}, not of {about}")
         if header != wanted:
@@ -178,10 +178,16 @@ def _numbers_like(leaf: Any) -> Any:
 
 def _placed(array: np.ndarray, like: Any) -> jax.Array:
     """The array where a template has it; a random key of its numbers."""
+    sharding = getattr(like, "sharding", None)
     if _is_key(like):
-        return jax.device_put(
-            jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like)), like.sharding
-        )
-    if like.sharding is not None and not like.sharding.is_fully_addressable:
-        return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
-    return jax.device_put(array, like.sharding)
+        return jax.device_put(jax.random.wrap_key_data(jnp.asarray(array), impl=_impl_of(like)), sharding)
+    if sharding is not None and not sharding.is_fully_addressable:
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+    return jax.device_put(array, sharding)
+
+
+def _impl_of(key: Any) -> Any:
+    """How a key draws; of a mere shape too, which `key_impl` takes only as it is traced."""
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)
+    return found[0]
