@@ -175,3 +175,13 @@ def test_runs_of_another_scale_are_not_compared():
     assert found.scale == (
         "CIFAR-10, width 64, 5,000 images, 9 epochs, 2 seeds; CIFAR-10, width 64, 5,000 images, 3 epochs, 2 seeds"
     )
+
+
+def test_of_several_runs_the_most_alike_are_compared():
+    """However large another is: here one of more epochs at another rate."""
+    runs = [{"experiment": "offline", "weight_decay": 0.1}, {"experiment": "offline", "weight_decay": 0.001}]
+    less = offline((0.6, 0.7), (0.55, 0.65), weight_decay=0.001)
+    more = offline((0.6, 0.7), (0.59, 0.68), weight_decay=0.1)
+    larger = offline((0.6, 0.7), (0.3, 0.4), weight_decay=0.1, epochs=60, learning_rate=0.1)
+    found = verdict(less, larger, more, measure="change", runs=runs, lies_in=[None, 0])
+    assert found.estimates[0].mean == pytest.approx(0.015 - 0.05)

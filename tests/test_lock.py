@@ -104,6 +104,11 @@ def test_who_looks_whether_a_folder_is_held_keeps_nobody_from_it(tmp_path):
         assert written.startswith(f"pid {os.getpid()} ")
     assert not is_held(tmp_path)
     assert (tmp_path / "lock").read_text() == written
+    for make in (os.mkfifo, os.mkdir, lambda path: path.write_text("my notes")):
+        folder = tmp_path / getattr(make, "__name__", "notes").strip("<>")
+        folder.mkdir()
+        make(folder / "lock")
+        assert not is_held(folder)  # it is for the run to refuse
     looking = os.open(tmp_path / "lock", os.O_RDONLY)
     fcntl.flock(looking, fcntl.LOCK_SH)
     threading.Timer(0.05, os.close, [looking]).start()

@@ -183,7 +183,14 @@ def _toured(part: Mapping[str, Any]) -> Mapping[str, Any]:
 def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Estimate], str] | None:
     """What a part of a claim comes to, and the scale; None where no run tells of it."""
     among = [groups(runs, wanted) for wanted in part["runs"]]
-    for own in itertools.product(*among):  # the largest that have what is measured
+    compared = {name for wanted in part["runs"] for name in wanted}
+
+    def unlike(own: Sequence[Group]) -> int:
+        """In how many settings, beside those that they are compared in, runs differ."""
+        there = [differing(own[0].run.settings, group.run.settings) for group in own[1:]]
+        return sum(len(found.keys() - compared - words.NEUTRAL - {"perturb"}) for found in there)
+
+    for own in sorted(itertools.product(*among), key=unlike):  # the most alike, and the largest, that were measured
         if len({_of_scale(group.run) for group in own}) > 1:
             continue
         if found := MEASURES[part["measure"]](part, *own):

@@ -77,7 +77,7 @@ def check_seeds(jobs: Sequence[Job]) -> None:
             if there is not None and list(there) != list(job.seeds):
                 raise UsageError(
                     f"{folder} is a run of the seeds {_listed(there)}, and {job.name} here is of {_listed(job.seeds)}: "
-                    "give another --workdir, or the --seeds that it has"
+                    "give another --workdir, or the same seeds: leave --seeds out, or give as many as there"
                 )
 
 

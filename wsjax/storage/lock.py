@@ -49,19 +49,17 @@ def hold(folder: Path | str) -> Iterator[None]:
 
 
 def is_held(folder: Path | str) -> bool:
-    """Whether a process holds a folder. Raises RunError where its lock is none of this program."""
-    path = user_path(folder) / LOCK
-    if not path.exists():
-        return False
-    lock = _open(path)
+    """Whether a process holds a folder; False where that cannot be told, or its lock is none of this program."""
     try:
         import fcntl  # not on Windows
 
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed, a moment that `_take` waits out
-    except BlockingIOError:
-        return True
+        lock = os.open(user_path(folder) / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (ImportError, OSError):
         return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until it is closed, a moment that `_take` waits out
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     finally:
         os.close(lock)
     return False

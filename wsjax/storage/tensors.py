@@ -26,7 +26,8 @@ _ALIGNED = 64  # an array that begins at such a place of memory is JAX's without
 _LARGE = 2**20  # bytes from which on threads are worth their start
 _MOST_THREADS = 8
 _DTYPES = {
-    **{np.dtype(kind): name for kind, name in ((np.bool_, "BOOL"), (jnp.bfloat16, "BF16"))},
+    **{np.dtype(kind): name for kind, name in ((np.bool_, "BOOL"), (jnp.bfloat16, "BF16"), (np.complex64, "C64"))},
+    **{np.dtype(kind): name for kind, name in ((jnp.float8_e5m2, "F8_E5M2"), (jnp.float8_e4m3fn, "F8_E4M3"))},
     **{
         np.dtype(f"{kind}{size}"): f"{name}{8 * size}"
         for kind, name in (("i", "I"), ("u", "U"))
