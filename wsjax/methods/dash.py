@@ -15,7 +15,7 @@ from wsjax.errors import TaskError
 from wsjax.methods.layouts import Axes, Layout, flax_layout, is_kernel, map_layers
 from wsjax.methods.reinit import check_factor, check_match
 from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
-from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches
+from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, wide_zeros
 
 Granularity = Literal["authors", "unit", "kernel"]
 
@@ -125,10 +125,8 @@ def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay
 
         return jax.tree.map(jnp.subtract, total, jax.grad(loss)(state.params))
 
-    # A sum of many small parts, which 16 bits would not take in.
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), state.params)
     data = inputs, (targets, arrival)
-    total = over_batches(body, nothing, data, samples, setup.batch_size, setup.axis_name)
+    total = over_batches(body, wide_zeros(state.params), data, samples, setup.batch_size, setup.axis_name)
     total = total if setup.axis_name is None else jax.lax.psum(total, setup.axis_name)
     return jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), total, state.params)
 

@@ -47,8 +47,7 @@ def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, wher
 
 def _drawn_in(dtype: Any) -> Any:
     """A leaf's dtype as JAX has it, and 32 bits for narrower ones: 16 have few numbers, and none far out."""
-    own = jax.dtypes.canonicalize_dtype(dtype)
-    return own if own.itemsize >= 4 else jnp.float32
+    return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
 
 
 def gaussian_start(

@@ -18,9 +18,9 @@ import numpy as np
 
 from wsjax.errors import RunError
 from wsjax.results import cells, controls, early_stopping, gradients, hyperparameters, names, transfer, words
-from wsjax.results.merge import DrawnRun, merge_runs
+from wsjax.results.merge import DrawnRun, merge_runs, unlike
 from wsjax.results.summary import differences, interval, paired, summarize_offline, summarize_online
-from wsjax.storage.records import BEFORE, CONFIG, RunRecords, differing, read_run
+from wsjax.storage.records import BEFORE, CONFIG, RunRecords, read_run
 from wsjax.storage.rows import FIRST, Row
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"
@@ -130,7 +130,7 @@ def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[Group]:
         if any(own.get(name, BEFORE.get(name)) != value for name, value in settings.items()):
             continue
         for group in together:
-            if not differing(group[0].config["config"], own).keys() - words.NEUTRAL - {"perturb"}:
+            if not unlike(group[0].config["config"], own):
                 group.append(run)
                 break
         else:
@@ -185,12 +185,11 @@ def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Es
     among = [groups(runs, wanted) for wanted in part["runs"]]
     compared = {name for wanted in part["runs"] for name in wanted}
 
-    def unlike(own: Sequence[Group]) -> int:
+    def distance(own: Sequence[Group]) -> int:
         """In how many settings, beside those that they are compared in, runs differ."""
-        there = [differing(own[0].run.settings, group.run.settings) for group in own[1:]]
-        return sum(len(found.keys() - compared - words.NEUTRAL - {"perturb"}) for found in there)
+        return sum(len(unlike(own[0].run.settings, group.run.settings).keys() - compared) for group in own[1:])
 
-    for own in sorted(itertools.product(*among), key=unlike):  # the most alike, and the largest, that were measured
+    for own in sorted(itertools.product(*among), key=distance):  # the most alike, and the largest, that were measured
         if len({_of_scale(group.run) for group in own}) > 1:
             continue
         if found := MEASURES[part["measure"]](part, *own):

@@ -59,9 +59,7 @@ def merge_runs(
             raise RunError("a config.json has no settings: it is no run of this program, or damaged")
     settings = [run.config["config"] for run in runs]
     for other in settings[1:]:
-        pairs = differing(settings[0], other).items()
-        free = NEUTRAL | {"perturb"}  # the table of methods says it
-        if differ := [f"{name} {first} and {second}" for name, (first, second) in pairs if name not in free]:
+        if differ := [f"{name} {first} and {second}" for name, (first, second) in unlike(settings[0], other).items()]:
             raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
 
     methods, renamed = names.merge([_table(run) for run in runs])
@@ -84,6 +82,12 @@ def merge_runs(
     about = "; ".join(dict.fromkeys(_about(run.config) for run in runs))
     finished = all(run.summary is not None for run in runs)
     return DrawnRun(settings[0] | united, drawn, rows, finished, about)
+
+
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in which runs must not differ to be merged, and do: both values of each, by name."""
+    free = NEUTRAL | {"perturb"}  # the table of methods says it
+    return {name: values for name, values in differing(one, other).items() if name not in free}
 
 
 def summarize_drawn(run: DrawnRun) -> dict[str, Any]:

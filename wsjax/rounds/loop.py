@@ -253,7 +253,8 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
     programs = run.programs(leg, number)
     if old is None:
         old = _first(run, leg, programs, keys)
-        check_start("the run", old, _template(run, leg, number, keys))
+        if run.initial is not None:
+            check_start("the run", old, _template(run, leg, number, keys))
     old = parallel.place(old, programs.mesh)
     if leg.shared:
         if number > 1:

@@ -96,8 +96,7 @@ def paced(config: Training, setup: Setup, epochs: int) -> Setup | None:
     """The setup with a schedule that runs over so many epochs; None where the run's own does."""
     if not is_scheduled(config) or epochs == config.epochs:
         return None
-    own = dataclasses.replace(config, epochs=epochs)
-    return setup._replace(optimizer=build_optimizer(own), learning_rate=learning_rate(own))
+    return _optimised(config, setup, epochs, {})
 
 
 def own_rounds(
@@ -140,9 +139,12 @@ class _Setups:
         cap = here.max_epochs if is_scheduled(self._config) and here.max_epochs else self._config.epochs
         key = tuple(sorted(spec.items())), cap, id(base)
         if key not in self._made:
-            config = dataclasses.replace(self._config, epochs=cap)
             judged = tortoise if spec.get("reinit") == "hare_tortoise" else base.judged
-            self._made[key] = base._replace(
-                optimizer=build_optimizer(config, spec), learning_rate=learning_rate(config, spec), judged=judged
-            )
+            self._made[key] = _optimised(self._config, base, cap, spec)._replace(judged=judged)
         return self._made[key]
+
+
+def _optimised(config: Training, setup: Setup, epochs: int, spec: names.Spec) -> Setup:
+    """The setup with a method's optimiser, whose schedule runs over so many epochs."""
+    own = dataclasses.replace(config, epochs=epochs)
+    return setup._replace(optimizer=build_optimizer(own, spec), learning_rate=learning_rate(own, spec))

@@ -75,14 +75,11 @@ def check_seeds(jobs: Sequence[Job]) -> None:
             path = folder / CONFIG
             there = read_json(path).get("config", {}).get("seeds") if path.exists() else None
             if there is not None and list(there) != list(job.seeds):
+                theirs, own = (" ".join(map(str, seeds)) for seeds in (there, job.seeds))
                 raise UsageError(
-                    f"{folder} is a run of the seeds {_listed(there)}, and {job.name} here is of {_listed(job.seeds)}: "
+                    f"{folder} is a run of the seeds {theirs}, and {job.name} here is of {own}: "
                     "give another --workdir, or the same seeds: leave --seeds out, or give as many as there"
                 )
-
-
-def _listed(seeds: Sequence[Any]) -> str:
-    return " ".join(map(str, seeds))
 
 
 @functools.cache

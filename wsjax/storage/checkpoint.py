@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -193,9 +192,7 @@ def restore(
 def digest(state: Any) -> str:
     """A hash of a pytree's paths, shapes, dtypes and bits."""
     total = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    for path, array in jax.tree_util.tree_flatten_with_path(tensors.on_host(state))[0]:
         total.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return total.hexdigest()

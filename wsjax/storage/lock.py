@@ -18,7 +18,7 @@ from wsjax.storage.files import user_path
 LOCK = "lock"
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-_LOOK = 0.02  # seconds, longer than `is_held` takes
+_LOOK = 0.2  # seconds, much longer than `is_held` takes
 _READ = 200  # bytes of a lock that are looked at: another process wrote them
 
 
@@ -81,14 +81,15 @@ def _take(lock: int, folder: Path) -> None:
     try:
         import fcntl  # not on Windows
 
-        for wait in (*[_LOOK] * 10, None):
+        deadline = time.monotonic() + _LOOK
+        while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if wait is None:
+                if time.monotonic() > deadline:
                     raise
-                time.sleep(wait)  # another process may only be looking whether it is held
+                time.sleep(_LOOK / 10)  # another process may only be looking whether it is held
     except BlockingIOError as error:
         holder = printable(os.pread(lock, _READ, 0).decode(errors="replace").strip()) or "another process"
         raise RunError(f"{folder} is in use by {holder}; wait for it, or choose another folder") from error

@@ -330,7 +330,6 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
     if not jax.tree.leaves(state.batch_stats):
         return state
     nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), nothing)
 
     def body(_: jax.Array, sums: BatchStats, batch: Batch) -> BatchStats:
         count = _total(jnp.sum(batch.weights), setup.axis_name)
@@ -338,7 +337,7 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
         _, stats = setup.task.apply(state.params, nothing, batch.inputs, batch.weights, True, None)
         return jax.tree.map(lambda total, new: total + new.astype(total.dtype) * count, sums, stats)
 
-    sums = over_batches(body, wide, setup.train, samples, setup.batch_size, setup.axis_name)
+    sums = over_batches(body, wide_zeros(nothing), setup.train, samples, setup.batch_size, setup.axis_name)
     momentum = setup.task.stats_momentum
 
     def mean(old: jax.Array, total: jax.Array) -> jax.Array:
@@ -348,6 +347,11 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
         return (total / (momentum * samples.size)).astype(old.dtype)
 
     return state._replace(batch_stats=jax.tree.map(mean, state.batch_stats, sums))
+
+
+def wide_zeros(tree: Any) -> Any:
+    """Zeros like the leaves of a tree, in 32 bits at least: for sums of many small parts, which 16 do not take in."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), tree)
 
 
 def score_each(setup: Setup, state: TrainState) -> jax.Array:
