@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from wsjax.errors import RunError
+from wsjax.errors import RunError, TaskError
 from wsjax.storage import checkpoint, tensors
 
 # Orbax leaves coroutines behind where a file is damaged; that they complain at their end is not what is tested.
@@ -276,20 +276,32 @@ for step in range(1, 10**6):
 
 
 @pytest.mark.parametrize(
-    "template",
+    ("template", "said"),
     [
-        {"w": jnp.zeros((3, 2))},
-        {"w": jnp.zeros((2, 2), jnp.bfloat16)},
-        {"v": jnp.zeros((2, 2))},
-        {"w": jnp.zeros((2, 2)), "b": jnp.zeros(1)},
-        (jnp.zeros((2, 2)),),
+        ({"w": jnp.zeros((3, 2))}, "['w'] is F32 [2, 2], not F32 [3, 2]"),
+        ({"w": jnp.zeros((200, 200))}, "['w'] is F32 [2, 2], not F32 [200, 200]"),
+        ({"w": jnp.zeros((2, 2), jnp.bfloat16)}, "['w'] is F32 [2, 2], not BF16 [2, 2]"),
+        ({"v": jnp.zeros((2, 2))}, "['v'] is none, not F32 [2, 2]"),
+        ({"w": jnp.zeros((2, 2)), "b": jnp.zeros(1)}, "['b'] is none, not F32 [1]"),
+        ({}, "['w'] is F32 [2, 2], not none"),
+        ((jnp.zeros((2, 2)),), "['w'] is F32 [2, 2], not none"),
     ],
 )
-def test_another_template_is_not_filled(tmp_path, template):
+def test_another_template_is_not_filled_nor_the_checkpoint_called_damaged(tmp_path, template, said):
     folder = checkpoint.open_folder(tmp_path)
     checkpoint.save(folder, 1, {"w": jnp.arange(4.0).reshape(2, 2) / 3})
-    with pytest.warns(UserWarning, match="1 is damaged, passed over: "), pytest.raises(checkpoint.UnreadableError):
+    told = f"checkpoint {tmp_path / '1'} is another network's or optimiser's, passed over: its array {said}"
+    refused = f"the checkpoints in {tmp_path} are of another network or optimiser; give those that they were saved with"
+    with pytest.warns(UserWarning, match=re.escape(told)), pytest.raises(RunError, match=re.escape(refused)) as refusal:
         checkpoint.restore(folder, like(template))
+    assert not isinstance(refusal.value, checkpoint.UnreadableError)  # after which a run may begin anew
+
+
+@pytest.mark.parametrize("leaf", [3.0, "text", object])
+def test_what_is_no_array_is_named_and_not_saved(tmp_path, leaf):
+    with checkpoint.open_folder(tmp_path) as folder, pytest.raises(TaskError, match=r"arrays; \['a'\]\[1\] is "):
+        checkpoint.save(folder, 1, {"a": [jnp.ones(2), leaf]})
+    assert names(tmp_path) == []
 
 
 def test_a_disk_that_takes_no_more_is_an_oserror_in_one_line(copy, capfd):

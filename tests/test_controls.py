@@ -163,3 +163,26 @@ def test_a_rate_is_chosen_by_the_seeds_that_are_compared(tmp_path):
     assert (left["subtrahend"], left["seeds"]) == ("RI at 0.1", 2)
     assert left["mean"] == pytest.approx(-0.015)
     assert own["left"]["WS"] is None
+
+
+def test_a_rate_of_another_seed_silences_no_comparison(tmp_path):
+    three = write_offline(tmp_path / "a", SCORES)
+    one = write_offline(tmp_path / "b", {"SP@0.1": 0.9, "RI@0.1": 0.9}, seeds=[0])
+    run, ends = merged(three, one)
+    (own,) = controls.compare(ends, run.methods)
+    assert (own["learning_rate"], own["win"]["seeds"]) == (0.001, 3)
+    assert (own["left"]["RI"]["subtrahend"], own["left"]["RI"]["seeds"]) == ("RI at 0.01", 3)
+
+
+def test_seeds_that_diverged_are_left_out(tmp_path):
+    run, ends = merged(write_offline(tmp_path / "a", SCORES))
+    diverged = {("RI", 0, 0.001), *(("WS", seed, rate) for seed in range(3) for rate in (0.001, 0.01))}
+    ends = [
+        end | {"test_accuracy": None} if (end["method"], end["seed"], end["learning_rate"]) in diverged else end
+        for end in ends
+    ]
+    (own,) = controls.compare(ends, run.methods)
+    assert own["win"]["seeds"] == own["left"]["RI"]["seeds"] == 2
+    assert own["left"]["WS"] is None
+    gone = [end | {"test_accuracy": None} for end in ends]
+    assert controls.compare(gone, run.methods) == []

@@ -9,7 +9,7 @@ import pytest
 from wsjax.errors import TaskError
 from wsjax.methods.hare_tortoise import hare_tortoise, tortoise, tortoise_kept
 from wsjax.methods.reinit import warm_start
-from wsjax.methods.starts import mixed
+from wsjax.methods.starts import Boundary, mixed
 from wsjax.networks import models
 from wsjax.rounds.legs import Method, Round
 from wsjax.rounds.loop import run_rounds
@@ -129,6 +129,40 @@ def test_the_slow_copy_of_16_bits_moves_as_that_of_32():
         if step < 4:
             assert np.all(np.asarray(states[1].slow) != np.asarray(START.astype(jnp.bfloat16), np.float32))
     np.testing.assert_array_equal(np.asarray(narrow, np.float32), np.asarray(states[1].slow))
+
+
+def test_params_of_16_bits_become_the_slow_copy_to_the_bit_in_a_compiled_step_too():
+    """XLA fuses a bfloat16 sum with what follows, and rounds it once less."""
+    optimizer = optax.chain(optax.sgd(0.1), hare_tortoise(0.9, every=3))
+    params = jnp.asarray(RANDOM.normal(size=1000), jnp.bfloat16)
+    gradients, state = jnp.asarray(RANDOM.normal(size=(3, 1000)), jnp.bfloat16), optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+    np.testing.assert_array_equal(np.asarray(params, np.float32), state[-1].slow)
+
+
+def test_parts_of_an_optimiser_keep_a_slow_copy_each():
+    """All of them are tested, and go on in the next round."""
+    parts = {name: optax.chain(optax.sgd(rate), hare_tortoise(0.9, 1000)) for name, rate in (("a", 0.1), ("b", 0.3))}
+    optimizer = optax.partition(parts, lambda params: {**_all(params, "a"), "head": "b"})
+    own = setup(MLP)._replace(optimizer=optimizer, judged=tortoise)
+    rounds, kept = [Round(10, max_epochs=2), Round(20, max_epochs=1)], Method(tortoise_kept(mixed(warm_start)))
+    first = run_rounds(own, rounds, {"own": kept}).states["first", 0]
+    judged = tortoise(own, first, all_samples(DATA)).params
+    assert all(np.any(_flat(judged[name]) != _flat(first.params[name])) for name in judged)
+    fresh = init_state(own.task, optimizer, jax.random.key(1))
+    boundary = Boundary(jax.random.key(0), first, fresh, all_samples(DATA), own, fresh)
+    begun = tortoise_kept(lambda boundary: boundary.fresh)(boundary)
+    jax.tree.map(np.testing.assert_array_equal, tortoise(own, begun, all_samples(DATA)).params, judged)
+    other = fresh._replace(opt_state=hare_tortoise(0.9, 3).init(fresh.params))
+    with pytest.raises(TaskError, match="tortoise_kept: 1 slow copies cannot go on from 2 of the round before"):
+        tortoise_kept(lambda boundary: other)(boundary)
 
 
 def test_a_slow_copy_of_some_leaves_only():

@@ -568,6 +568,11 @@ def test_a_model_that_a_killed_call_had_trained_is_reported(job):
     (job.folder / "current.json").unlink()
     assert job.call()["model"] == 2  # decided anew
     assert job.load().lineage["model"] == 1
+    (job.folder / "current.json").write_text(place)
+    job.add("c", seed=2)  # beside new data too
+    assert job.call()["model"] == 3
+    told = "model 2, which a stopped call had trained, is kept aside: it is worse than its parent"
+    assert [line for line in job.lines if "stopped" in line] == [told]
 
 
 @pytest.mark.parametrize(

@@ -353,6 +353,16 @@ def test_every_summary_has_finite_numbers_a_table_and_sentences(rows):
         assert reached == ({row["method"] for row in rows if row["stop"]} - {"first"} or reached & {"first"})
 
 
+def test_a_table_tells_of_how_many_seeds_there_is_a_number():
+    rows = ends(RI={0: None, 1: 0.5, 2: 0.7}, WS={0: None}, SP={0: 0.4, 1: None})
+    _, lines = offline_table(summarize_offline(rows, METHODS))
+    assert [line[:3] for line in lines] == [
+        ["RI", "3", "60.00 ± 127.06 (2 of 3)"], ["WS", "1", "-"], ["SP", "2", "40.00 (1 of 2)"],
+    ]  # fmt: skip
+    _, lines = online_table(summarize_online(rows, METHODS))
+    assert [line[3] for line in lines] == ["60.00 (2 of 3)", "-", "40.00 (1 of 2)"]
+
+
 def test_a_million_rows_take_seconds():
     epochs = [row(name, seed, epoch, "epochs" if epoch == 50 else None, round=number)
               for seed in range(1000) for name in ("RI", "WS", "SP", "mine") for number in range(2, 7)

@@ -68,9 +68,10 @@ def hare_tortoise(
         fast = optax.apply_updates(params, updates)
         slow = map_kept(partial(_average, momentum), state.slow, fast)
         near = map_kept(_rounded, slow, fast)
-        updates = map_kept(lambda _, *leaves: towards(back, *leaves), slow, updates, fast, near)
+        updates = map_kept(lambda _, *leaves: _pinned(towards(back, *leaves)), slow, updates, fast, near)
         # What the params become is rounded: where they become the slow copy, it is exactly that.
-        slow = map_kept(lambda own, new: jnp.where(back, new, own), slow, optax.apply_updates(params, updates))
+        new = jax.tree.map(_pinned, optax.apply_updates(params, updates))
+        slow = map_kept(lambda own, new: jnp.where(back, new, own), slow, new)
         return updates, TortoiseState(slow, count)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -83,23 +84,31 @@ def tortoise(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
     no running statistics: so only the slow copy's, for its test, are wanted, and these are re-estimated under its own
     parameters by a pass over the round's samples.
     """
-    (slow,) = _found(state.opt_state) or (None,)
-    if slow is None:
+    found, params = _found(state.opt_state), state.params
+    if not found:
         raise TaskError("tortoise: the optimiser keeps no slow copy; put wsjax.hare_tortoise last in its chain")
-    params = map_kept(_rounded, slow.slow, state.params)
+    for own in found:  # several where an optimiser is one of parts, each of which keeps its own leaves
+        params = map_kept(_rounded, own.slow, params)
     return reestimated(setup, state._replace(params=params), samples)
 
 
 def tortoise_kept(start: Start) -> Start:
-    """The start with the slow copy of the round before, if that had one."""
+    """The start with the slow copies of the round before, if that had any.
+
+    Calling the start raises TaskError where its own optimiser keeps another number of them.
+    """
 
     def started(boundary: Boundary) -> TrainState:
         state, old = start(boundary), _found(boundary.old.opt_state)
         if not old:
             return state
 
+        if len(old) != (own := len(_found(state.opt_state))):
+            raise TaskError(f"tortoise_kept: {own} slow copies cannot go on from {len(old)} of the round before")
+        left = iter(old)
+
         def put(node: Any) -> Any:
-            return node._replace(slow=old[0].slow) if isinstance(node, TortoiseState) else node
+            return node._replace(slow=next(left).slow) if _is_tortoise(node) else node
 
         return state._replace(opt_state=jax.tree.map(put, state.opt_state, is_leaf=_is_tortoise))
 
@@ -115,6 +124,14 @@ def _average(momentum: Any, slow: Any, fast: Any) -> Any:
 def _rounded(slow: Any, like: Any) -> Any:
     """The slow copy in the dtype of the parameters."""
     return slow.astype(jnp.result_type(like))
+
+
+def _pinned(leaf: Any) -> Any:
+    """The leaf as its dtype has it; a compiler is free to go on with what it was before it was rounded to 16 bits."""
+    dtype = jnp.result_type(leaf)
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 2:
+        return leaf
+    return jax.lax.reduce_precision(leaf, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
 
 
 def _is_tortoise(node: Any) -> bool:

@@ -73,16 +73,21 @@ def compare(ends: Sequence[Row], curves: Methods) -> list[dict[str, Any]]:
       For each shrink-perturb, of "curve" and "learning_rate": "win", its difference to random initialisation at that
       same learning rate, and "left", to random initialisation and warm starts ("RI", "WS") at the best of all of their
       own: paired over seeds, None where there is nothing to compare with. The best is that of the highest mean over
-      the seeds that all rates have, on the test images: that is in favour of what is compared with. It is these seeds
-      that are compared.
+      the seeds that the rates share, on the test images: that is in favour of what is compared with. It is these seeds
+      that are compared. A rate that shares fewer than two with those of more seeds is left out; so is a seed that
+      diverged.
     """
-    marked = [end | {"method": _at(end["method"], end[RATE]), "curve": end["method"]} for end in ends]
+    marked = [
+        end | {"method": _at(end["method"], end[RATE]), "curve": end["method"]}
+        for end in ends
+        if end["test_accuracy"] is not None
+    ]
     found = []
     for curve in names.ordered(dict.fromkeys(end["curve"] for end in marked), curves):
         if curves[curve].get("reinit") != names.SHRINK:
             continue
         best = _best(_of_shared_seeds([end for end in marked if end["curve"] == curve]))
-        if best is None:  # no seed has ended at all of its rates yet
+        if best is None:  # it diverged
             continue
         rate = next(end[RATE] for end in marked if end["method"] == best)
         random, warm = (
@@ -122,19 +127,24 @@ def raised(curves: Methods, ends: Sequence[Row]) -> dict[str, float]:
 
 
 def _less_best(own: Sequence[Row], marked: Sequence[Row], curves: Sequence[str]) -> dict[str, Any] | None:
-    """The paired difference of one method's ends and the best of some curves', of the seeds that all of them have."""
-    shared = _of_shared_seeds([*own, *(end for end in marked if end["curve"] in curves)])
+    """The paired difference of one method's ends and the best of some curves', of the seeds that they share."""
     one = next((end["method"] for end in own), None)
+    shared = _of_shared_seeds([*own, *(end for end in marked if end["curve"] in curves)], one)
     return paired(shared, one, _best([end for end in shared if end["method"] != one]))
 
 
-def _of_shared_seeds(ends: Sequence[Row]) -> list[Row]:
-    """The ends of those seeds that every method has."""
+def _of_shared_seeds(ends: Sequence[Row], first: str | None = None) -> list[Row]:
+    """The ends of those seeds that methods share: those of the first, and of each that leaves two of them or more."""
     seeds: dict[str, set[int]] = {}
     for end in ends:
         seeds.setdefault(end["method"], set()).add(end["seed"])
-    shared = set.intersection(*seeds.values()) if seeds else set()
-    return [end for end in ends if end["seed"] in shared]
+    most, *others = sorted(seeds, key=lambda method: (method != first, -len(seeds[method]))) or [None]
+    shared, kept = seeds.get(most, set()), {most}
+    for method in others:
+        both = shared & seeds[method]
+        if len(both) >= min(2, len(shared)):
+            shared, kept = both, kept | {method}
+    return [end for end in ends if end["method"] in kept and end["seed"] in shared]
 
 
 def _best(ends: Sequence[Row]) -> str | None:

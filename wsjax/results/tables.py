@@ -44,7 +44,7 @@ def online_table(summary: Mapping[str, Any]) -> Table:
                 names.label(name),
                 str(len(own)),
                 over_seeds(own, "test_accuracy", unit),
-                unit.number(_mean(own, "mean_test_accuracy")),
+                over_seeds(own, "mean_test_accuracy", unit, spread=False),
                 f"{_mean(own, 'steps'):,.0f}",
                 "" if share is None else f"{share['mean']:.0%}",
                 f"{_mean(own, 'train_seconds'):.3g}",
@@ -65,8 +65,15 @@ def _mean(ends: Sequence[Row], field: str) -> float:
     return sum(end[field] for end in ends) / len(ends)
 
 
-def over_seeds(ends: Sequence[Row], field: str, unit: Unit) -> str:
-    """The mean over seeds and, where there are several, half of its interval."""
-    interval = mean_interval([end[field] for end in ends])
+def over_seeds(ends: Sequence[Row], field: str, unit: Unit, spread: bool = True) -> str:
+    """The mean over seeds and, with its spread and of several, half of its interval.
+
+    A seed that diverged has no number: how many have one is then told, and "-" where none has.
+    """
+    known = [end[field] for end in ends if end[field] is not None]
+    if not known:
+        return "-"
+    interval = mean_interval(known)
     half = interval.high - interval.mean
-    return unit.number(interval.mean) + (f" ± {unit.number(half)}" if half == half else "")
+    text = unit.number(interval.mean) + (f" ± {unit.number(half)}" if spread and half == half else "")
+    return text if len(known) == len(ends) else f"{text} ({len(known)} of {len(ends)})"

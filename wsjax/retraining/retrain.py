@@ -96,6 +96,9 @@ def retrain(
         pool = pool or read_pool(patterns, files, base, recipe.holdout, say, *limits)
         if pool is None or (known and not np.setdiff1d(pool.samples, samples).size):
             return settled
+        if settled is not None:
+            outcome = "is current" if settled["promoted"] else "is kept aside: it is worse than its parent"
+            say(f"model {settled['model']}, which a stopped call had trained, {outcome}")
         number = max([decided, *shelf.numbers(folder)]) + 1
         part = shelf.part_folder(folder, number)
         parent = None if current is None else shelf.load_model(folder, recipe.make_task, current)

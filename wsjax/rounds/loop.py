@@ -24,7 +24,7 @@ from wsjax.methods.starts import Reinit
 from wsjax.rounds.check import check, check_start
 from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
-from wsjax.rounds.metrics import finite, fitted_row, not_finite, tested_row, train_accuracies
+from wsjax.rounds.metrics import UNTESTED, finite, fitted_row, not_finite, tested_row, train_accuracies
 from wsjax.rounds.programs import Compiler, Program, Programs, identity
 from wsjax.storage.records import Records
 from wsjax.storage.rows import DIVERGED, Row, check_rows
@@ -227,7 +227,7 @@ def _run_round(
                 **dict(zip(("method", "seed"), leg.replicas[i], strict=True)),
                 **{"round": number, "epoch": epoch, "samples": here.num_samples},
                 **fitted_row(fitted, i, epoch, here.num_samples),
-                **tested_row(tested, i if i in wanted else None),
+                **(tested_row(tested, i) if i in wanted else UNTESTED),
                 "stop": reasons[i],
                 # What a stack takes is shared by those that train in it.
                 "train_seconds": round(train_seconds / len(ran), 6),

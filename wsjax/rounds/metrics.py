@@ -11,6 +11,10 @@ import numpy as np
 from wsjax.storage.rows import Row
 
 
+UNTESTED: Row = {"test_accuracy": None, "test_loss": None}
+"""What a row has in the place of `tested_row` where the epoch is not tested."""
+
+
 def fitted_row(metrics: Any, i: Any, epoch: int, num_samples: int) -> Row:
     """One replica's part of a row on its training, since its round began."""
     return {
@@ -22,9 +26,7 @@ def fitted_row(metrics: Any, i: Any, epoch: int, num_samples: int) -> Row:
 
 
 def tested_row(metrics: Any, i: Any) -> Row:
-    """One replica's part of a row on its test; without a number its evaluation is not due."""
-    if i is None:
-        return {"test_accuracy": None, "test_loss": None}
+    """One replica's part of a row on its test."""
     return {"test_accuracy": finite(metrics["accuracy"][i]), "test_loss": finite(metrics["loss"][i])}
 
 

@@ -140,10 +140,11 @@ def save(folder: Folder, step: int, state: Any) -> None:
     Raises:
       OSError: it cannot be written, or not be read back. What was half-written is removed.
       RunError: someone has removed the folder.
+      TaskError: a leaf is no array.
     """
+    stored = _Stored(tensors.on_host(state), step)
     try:
         with _quiet():
-            stored = _Stored(tensors.on_host(state), step)
             folder.opened().save_checkpointables(step, {STATE: stored}, overwrite=True, force=True)
             if not folder.read_back:
                 _check_written(folder, step, state)
@@ -160,7 +161,7 @@ def save(folder: Folder, step: int, state: Any) -> None:
 def restore(
     folder: Folder, template: Callable[[int], Any], wanted: Callable[[int], bool] = lambda step: True
 ) -> tuple[int, Any] | None:
-    """Restores the newest checkpoint that is whole, with a warning for each damaged one that is passed over.
+    """Restores the newest checkpoint that is whole, with a warning for each one that is passed over.
 
     Args:
       folder: from `open_folder`.
@@ -172,15 +173,23 @@ def restore(
 
     Raises:
       UnreadableError: there are such checkpoints, and none can be read.
+      RunError: there are, and all of them are of other arrays than the template's.
     """
-    steps = list(filter(wanted, folder.steps()))
+    steps, others = list(filter(wanted, folder.steps())), 0
     for step in steps:
         try:
             with _quiet():
                 return step, _load(folder, step, template(step))
         except Exception as error:  # whatever is wrong with the files, the one before may be whole
+            strange = isinstance(_cause(error), tensors.OtherArraysError)
+            what, others = "another network's or optimiser's" if strange else "damaged", others + strange
             place = folder.path / str(step)
-            warnings.warn(f"checkpoint {place} is damaged, passed over: {_reason(error)}", stacklevel=2)
+            warnings.warn(f"checkpoint {place} is {what}, passed over: {_reason(error)}", stacklevel=2)
+    if steps and len(steps) == others:
+        raise RunError(
+            f"the checkpoints in {folder.path} are of another network or optimiser; give those that they were saved "
+            "with, or choose another folder"
+        )
     if steps:
         raise UnreadableError(
             f"none of the checkpoints in {folder.path} can be read; restore them from a copy, or move that folder "
@@ -237,10 +246,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong, in a few words: what the system said, where a long text tells of it; of several, the cause."""
+def _cause(error: BaseException) -> BaseException:
+    """What an error that was raised from others began with."""
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a few words: what the system said, where a long text tells of it; of several, the cause."""
+    error = _cause(error)
     text = str(error)
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(number) in text:

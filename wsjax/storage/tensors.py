@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.errors import TaskError
+
 _SUMS = "crc32"
 """Where the header has each array's checksum, in their order."""
 
@@ -35,6 +37,10 @@ _DTYPES = {
     },
     **{np.dtype(f"f{size}"): f"F{8 * size}" for size in (2, 4, 8)},
 }
+
+
+class OtherArraysError(ValueError):
+    """A file holds arrays of other names, shapes or dtypes than are wanted."""
 
 
 def write(path: Path | str, arrays: Any, **about: str) -> None:
@@ -71,23 +77,23 @@ def read(path: Path | str, template: Any, **about: str) -> Any:
       about: what was said about them.
 
     Raises:
-      ValueError: the file is damaged, or holds other arrays, or something else was said about them.
+      OtherArraysError: the file holds other arrays.
+      ValueError: it is damaged, or something else was said about its arrays.
       OSError: it cannot be read.
     """
     like = jax.tree.map(_numbers_like, template)
     wanted = _entries(_ordered(like))
     with open(path, "rb", buffering=0) as file:
         begin = 8 + int.from_bytes(_read_all(file.fileno(), bytearray(8), 0), "little")
-        if begin > os.fstat(file.fileno()).st_size - _size(wanted):
-            raise ValueError("it is cut short, or its arrays are others")
+        if begin > os.fstat(file.fileno()).st_size:
+            raise ValueError("it is cut short")
         header = json.loads(_read_all(file.fileno(), bytearray(begin - 8), 8))
         said = header.pop("__metadata__")
         sums = said.pop(_SUMS).split()
         if said != about:
             raise ValueError(f"its arrays are those of {said}, not of {about}")
         if header != wanted:
-            strange = sorted(name for name in header.keys() | wanted.keys() if header.get(name) != wanted.get(name))
-            raise ValueError(f"its arrays are others: '{strange[0]}' is {header.get(strange[0])}")
+            raise OtherArraysError(_difference(header, wanted))
         room = _room(_size(wanted))
 
         def fill(first: int, last: int) -> str:
@@ -104,7 +110,13 @@ def read(path: Path | str, template: Any, **about: str) -> Any:
 
 
 def on_host(state: Any) -> Any:
-    """A pytree of JAX arrays as one of NumPy's; of random keys the numbers. All of each array is in this process."""
+    """A pytree of JAX arrays as one of NumPy's; of random keys the numbers. All of each array is in this process.
+
+    Raises TaskError, which names the leaf, where one is no array.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not hasattr(leaf, "dtype"):
+            raise TaskError(f"what is saved must be arrays; {_name(path)} is {leaf!r:.60}")
     return jax.device_get(jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state))
 
 
@@ -137,6 +149,13 @@ def _each(work: Callable[..., str], items: Iterable[Sequence[Any]], size: int) -
         return [work(*item) for item in items]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
         return list(pool.map(lambda item: work(*item), items))
+
+
+def _difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first array that is not as wanted, in words."""
+    name = min(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
+    said = [f"{own['dtype']} {own['shape']}" if (own := arrays.get(name)) else "none" for arrays in (there, wanted)]
+    return "its array {} is {}, not {}".format(name, *said)
 
 
 def _size(entries: Mapping[str, Any]) -> int:
