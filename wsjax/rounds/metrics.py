@@ -10,7 +10,6 @@ import numpy as np
 
 from wsjax.storage.rows import Row
 
-
 UNTESTED: Row = {"test_accuracy": None, "test_loss": None}
 """What a row has in the place of `tested_row` where the epoch is not tested."""
 
