@@ -138,12 +138,12 @@ def _of_shared_seeds(ends: Sequence[Row], first: str | None = None) -> list[Row]
     seeds: dict[str, set[int]] = {}
     for end in ends:
         seeds.setdefault(end["method"], set()).add(end["seed"])
-    most, *others = sorted(seeds, key=lambda method: (method != first, -len(seeds[method]))) or [None]
-    shared, kept = seeds.get(most, set()), {most}
-    for method in others:
-        both = shared & seeds[method]
+    shared: set[int] = set()
+    kept = []
+    for method in sorted(seeds, key=lambda method: (method != first, -len(seeds[method]))):
+        both = shared & seeds[method] if kept else seeds[method]
         if len(both) >= min(2, len(shared)):
-            shared, kept = both, kept | {method}
+            shared, kept = both, [*kept, method]
     return [end for end in ends if end["method"] in kept and end["seed"] in shared]
 
 
