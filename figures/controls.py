@@ -37,18 +37,20 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of offline runs and its caption."""
     run, ends = controls.merge_rates(runs)
     marks = controls.raised(run.methods, ends)
-    figure = panels.by_learning_rate(ends, run.methods, marks)
+    drawn = controls.of_shared_seeds(ends)
+    figure = panels.by_learning_rate(drawn, run.methods, marks)
     (settings,) = published.read(PUBLISHED, "settings")
     own = settings["offline"] if words.is_alike(run.settings, settings["offline"]) else None
     came = controls.told(controls.compare(ends, run.methods), unit_of(ends))
-    what = "Controls: how all of the data ends after a part of them, by the learning rate of the second round."
+    what = "Controls: final test accuracy after training on all of the data, by the learning rate of that second round."
     notes = "The best rate is that of the highest mean over seeds on the test images, in favour of RI and WS."
     if marks:
         notes += (
             " Vertical lines: 1 / shrink^2 times the rate of that shrink-perturb, where steps would be as large for "
         )
         notes += "weights that BatchNorm makes scale-invariant."
-    return figure, captions.compose(run, what, own, came, notes)
+    means = "Points are means over seeds, bars 95 % t-intervals of the mean."
+    return figure, captions.compose(run._replace(rows=drawn), what, own, came, notes, means)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def _caption(drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[st
         settings={name: value for name, value in first.settings.items() if name != "chained" or not others},
         rows=[row for run in drawn.values() for row in run.rows],
         finished=all(run.finished for run in drawn.values()),
+        about="; ".join(dict.fromkeys(run.about for run in drawn.values())),
     )
     if others:
         del own["chained"]
@@ -106,7 +107,8 @@ def _caption(drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[st
 
 def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:
     """The best cells of a panel, and how they differ."""
-    word, best = "Chained" if chained else "Unchained", summary["best"]
+    seeds = captions.seeds_told(sorted({end["seed"] for end in summary["rows"]}))
+    word, best = f"{'Chained' if chained else 'Unchained'}, {seeds}", summary["best"]
     if best is None:
         return f"{word}: no cell of both RI and WS has all rounds converged."
     accuracy = {(own["start"], tuple(own["cell"])): own["test_accuracy"] for own in summary["cells"]}
@@ -116,7 +118,8 @@ def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:
     ]
     share = best["of_RI"].get(cost)
     took = "" if share is None else f", for {_number(share)} % of RI's {hyperparameters.COSTS[cost]}"
-    return f"{word}: best {cells[0]}, best {cells[1]}; RI - WS {_number(best['gap'])}{took}."
+    same = "" if summary["same"] is None else f"; with the same settings on all {_number(summary['same']['gap'])}"
+    return f"{word}: best {cells[0]}, best {cells[1]}; RI - WS {_number(best['gap'])}{took}{same}."
 
 
 def _number(value: Mapping[str, Any]) -> str:

@@ -44,11 +44,12 @@ def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, C
         curves |= paper_points(paper, pool, run.methods)
         if words.is_published(run.settings, own):
             drawn = curves
-            notes = (
-                "Dashed: RI and WS of the report's Figure 2a (+1,000 images a round, one seed); diamonds: where the "
-            )
-            notes += "paper's Figure 7 ends, ResNet-18 too. Both as far as this run goes; seconds are those of other "
-            notes += "machines."
+            notes = "Dashed: RI and WS of the report's Figure 2a (+1,000 images a round, one seed)"
+            if max(row["samples"] for row in run.rows) >= pool:
+                notes += "; diamonds: where the paper's Figure 7 ends, ResNet-18 too"
+            notes += ", as far as this run goes; seconds are those of other machines."
+        else:
+            notes += " Published accuracies are those of its Figure 2a (+1,000 images a round) at as many images."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
         caption = captions.online_caption(run, what, ends, own, points, notes)
     else:

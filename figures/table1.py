@@ -31,6 +31,7 @@ PUBLISHED = Path(__file__).resolve().parent / "published"
 BY = ("model", "dataset", "optimizer")
 OPTIMIZERS = {"sgd": "sgd", "adam": "adam", "sgd_momentum": "msgd"}
 INITS = {"random": names.RANDOM, "warm": names.WARM}
+_BY_SEED = {"random": "random", "warm": "warm-start", "sgd": "sgd", "adam": "adam", "sgd_momentum": "sgd-momentum"}
 
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Sheet, Caption]:
@@ -49,9 +50,16 @@ def entries() -> list[cells.Entry]:
         rate = {"learning_rate": cell["learning_rate"]} if "learning_rate" in cell else {}
         own = settings["offline"] | settings["table1"] | settings["table1_sets"][cell["dataset"]] | rate
         own |= dict(zip(BY, key, strict=True))
-        score = {INITS[cell["init"]]: cells.published_score(cell["accuracy"], cell["spread"])}
-        before = made[key].scores if key in made else {}
-        made[key] = cells.Entry(key, {**before, **score}, own)
+        score = cells.published_score(cell["accuracy"], cell["spread"])
+        if not rate:  # the report's runs by seed have those of another rate
+            seeds = report["table1_per_seed"].values()
+            optimizer, init = _BY_SEED[cell["optimizer"]], _BY_SEED[cell["init"]]
+            score = cells.score_of([run[init][cell["dataset"]][optimizer][cell["model"]] / 100 for run in seeds])
+        printed = cells.with_error(cell["accuracy"], cell["spread"])
+        entry = made.get(key) or cells.Entry(key, {}, {}, own)
+        made[key] = entry._replace(
+            scores={**entry.scores, INITS[cell["init"]]: score}, printed={**entry.printed, INITS[cell["init"]]: printed}
+        )
     return list(made.values())
 
 

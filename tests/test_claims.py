@@ -113,10 +113,10 @@ def test_what_one_summary_has_more_than_another_is_paired_by_seed():
 
 
 def test_a_mean_is_compared_in_combined_standard_errors():
-    """Mean 0.60, error 0.01 / sqrt(3); the published one 0.58 with 0.2 points of 5 seeds: 0.002 sqrt(1.25)."""
-    found = verdict(offline((0.59, 0.60, 0.61), (0.5, 0.5, 0.5)), measure="mean", of=[RI], published=[58.0, 0.2],
+    """Mean 0.60, error 0.01 / sqrt(3); the published one 0.58, error 0.01 / sqrt(3) too."""
+    found = verdict(offline((0.59, 0.60, 0.61), (0.5, 0.5, 0.5)), measure="mean", of=[RI], published=[57.0, 58, 59],
                     lies_in=[-2, 2])  # fmt: skip
-    expected = 0.02 / (0.01**2 / 3 + 0.002**2 * 1.25) ** 0.5
+    expected = 0.02 / (2 * 0.01**2 / 3) ** 0.5
     assert found.estimates[0].mean == pytest.approx(expected)
     assert found.verdict == NOT_REPRODUCED
 
@@ -185,3 +185,52 @@ def test_of_several_runs_the_most_alike_are_compared():
     larger = offline((0.6, 0.7), (0.3, 0.4), weight_decay=0.1, epochs=60, learning_rate=0.1)
     found = verdict(less, larger, more, measure="change", runs=runs, lies_in=[None, 0])
     assert found.estimates[0].mean == pytest.approx(0.015 - 0.05)
+
+
+def test_of_several_parts_one_lies_outside_by_an_interval_that_pays_for_all():
+    """Five differences, mean -0.1, deviation 0.07: outside of 0 at 95 %, and not at 1 - 0.05 / 6 (t 4.9, not 2.8)."""
+    random = (0.5,) * 5
+    warm = tuple(0.6 + 0.07 * z / 0.7905694 for z in (-1, -0.5, 0, 0.5, 1))
+    parts = [PART, *(PART | {"what": str(number), "of": [WS, RI], "lies_in": [-1, 1]} for number in range(5))]
+    run_of = offline(random, warm)
+    assert judge({"parts": parts[:1]}, [run_of]).verdict == NOT_REPRODUCED
+    assert judge({"parts": parts}, [run_of]).verdict == UNDECIDED
+    assert {own.verdict for own in judge({"parts": parts}, [run_of]).estimates} == {UNDECIDED, REPRODUCED}
+    assert judge({"parts": parts}, [offline(random, tuple(0.4 + own for own in warm))]).verdict == NOT_REPRODUCED
+
+
+def test_seeds_that_were_added_are_a_further_look():
+    """Differences of 0.12 with a deviation of 0.06: of four seeds told from 0 at once, and not in two looks."""
+    warm = (0.5, 0.45, 0.55, 0.6)
+
+    def part_of(seeds):
+        rows = [row for seed in seeds for row in curve("RI", [0.6], seed) + curve("WS", [warm[seed] - 0.045], seed)]
+        return StudyRun(Path(str(seeds)), run(rows, seeds=list(seeds)))
+
+    found = verdict(part_of(range(4)))
+    assert (found.verdict, found.scale[-9:]) == (REPRODUCED, ", 4 seeds")
+    found = verdict(part_of(range(2)), part_of(range(2, 4)))
+    assert (found.verdict, found.scale[-20:]) == (UNDECIDED, ", 4 seeds in 2 looks")
+    again = verdict(part_of(range(4)), part_of(range(2)))  # the very same seeds tell nothing new
+    assert (again.verdict, again.estimates[0].looks) == (REPRODUCED, 1)
+
+
+def test_means_are_judged_together_by_what_chance_puts_outside():
+    run_of = offline((0.59, 0.60, 0.61, 0.59, 0.61), (0.5,) * 5)
+    parts = [
+        PART
+        | {"measure": "mean", "of": [RI], "lies_in": [-2, 2], "published": [60.0 + far, 59, 61, 60 + far, 60 + far]}
+        for far in (*[6.0] * 4, *[0.0] * 20)
+    ]
+    assert [own.verdict for own in judge({"parts": parts}, [run_of]).estimates].count(NOT_REPRODUCED) == 4
+    assert judge({"parts": parts}, [run_of]).verdict == NOT_REPRODUCED
+    assert judge({"parts": parts, "together": True}, [run_of]).verdict == REPRODUCED  # 8 % each: 4 or more, 12 %
+    assert judge({"parts": [parts[0], *parts], "together": True}, [run_of]).verdict == NOT_REPRODUCED  # 5 of 25, 5 %
+
+
+def test_a_method_at_another_learning_rate_is_not_taken_for_it():
+    rows = [row for seed in (0, 1) for row in curve("RI@0.1", [0.6 + seed / 99], seed) + curve("WS", [0.5], seed)]
+    methods = {"RI@0.1": RI | {"learning_rate": 0.1}, "WS": WS}
+    raised = StudyRun(Path("a"), run(rows, methods=methods, seeds=[0, 1]))
+    assert verdict(raised).verdict == NOT_RUN
+    assert verdict(raised, of=[RI | {"learning_rate": 0.1}, WS]).verdict == REPRODUCED

@@ -22,7 +22,7 @@ from wsjax.results.sheets import Sheet
 
 ROOT = Path(__file__).resolve().parent.parent
 NASTY = "<script>alert(1)</script>\x1b[31m\n\u202e"
-GAP = {"optimizer": "sgd", "augment": False, "weight_decay": 0.0}
+GAP = {"optimizer": "sgd", "augment": False, "weight_decay": 0.0, "stem_pool": True}
 
 
 def study():

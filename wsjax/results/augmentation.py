@@ -23,6 +23,8 @@ FIELDS = ("test_accuracy", "train_accuracy")
 def merge_augmented(runs: Sequence[RunRecords]) -> tuple[DrawnRun, dict[bool, DrawnRun]]:
     """Merges offline runs of RI and WS into those without and with augmentation, which may differ in their epochs.
 
+    Where seeds have both, these are drawn: other seeds' luck would stand between the two.
+
     Returns:
       All of them, for a caption, and each of the two that is there.
 
@@ -32,9 +34,15 @@ def merge_augmented(runs: Sequence[RunRecords]) -> tuple[DrawnRun, dict[bool, Dr
     groups = merge_groups(runs, "offline", ["augment"], ["epochs", "first_epochs"], reinits=(names.RANDOM, names.WARM))
     found = {bool(augment): run for (augment,), run in groups.runs.items()}
     own = {augment: found[augment] for augment in TITLES if augment in found}
+    seeds = [{row["seed"] for row in run.rows} for run in own.values()]
+    shared = set.intersection(*seeds) or set.union(*seeds)
+    whole, *kept = (
+        run._replace(rows=[row for row in run.rows if row["seed"] in shared]) for run in (groups.whole, *own.values())
+    )
+    own = dict(zip(own, kept, strict=True))
     epochs = list(dict.fromkeys(run.settings["epochs"] for run in own.values()))
-    settings = groups.whole.settings | {"augment": list(own), "epochs": epochs if len(epochs) > 1 else epochs[0]}
-    return groups.whole._replace(settings=settings), own
+    settings = whole.settings | {"augment": list(own), "epochs": epochs if len(epochs) > 1 else epochs[0]}
+    return whole._replace(settings=settings), own
 
 
 def panels(runs: Mapping[bool, DrawnRun]) -> Figure:

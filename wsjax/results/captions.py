@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wsjax.errors import printable
@@ -11,7 +11,7 @@ from wsjax.results import names, words
 from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import ACCURACY, Unit, mean_interval, unit_of
 from wsjax.results.summary import minus, paired
-from wsjax.storage.rows import CAP, Row
+from wsjax.storage.rows import CAP, FIRST, Row
 
 
 class Caption(NamedTuple):
@@ -121,8 +121,8 @@ def compose(
         means: what is said of means over seeds, where they are not lines in bands.
     """
     own = words.told(run.settings)
-    seeds = seeds_told(sorted({row["seed"] for row in run.rows}))
     drawn = dict.fromkeys(row["method"] for row in run.rows)
+    seeds = _seeds_by_method(run, drawn)
     differs = [] if run.finished else [progress(run.rows)]
     if settings is not None:
         differ = words.not_as_published(own, settings, capped=any(row["stop"] == CAP for row in run.rows))
@@ -200,6 +200,20 @@ def _bands(run: DrawnRun) -> list[str]:
     bounds = "bands ranges, what follows ±" if counts == {2} else "bands and what follows ±"
     also = "" if counts == {2} or 2 not in counts else ", bands of two seeds their range"
     return [f"Lines are means over seeds, {bounds} 95 % t-intervals of the mean{also}."]
+
+
+def _seeds_by_method(run: DrawnRun, drawn: Iterable[str]) -> str:
+    """The seeds of all methods, and of those that have others, as where some were added for a few methods only."""
+    seeds: dict[str, set[int]] = {}
+    for row in run.rows:
+        seeds.setdefault(row["method"], set()).add(row["seed"])
+    names_of: dict[tuple[int, ...], list[str]] = {}
+    for name in names.ordered([name for name in drawn if name != FIRST] or drawn, run.methods):
+        names_of.setdefault(tuple(sorted(seeds[name])), []).append(names.label(name))
+    most, *others = sorted(names_of, key=len, reverse=True)
+    if len(others) > 2:
+        return f"{seeds_told(sorted(set.union(*seeds.values())))}, not all of each method"
+    return "; ".join([seeds_told(most), *(f"{', '.join(names_of[own])} {seeds_told(own)} only" for own in others)])
 
 
 def seeds_told(seeds: Sequence[int]) -> str:

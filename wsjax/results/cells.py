@@ -39,11 +39,13 @@ class Entry(NamedTuple):
     Attributes:
         key: the cell's values of the table's settings.
         scores: by re-initialiser.
+        printed: the same as they were printed, of which less may be left.
         settings: all that was published of how it ran.
     """
 
     key: Key
     scores: Mapping[str, Score]
+    printed: Mapping[str, str]
     settings: Mapping[str, Any]
 
 
@@ -171,7 +173,7 @@ def _sheet(
             for reinit in REINITS:
                 row.append(_measured(cell, reinit))
                 if name == evaluations[0]:
-                    row.append(_score(known[key].scores.get(reinit)) if key in known else "")
+                    row.append(known[key].printed.get(reinit, "") if key in known else "")
             row += [_gap(cell), _seed_count(cell)]
         rows.append(row)
     return Sheet(columns, rows, len(by))
@@ -180,13 +182,13 @@ def _sheet(
 def _measured(cell: _Cell | None, reinit: str) -> str:
     if cell is None or reinit not in cell.scores:
         return ""
-    return _score(cell.scores[reinit]) + f" {MARK}" * (reinit in cell.off)
+    score = cell.scores[reinit]
+    return with_error(score.mean, score.error) + f" {MARK}" * (reinit in cell.off)
 
 
-def _score(score: Score | None) -> str:
-    if score is None:
-        return ""
-    return f"{score.mean:.1f}" + ("" if score.error is None else f" ± {score.error:.1f}")
+def with_error(mean: float, error: float | None) -> str:
+    """A mean in percent with its standard error, where it has one."""
+    return f"{mean:.1f}" + ("" if error is None else f" ± {error:.1f}")
 
 
 def _gap(cell: _Cell | None) -> str:
@@ -224,7 +226,7 @@ def _caption(by: Sequence[str], made: Sequence[_Cell], known: int, whole: DrawnR
 
 
 _MARKS = (
-    "Behind ± stand standard errors of means over seeds (ddof 1; the report's were taken with ddof 0), and for RI - WS "
+    "Behind ± stand standard errors of means over seeds (ddof 1; the report's, as printed, of ddof 0), and for RI - WS "
     f"half of its paired 95 % t-interval. {MARK}: further than 2 combined standard errors from the published mean."
 )
 

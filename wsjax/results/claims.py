@@ -1,29 +1,38 @@
 """Verdicts on published claims, computed from runs.
 
-A claim is data (figures/published/claims.json): parts, each with the runs that it is about, what is measured of them,
-and the range that the claim puts it in. A claim of the "tour" may be told of by the embedded digits too, where nothing
-larger was run. A part holds where the whole interval lies in the range, and does not where it
-lies outside; a claim is reproduced where all of its parts hold, and not where one does not.
+A claim is data (figures/published/claims.json): parts, each with the runs that it is about, what is measured of them
+(`measures`), and the range that the claim puts it in. A claim of the "tour" may be told of by the embedded digits too,
+where nothing larger was run.
+
+A claim is reproduced where the whole 95 % interval of each part lies in its range, and not where that of one part lies
+outside. Chances to err are paid for: of several parts one must lie outside by an interval at 1 - 0.05 / parts, for each
+of them could by chance; and where seeds were added to those of a run before, as one does who has looked, all intervals
+are at 1 - 0.05 / looks. Parts that are judged "together", means that are each the published one or not, are
+reproduced where no more of them lie outside than chance puts there in one of twenty such tables.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from scipy.special import bdtrc, stdtr, stdtrit
 
 from wsjax.errors import RunError
-from wsjax.results import cells, controls, early_stopping, gradients, hyperparameters, names, transfer, words
-from wsjax.results.merge import DrawnRun, merge_runs, unlike
-from wsjax.results.summary import differences, interval, paired, summarize_offline, summarize_online
+from wsjax.results import names, words
+from wsjax.results.measures import MEASURES, Group, Part
+from wsjax.results.merge import DrawnRun, merge_runs, methods_of, unlike
+from wsjax.results.stats import CONFIDENCE
 from wsjax.storage.records import BEFORE, CONFIG, RunRecords, read_run
-from wsjax.storage.rows import FIRST, Row
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"
+ERROR = 1 - CONFIDENCE
+"""How often a verdict may err by chance."""
+
+_PUBLISHED_SEEDS = 5  # of the means that are judged together
 
 
 class Estimate(NamedTuple):
@@ -32,11 +41,13 @@ class Estimate(NamedTuple):
     Attributes:
       what: in words.
       mean: over seeds.
-      low: of its interval; None of one seed.
+      low: of its 95 % interval; None of one seed.
       high: likewise.
       seeds: how many.
       unit: "points", "percent" or "" of plain numbers; the first two are fractions here.
       lies_in: the range that the claim puts it in; None is open.
+      looks: how many runs one after another its seeds came by.
+      parts: how many the claim has of which one outside decides.
     """
 
     what: str
@@ -46,6 +57,8 @@ class Estimate(NamedTuple):
     seeds: int
     unit: str
     lies_in: tuple[float | None, float | None]
+    looks: int = 1
+    parts: int = 1
 
     @property
     def verdict(self) -> str:
@@ -53,9 +66,19 @@ class Estimate(NamedTuple):
         if self.low is None or self.high is None:
             return UNDECIDED
         least, most = (bound if bound is not None else end for bound, end in zip(self.lies_in, _ENDS, strict=True))
-        if least <= self.low and self.high <= most:
+        low, high = self._bounds(ERROR / self.looks)
+        if least <= low and high <= most:
             return REPRODUCED
-        return NOT_REPRODUCED if self.high < least or self.low > most else UNDECIDED
+        low, high = self._bounds(ERROR / self.looks / self.parts)
+        return NOT_REPRODUCED if high < least or low > most else UNDECIDED
+
+    def _bounds(self, error: float) -> tuple[float, float]:
+        """The interval that misses the mean that often, by Student's t."""
+        assert self.low is not None
+        assert self.high is not None
+        degrees = max(self.seeds - 1, 1)
+        wider = stdtrit(degrees, 1 - error / 2) / stdtrit(degrees, 1 - ERROR / 2)
+        return self.mean - wider * (self.mean - self.low), self.mean + wider * (self.high - self.mean)
 
 
 class Verdict(NamedTuple):
@@ -99,7 +122,10 @@ def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
         else:
             estimates += found[0]
             scales.append(found[1])
+    estimates = [estimate._replace(parts=len(estimates)) for estimate in estimates]
     told = {estimate.verdict for estimate in estimates}
+    if claim.get("together") and estimates:
+        told = {REPRODUCED if _is_by_chance(estimates) else NOT_REPRODUCED}
     if not estimates:
         verdict = NOT_RUN
     elif NOT_REPRODUCED in told:
@@ -109,11 +135,14 @@ def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
     return Verdict(claim, verdict, estimates, missing, "; ".join(dict.fromkeys(scales)))
 
 
-class Group(NamedTuple):
-    """Runs that differ in seeds and methods only: merged, and each by itself."""
+def _is_by_chance(estimates: Sequence[Estimate]) -> bool:
+    """Whether chance explains how many of several distances, in combined standard errors, lie outside.
 
-    run: DrawnRun
-    each: list[RunRecords]
+    Each is like Student's t of the degrees of both means, and their number binomial.
+    """
+    outside = sum(estimate.verdict != REPRODUCED for estimate in estimates)
+    chances = [2 * stdtr(own.seeds + _PUBLISHED_SEEDS - 2, -max(map(abs, own.lies_in))) for own in estimates]
+    return outside == 0 or bdtrc(outside - 1, len(estimates), sum(chances) / len(chances)) >= ERROR
 
 
 def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[Group]:
@@ -144,13 +173,14 @@ def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[Group]:
     return sorted(merged, key=lambda group: _size(group.run), reverse=True)
 
 
-def scale(run: DrawnRun, seeds: int) -> str:
-    """How large a run is, in words, and of how many of its seeds is told."""
+def scale(run: DrawnRun, seeds: int, looks: int = 1) -> str:
+    """How large a run is, in words, and of how many of its seeds is told, in how many looks."""
     own = run.settings
     parts = [f"width {own['width']}"] if _is_resnet(own) and own.get("width") else []
     parts += [f"{own['num_train']:,} images"] if own.get("num_train") else []
     parts += [f"{own['epochs']} epochs" if own.get("stop") == ["epochs"] else "to " + _stop(own)]
-    return ", ".join([words.label(own.get("dataset", "")), *parts, f"{seeds} seed{'s' * (seeds > 1)}"])
+    told = f"{seeds} seed{'s' * (seeds > 1)}" + f" in {looks} looks" * (looks > 1)
+    return ", ".join([words.label(own.get("dataset", "")), *parts, told])
 
 
 def _of_scale(run: DrawnRun) -> tuple[Any, ...]:
@@ -160,7 +190,8 @@ def _of_scale(run: DrawnRun) -> tuple[Any, ...]:
 
 
 def _stop(own: Mapping[str, Any]) -> str:
-    return f"{own['threshold']:.4g} train accuracy" if "accuracy" in own.get("stop", ()) else "a plateau"
+    rules = {"accuracy": f"{own.get('threshold', 1):.4g} train accuracy", "plateau": "a plateau"}
+    return " or ".join(text for rule, text in rules.items() if rule in own.get("stop", ()))
 
 
 def _is_resnet(own: Mapping[str, Any]) -> bool:
@@ -173,14 +204,14 @@ def _size(run: DrawnRun) -> tuple[Any, ...]:
     return seeds > 1, width, own.get("num_train") or 0, own.get("epochs") or 0, seeds
 
 
-def _toured(part: Mapping[str, Any]) -> Mapping[str, Any]:
+def _toured(part: Part) -> Part:
     """The part as the embedded digits may tell of it, whatever network and optimiser they were trained with."""
-    free = ("dataset", "model", "optimizer", "threshold")
+    free = ("dataset", "model", "optimizer", "threshold", "stop", "stem_pool", "conv_init")
     runs = [{name: value for name, value in wanted.items() if name not in free} for wanted in part["runs"]]
     return {**part, "runs": [{**wanted, "dataset": "digits"} for wanted in runs]}
 
 
-def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Estimate], str] | None:
+def _measure(part: Part, runs: Sequence[StudyRun]) -> tuple[list[Estimate], str] | None:
     """What a part of a claim comes to, and the scale; None where no run tells of it."""
     among = [groups(runs, wanted) for wanted in part["runs"]]
     compared = {name for wanted in part["runs"] for name in wanted}
@@ -193,169 +224,24 @@ def _measure(part: Mapping[str, Any], runs: Sequence[StudyRun]) -> tuple[list[Es
         if len({_of_scale(group.run) for group in own}) > 1:
             continue
         if found := MEASURES[part["measure"]](part, *own):
+            seeds = max(estimate[-1] for estimate in found)
+            looks = max(_looks(group, part.get("of", ()), seeds) for group in own)
             estimates = [
-                Estimate(part["what"] if len(found) == 1 else f"{part['what']}: {what}", mean, low, high, seeds,
-                         part.get("unit", "points"), tuple(part["lies_in"]))
-                for what, mean, low, high, seeds in found
+                Estimate(part["what"] if len(found) == 1 else f"{part['what']}: {what}", mean, low, high, count,
+                         part.get("unit", "points"), tuple(part["lies_in"]), looks)
+                for what, mean, low, high, count in found
             ]  # fmt: skip
-            seeds = max(estimate.seeds for estimate in estimates)
-            return estimates, "; ".join(dict.fromkeys(scale(group.run, seeds) for group in own))
+            return estimates, "; ".join(dict.fromkeys(scale(group.run, seeds, looks) for group in own))
     return None
 
 
-Found = list[tuple[str, float, float | None, float | None, int]]
-"""What was measured: in words, mean, bounds and the number of seeds."""
-
-
-def _difference(part: Mapping[str, Any], group: Group) -> Found:
-    """The paired difference of two methods at the end of the last round, in a field, by default test accuracy."""
-    one, other = (_named(group.run, spec) for spec in part["of"])
-    return _found(paired(_ends(group.run), one, other, part.get("field", "test_accuracy")))
-
-
-def _change(part: Mapping[str, Any], group: Group, other: Group) -> Found:
-    """How much larger the difference of two methods is in one run than in another, paired by seed."""
-    gaps = []
-    for run in (group.run, other.run):
-        minuend, subtrahend = (_named(run, spec) for spec in part["of"])
-        gaps.append(differences(_ends(run), minuend, subtrahend))
-    return _paired(*gaps)
-
-
-def _summary(part: Mapping[str, Any], group: Group) -> Found:
-    """An interval that the experiment's summary holds, by its place there; a method stands for its name."""
-    at: Any = SUMMARIES[part["runs"][0]["experiment"]](group.run.rows, group.run.methods)
-    for key in part["at"]:
-        key = _named(group.run, key) if isinstance(key, Mapping) else key
-        try:
-            at = at[key]
-        except (KeyError, IndexError, TypeError):  # it was not measured
-            return []
-    return _found(at)
-
-
-def _shrunk(part: Mapping[str, Any], group: Group) -> Found:
-    """How much accuracy a network has left after a shrink, less what it had, over seeds."""
-    curves = [curve for run in group.each for curve in (run.summary or {}).get("measured", ())]
-    changes = {}
-    for curve in curves:
-        if (curve["network"], curve["evaluation"]) == (part["network"], part["evaluation"]):
-            at = int(np.argmin(np.abs(np.asarray(curve["shrinks"]) - part["shrink"])))
-            changes[curve["seed"]] = curve["accuracies"][at] - curve["accuracies"][-1]
-    return _interval(list(changes.values()))
-
-
-def _pair(part: Mapping[str, Any], group: Group) -> Found:
-    """A paired difference of two methods after a transfer to a target, on a share of it."""
-    ends, table = transfer.ends_by_kind(group.run.rows, group.run.methods), transfer.kinds(group.run.methods)
-    own = [end for end in ends if end["target"] == part["target"] and end["fraction"] == part["fraction"]]
-    one, other = (names.matching(table, spec) for spec in part["of"])
-    return _found(paired(own, one, other))
-
-
-def _left(part: Mapping[str, Any], group: Group) -> Found:
-    """A shrink-perturb less random initialisation at its best learning rate of several."""
-    drawn, ends = controls.merge_rates(group.each)
-    if len({end[controls.RATE] for end in ends}) < 2:
-        return []
-    compared = controls.compare(ends, drawn.methods)
-    found = [own["left"]["RI"] for own in compared if part["of"][0].items() <= drawn.methods[own["curve"]].items()]
-    return _found(found[0]) if found else []
-
-
-def _less(part: Mapping[str, Any], group: Group, other: Group) -> Found:
-    """How much larger a value of one run's summary is than the same of another's, paired by seed."""
-    values: list[dict[int, float]] = []
-    for whole in (group, other):
-        rows_of: dict[int, list[Row]] = {}
-        for row in whole.run.rows:
-            rows_of.setdefault(row["seed"], []).append(row)
-        alone = {seed: whole._replace(run=whole.run._replace(rows=rows)) for seed, rows in rows_of.items()}
-        found = {seed: _summary(part, own) for seed, own in alone.items()}
-        values.append({seed: estimate[0][1] for seed, estimate in found.items() if estimate})
-    return _paired(*values)
-
-
-def _share(part: Mapping[str, Any], group: Group) -> Found:
-    """The steps of an online method over all rounds, as a share of random initialisation's."""
-    return _found(
-        summarize_online(group.run.rows, group.run.methods)["steps_of_RI"].get(_named(group.run, part["of"][0]))
-    )
-
-
-def _growth(part: Mapping[str, Any], group: Group) -> Found:
-    """How much a round's steps grow from round to round, by least squares for each seed, or that as a share of
-    another method's growth."""
-    slopes = [_slopes(group.run, spec) for spec in part["of"]]
-    if len(slopes) == 1:
-        return _interval(list(slopes[0].values()))
-    return _interval([slopes[0][seed] / slopes[1][seed] for seed in sorted(slopes[0].keys() & slopes[1].keys())])
-
-
-def _slopes(run: DrawnRun, spec: Mapping[str, Any]) -> dict[int, float]:
-    """The slope of a method's steps over its rounds, by seed."""
-    name = _named(run, spec)
-    steps: dict[int, dict[int, int]] = {}
-    for row in run.rows:
-        if row["method"] == name and row["stop"] and row["round"] > 1:
-            steps.setdefault(row["seed"], {})[row["round"]] = row["steps"]
-    return {seed: float(np.polyfit(list(own), list(own.values()), 1)[0]) for seed, own in steps.items() if len(own) > 2}
-
-
-def _mean(part: Mapping[str, Any], group: Group) -> Found:
-    """How far a method's mean is from the published one, in their combined standard errors."""
-    name = _named(group.run, part["of"][0])
-    values = [end["test_accuracy"] for end in _ends(group.run) if end["method"] == name]
-    if len(values) < 2:
-        return []
-    own, there = cells.score_of(values), cells.published_score(*part["published"])
-    assert own.error is not None
-    assert there.error is not None
-    distance = (own.mean - there.mean) / math.hypot(own.error, there.error)
-    return [("", distance, distance, distance, len(values))]
-
-
-MEASURES: dict[str, Callable[..., Found]] = {
-    "difference": _difference,
-    "change": _change,
-    "summary": _summary,
-    "mean": _mean,
-    "share": _share,
-    "growth": _growth,
-    "shrunk": _shrunk,
-    "pair": _pair,
-    "left": _left,
-    "less": _less,
-}
-SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
-    "offline": summarize_offline,
-    "online": summarize_online,
-    "early_stopping": early_stopping.summarize,
-    "hyperparameters": hyperparameters.summarize,
-    "gradients": gradients.summarize_gradients,
-}
-
-
-def _named(run: DrawnRun, spec: Mapping[str, Any]) -> str | None:
-    """The name of the method that is what `spec` says, and nothing more where several are."""
-    return names.matching(run.methods, spec)
-
-
-def _ends(run: DrawnRun) -> list[Row]:
-    """The last row of each method and seed that have ended the last round."""
-    ends = [row for row in run.rows if row["stop"] and row["method"] != FIRST]
-    last = max((row["round"] for row in ends), default=0)
-    return [row for row in ends if row["round"] == last]
-
-
-def _paired(one: Mapping[Any, float], two: Mapping[Any, float]) -> Found:
-    """The interval of the differences of values with the same key."""
-    return _interval([one[key] - two[key] for key in sorted(one.keys() & two.keys())])
-
-
-def _interval(values: Sequence[float]) -> Found:
-    return _found(interval(values) if values else None)
-
-
-def _found(value: Mapping[str, Any] | None) -> Found:
-    return [] if value is None else [("", value["mean"], value["low"], value["high"], value["seeds"])]
+def _looks(group: Group, specs: Sequence[names.Spec], seeds: int) -> int:
+    """By how many runs one after another so many seeds came, of the methods that are compared; of all, if none is."""
+    looks, seen = 0, set()
+    for run in group.each:
+        table = methods_of(run)
+        own = {names.matching(table, spec) for spec in specs}
+        found = {row["seed"] for row in run.rows if not specs or row["method"] in own}
+        if found - seen and len(seen) < seeds:
+            looks, seen = looks + 1, seen | found
+    return max(looks, 1)

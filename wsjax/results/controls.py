@@ -101,6 +101,15 @@ def compare(ends: Sequence[Row], curves: Methods) -> list[dict[str, Any]]:
     return found
 
 
+def of_shared_seeds(ends: Sequence[Row]) -> list[Row]:
+    """The ends of each curve at the seeds that its learning rates share: others' luck would stand between two rates."""
+    kept = []
+    for curve in dict.fromkeys(end["method"] for end in ends):
+        own = [end | {"method": _at(curve, end[RATE]), "curve": curve} for end in ends if end["method"] == curve]
+        kept += [end | {"method": curve} for end in _of_shared_seeds(own)]
+    return kept
+
+
 def told(comparisons: Sequence[Mapping[str, Any]], unit: Unit) -> str:
     """The comparisons in a sentence each."""
     sentences = []

@@ -62,7 +62,7 @@ def merge_runs(
         if differ := [f"{name} {first} and {second}" for name, (first, second) in unlike(settings[0], other).items()]:
             raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
 
-    methods, renamed = names.merge([_table(run) for run in runs])
+    methods, renamed = names.merge([methods_of(run) for run in runs])
     drawn = {name: spec for name, spec in methods.items() if reinits is None or spec.get("reinit") in reinits}
     curves: dict[tuple[str, int], list[Row]] = {}
     for run, own in zip(runs, renamed, strict=True):
@@ -98,16 +98,21 @@ def summarize_drawn(run: DrawnRun) -> dict[str, Any]:
     return ends
 
 
-def _table(run: RunRecords) -> Methods:
+def methods_of(run: RunRecords) -> Methods:
     """A run's methods; one that only its rows name does what its name says, for all that is known."""
     table = dict(names.of_run(run.config))
     extra = dict.fromkeys(row["method"] for row in run.rows)
     return table | {name: {"reinit": name} for name in extra if name != FIRST and name not in table}
 
 
+def short_commit(commit: str) -> str:
+    """A commit's first digits; a + stays behind those of one with changes of its own."""
+    return commit[:9] + "+" * commit.endswith("+")
+
+
 def _about(config: Mapping[str, Any]) -> str:
     """Where a run ran: devices, jax's version and the commit, as far as they are known."""
     jax = (config.get("versions") or {}).get("jax")
-    commit = config.get("git_commit")
-    parts = [*dict.fromkeys(config.get("devices") or []), jax and f"jax {jax}", commit and f"commit {commit[:9]}"]
+    commit = short_commit(config.get("git_commit") or "")
+    parts = [*dict.fromkeys(config.get("devices") or []), jax and f"jax {jax}", commit and f"commit {commit}"]
     return ", ".join(str(part) for part in parts if part)

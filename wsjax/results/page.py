@@ -22,6 +22,7 @@ from wsjax.results.claims import (
     StudyRun,
     Verdict,
 )
+from wsjax.results.merge import short_commit
 from wsjax.results.sheets import Sheet
 
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN)
@@ -73,15 +74,21 @@ def picture(figure: Figure) -> bytes:
 
 
 def sentences(verdicts: Sequence[Verdict]) -> list[str]:
-    """What the study says, in five sentences at most."""
+    """What the study says, in a few sentences."""
     by_id = {verdict.claim["id"]: verdict for verdict in verdicts}
     said = [f"Of {len(verdicts)} claims: {_counted(verdicts)}."]
     for name, what in SAID.items():
         verdict = by_id.get(name)
         if verdict is not None and verdict.estimates:
-            shown = "; ".join(map(measured, verdict.estimates[:3]))
+            shown = "; ".join(_answered(verdict))
             said.append(f"{what} {_ANSWERS[verdict.verdict]} ({shown}; {verdict.scale}).")
-    return said[:5]
+    return said
+
+
+def _answered(verdict: Verdict) -> list[str]:
+    """What was measured, and of parts that are not all told alike what each says."""
+    alike = len({own.verdict for own in verdict.estimates}) == 1
+    return [measured(own) + f", {_ANSWERS[own.verdict]}" * (not alike) for own in verdict.estimates[:_FEW]]
 
 
 SAID = {
@@ -216,7 +223,7 @@ def _ran(run: StudyRun) -> list[str]:
     devices = dict.fromkeys(config.get("devices") or [])
     told = [
         run.folder.name, str(config.get("experiment")), ", ".join(devices),
-        str((config.get("versions") or {}).get("jax") or ""), (config.get("git_commit") or "")[:10], f"{len(rows):,}",
-        f"{seconds / 3600:.2f}",
+        str((config.get("versions") or {}).get("jax") or ""), short_commit(config.get("git_commit") or ""),
+        f"{len(rows):,}", f"{seconds / 3600:.2f}",
     ]  # fmt: skip
     return [printable(text) for text in told]

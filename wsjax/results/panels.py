@@ -95,6 +95,14 @@ def _curve(axis: Axes, ends: Sequence[Row], x: str, scale: float, label: str, st
         axis.plot(places, scale * np.nanmean(scores, axis=0), "o", color=style.color, markersize=2.5)
 
 
+def _rates(ends: Sequence[Row]) -> list[float]:
+    return sorted({row["learning_rate"] for row in ends})
+
+
+def _is_at(row: Row, method: str, rate: float) -> bool:
+    return (row["method"], row["learning_rate"]) == (method, rate)
+
+
 def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, float]) -> Figure:
     """Draws test scores by the learning rate of the second round, on a log axis: means over seeds, 95 % t-intervals.
 
@@ -107,13 +115,14 @@ def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, 
     drawn = names.ordered(dict.fromkeys(row["method"] for row in ends), methods)
     figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
     axis = figure.subplots()
-    for number, name in enumerate(drawn):
+    at_rate = {rate: [n for n in drawn if any(_is_at(row, n, rate) for row in ends)] for rate in _rates(ends)}
+    for name in drawn:
         rates, scores = by_seed([row for row in ends if row["method"] == name], "learning_rate")
         mean, low, high = (
             unit.scale * value for value in np.transpose([plots.bounds(s[~np.isnan(s)]) for s in scores.T])
         )
-        # Side by side, by 3 % of the rate: several methods have the very same ones.
-        x = np.array(rates) * 1.03 ** (number - (len(drawn) - 1) / 2)
+        # Side by side around the rate, by 3 % of it: several methods have the very same ones.
+        x = [rate * 1.03 ** (at_rate[rate].index(name) - (len(at_rate[rate]) - 1) / 2) for rate in rates]
         style = styles[name]
         axis.errorbar(
             x, mean, [mean - low, high - mean], color=style.color, linestyle=style.line, linewidth=1.2,
@@ -123,7 +132,9 @@ def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, 
         axis.axvline(rate, color=styles[name].color, linewidth=0.9, linestyle=":", zorder=1)
     plots.dress(axis, plots.score_label("test_accuracy", unit), 1, "Learning rate of the second round")
     axis.set_xscale("log")
-    rates = [row["learning_rate"] for row in ends]
-    axis.set_xlim(min(rates) / 1.5, max([*rates, *marks.values()]) * 1.5)
+    ticks = list(at_rate)
+    axis.set_xlim(ticks[0] / 1.5, max([*ticks, *marks.values()]) * 1.5)
+    axis.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+    axis.minorticks_off()
     plots.legend(figure, {name: styles[name] for name in drawn}, {})
     return figure

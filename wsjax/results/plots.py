@@ -35,7 +35,7 @@ COSTS = {"seconds": ("train_seconds", "Seconds a round"), "steps": ("steps", "St
 
 WIDTH, HEIGHT = 6.5, 2.6  # inches: a paper's text width, so that the font sizes below are those on the page
 FONT, SMALL = 8, 7  # points
-LINES = 4  # of a caption in the picture
+LINES = 6  # of a caption in the picture
 DASHES = (0, (3, 1.5))
 
 _FIELDS = {"test_accuracy": "Test", "train_accuracy": "Train"}
@@ -149,18 +149,20 @@ def online_curves(
                 x, y = np.asarray(published[field, method]).T
                 _dashed(axis, x, y, max(samples), styles[method])
         dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="Train images")
+        if field != "test_accuracy":  # an interval may reach below, a cost does not
+            axis.set_ylim(bottom=0)
     legend(figure, {method: styles[method] for method in curves}, published)
     return figure
 
 
 def add_caption(figure: Figure, caption: Caption) -> None:
-    """Writes a caption under the picture, in room added to the figure's height: at most four lines.
+    """Writes a caption under the picture, in room added to the figure's height: six lines, or what came out if longer.
 
     What does not fit is cut with an ellipsis, the settings first, for the text beside the picture has all.
     """
     width, height = figure.get_size_inches()
     parts = [_wrap(drawable(part), 0.98 * width) for part in caption[:4]]
-    for part in (1, 2, 0, 3):
+    for part in (1, 2, 0):  # never what came out
         if sum(map(len, parts)) > LINES and len(parts[part]) > 1:
             parts[part] = [_cut(parts[part][0], 0.98 * width)]
     lines = [line for part in parts for line in part]
@@ -255,10 +257,10 @@ def _wrap(text: str, width: float) -> list[str]:
 
 
 def _cut(line: str, width: float) -> str:
-    """A line that says that it goes on."""
-    while line and _width(line + " …") > width:
-        line = line[:-1]
-    return line.rstrip() + " …"
+    """A line that says that it goes on, cut between words."""
+    while " " in line and _width(line + " …") > width:
+        line = line.rpartition(" ")[0]
+    return line + " …"
 
 
 def _width(text: str) -> float:
