@@ -41,7 +41,10 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of offline runs and its caption."""
     run = merge_runs(runs, "offline", first_round=False)
     settings, report = published.read(PUBLISHED, "settings", "report")
-    what = "Figure 5: training on all data from scratch (RI), from a part of them on (WS), and shrink-perturb (SP)."
+    what = (
+        "Figure 5: training on all of the data: a new network (RI), one trained on a part of them (WS), and that one "
+        "after shrink-perturb (SP)."
+    )
     own, curves = settings["offline"], None
     notes = "No published curve is drawn: the report's Figure 5 is ResNet-18 of width 64 on CIFAR-10 by SGD."
     if words.is_published(run.settings, own):

@@ -282,8 +282,8 @@ def test_figure4_tells_the_best_cells(tmp_path):
     assert "warm starts chained: off instead of on" in differs
     # t of one degree of freedom on two values: 12.706 times half of what lies between them
     assert came == (
-        "Unchained: best RI 0.1/8: 61.0 ± 12.7, best WS, first 0.1/8: 61.0 ± 38.1; "
-        "RI - WS 0.0 ± 25.4, for 50.0 ± 0.0 % of RI's steps."
+        "Unchained, seeds 0, 1: best RI 0.1/8: 61.0 ± 12.7, best WS, first 0.1/8: 61.0 ± 38.1; "
+        "RI - WS 0.0 ± 25.4, for 50.0 ± 0.0 % of RI's steps; with the same settings on all -2.5 ± 6.4."
     )
     assert "rounds on all of the data" not in notes  # all converged
 
@@ -310,8 +310,8 @@ def test_figure4_has_a_panel_for_chained_runs_which_get_the_others_ri(tmp_path):
     own = [200, 200, 400, 400, 800, 800, 1600, 1600]
     assert points(figure.axes[0]) == own
     assert points(figure.axes[1]) == [80, 80, 80, 80, 300, 300, 400, 400, *own[4:]]
-    assert caption.came.startswith("Unchained: best RI")
-    assert "Chained: best RI 0.1/8" in caption.came
+    assert caption.came.startswith("Unchained, seeds 0, 1: best RI")
+    assert "Chained, seeds 0, 1: best RI 0.1/8" in caption.came
     assert "chained: " not in caption.differs
     figure, _ = figure_of(write(tmp_path / "c", chain(), CHAIN, chained=True))
     assert len(figure.axes) == 1
@@ -331,7 +331,7 @@ def test_figure4_draws_what_there_is_and_refuses_the_rest(tmp_path):
         records.write('{"method": "RI')
     text = draw(4, folder)
     assert "UNFINISHED RUN" in text
-    assert "Unchained: no cell of both RI and WS has all rounds converged." in text
+    assert ": no cell of both RI and WS has all rounds converged." in text
     half = [row for row in made_up() if row["samples"] == 40]
     with pytest.raises(RunError, match=r"^no round on all of the data has ended yet: wait for the first one$"):
         draw(4, write(tmp_path / "b", half, finished=False))

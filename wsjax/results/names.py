@@ -93,11 +93,15 @@ def of_run(config: Mapping[str, Any]) -> Methods:
 def told(methods: Methods, drawn: Iterable[str]) -> list[str]:
     """What those of the methods are that are drawn and whose names do not say it: "DASH with shrink 0.3, decay 0.3"."""
     others = [
-        name for name in ordered(drawn, methods) if methods.get(name, {}).get("reinit") not in (RANDOM, WARM, SHRINK)
+        name
+        for name in ordered(drawn, methods)
+        if methods.get(name, {}).get("reinit") not in (None, RANDOM, WARM, SHRINK)
     ]
     factors = {
         name: [
-            f"{key} {value}" for key, value in methods.get(name, {}).items() if key not in ("reinit", "learning_rate")
+            f"{key} {value}"
+            for key, value in methods.get(name, {}).items()
+            if key not in ("reinit", "learning_rate") and value not in (None, False)
         ]
         for name in others
     }
