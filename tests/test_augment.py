@@ -22,9 +22,10 @@ from wsjax.scripts import build
 from wsjax.scripts.config import Common
 from wsjax.storage.records import Records, open_run, read_run
 from wsjax.training.augment import augmented, crop, draw, flip, jitter, rotate, standard_augmentation
+from wsjax.training.statistics import reestimated
 from wsjax.training.stopping import after_epochs
 from wsjax.training.task import Task, image_task, with_batch_statistics
-from wsjax.training.train import Setup, all_samples, evaluate, init_state, make_optimizer, reestimated
+from wsjax.training.train import Setup, all_samples, evaluate, init_state, make_optimizer
 
 ORDERS = list(permutations(range(3)))
 IN_PIL = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)

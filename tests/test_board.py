@@ -17,6 +17,7 @@ from wsjax.storage.records import read_run
 SCRIPT = runpy.run_path(str(FIGURES / "board.py"))
 PROTOCOLS = json.loads((FIGURES / "published" / "board.json").read_text())["protocols"]
 DASH = {"reinit": "dash", "shrink": 0.3, "decay": 0.3, "chunk": 1000}
+SPG = {"reinit": "gaussian_perturb", "shrink": 0.3, "std": 0.01}
 T_2 = 4.302652730  # Student's t for 95 %, two-sided, with 2 degrees of freedom
 
 # Test accuracies of three seeds, each of three epochs of ten steps; the second is that of the first less 0.02.
@@ -54,7 +55,7 @@ def online(folder, curves, rounds=10, finished=True, **settings):
     found = rows({"first": [[0.3]] * 3}, 1, stop="accuracy")
     for number in range(2, rounds + 1):
         found += rows(curves, number, stop="accuracy")
-    methods = names.from_settings(curves, [0.3], [0.01], {"DASH": DASH})
+    methods = names.from_settings(curves, [0.3], [0.01], {"DASH": DASH, "SPG": SPG})
     return write_folder(folder, "online", config, found, finished, methods)
 
 
@@ -112,17 +113,18 @@ def test_the_table_and_what_is_said(tmp_path):
 
 
 def test_published_numbers_stand_beside_the_very_settings_only(tmp_path):
-    curves = {"RI": [[0.5, 0.52]] * 3, "WS": [[0.49]] * 3, "SP": [[0.6, 0.65]] * 3, "DASH": [[0.6, 0.7]] * 3}
+    curves = {"RI": [[0.5, 0.52]] * 3, "WS": [[0.49]] * 3, "SP": [[0.6, 0.65]] * 3, "SPG": [[0.6, 0.65]] * 3}
+    curves["DASH"] = [[0.6, 0.7]] * 3
     (block,) = blocks(online(tmp_path / "a", curves))
     assert block.title == "DASH's protocol: CIFAR-10, ResNet-18 of width 64"
     shown = {entry.name: entry.published for entry in block.entries}
     assert shown == {  # the authors' logs at round 10
-        "RI": None, "WS": pytest.approx(49.0 - 52.1), "SP 0.3": pytest.approx(65.1 - 52.1),
-        "DASH": pytest.approx(69.5 - 52.1),
+        "RI": None, "WS": pytest.approx(49.0 - 52.1), "SP 0.3": None,  # which is another one
+        "SPG": pytest.approx(65.1 - 52.1), "DASH": pytest.approx(69.5 - 52.1),
     }  # fmt: skip
     assert "training logs" in board.caption([block]).notes
     sheet = board.table([block])
-    assert [row[sheet.columns.index("the same, published")] for row in sheet.rows] == ["", "-3.1", "+13.0", "+17.4"]
+    assert [row[sheet.columns.index("the same, published")] for row in sheet.rows] == ["", "-3.1", "", "+13.0", "+17.4"]
     # Steps of 9 rounds; the first, of one epoch, is everybody's.
     assert block.entries[1].cost["mean"] == pytest.approx((10 + 9 * 10) / (10 + 9 * 20))
     for other in ({"rounds": 9}, {"width": 16}, {"learning_rate": 0.01}):

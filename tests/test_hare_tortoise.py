@@ -13,8 +13,9 @@ from wsjax.methods.starts import Boundary, mixed
 from wsjax.networks import models
 from wsjax.rounds.legs import Method, Round
 from wsjax.rounds.loop import run_rounds
+from wsjax.training.statistics import reestimated
 from wsjax.training.task import image_task
-from wsjax.training.train import Setup, all_samples, evaluate, init_state, reestimated
+from wsjax.training.train import Setup, all_samples, evaluate, init_state
 
 RANDOM = np.random.default_rng(0)
 START = RANDOM.normal(size=(2, 3)).astype(np.float32)

@@ -8,14 +8,15 @@ import pytest
 from test_rounds import METHODS, TWO_ROUNDS, data, mlp_task, run, same, timeless
 
 from wsjax import parallel
-from wsjax.errors import ProcessLost
+from wsjax.errors import ProcessLost, TaskError
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
 from wsjax.rounds.legs import Round, Settings, as_method, make_legs
 from wsjax.rounds.loop import run_rounds
 from wsjax.storage.records import Records
+from wsjax.training.statistics import reestimated
 from wsjax.training.task import image_task, with_batch_statistics
-from wsjax.training.train import Setup, make_optimizer, reestimated
+from wsjax.training.train import Setup, make_optimizer
 
 
 def resnet_task(axis_name=None):
@@ -192,3 +193,8 @@ def test_more_devices_than_there_are():
         data_mesh(5)
     with pytest.raises(ValueError, match="0 devices asked for"):
         replica_mesh(0)
+
+
+def test_batch_statistics_that_devices_do_not_share_are_refused():
+    with pytest.raises(TaskError, match=r"devices disagree on the batch statistics '.*mean': .* over the axis 'data'"):
+        train(resnet_task(), data_mesh(2), 8)

@@ -558,3 +558,13 @@ def test_a_factor_of_a_complex_array_is_refused():
     for shrink in (jnp.complex64(0.5), jnp.asarray(0.5 + 0j)):
         with pytest.raises(ValueError, match=r"^shrink must be a real number, not one of complex64"):
             shrink_perturb({"w": jnp.ones(2)}, {"w": jnp.ones(2)}, shrink, 0.1)
+
+
+@pytest.mark.parametrize("block", ["PreNormBlock_0", "norm_mlp", "layers/PostNorm/0", "bn_block/~"])
+def test_what_a_normalisation_is_part_of_is_none_itself(block):
+    for name in ("kernel", "Dense_0/kernel", "linear/weight/value"):
+        path = f"{block}/Dense_0/{name}" if "/" not in name else f"{block}/{name}"
+        assert not_normalization(path)
+        assert kernels_only(path)
+    assert not not_normalization(f"{block}/LayerNorm_0/scale")
+    assert not not_normalization("block/ln_scale")

@@ -474,7 +474,10 @@ def test_what_cannot_be_run_is_refused():
     inputs, labels = data()
     refused(r"train inputs and targets need one length above 0, not \[29, 30\]", train=(inputs, labels[:29]))
     refused(r"train inputs and targets need one length above 0, not \[0\]", train=(inputs[:0], labels[:0]))
-    refused("train inputs and targets must be arrays, not lists", train=(inputs, labels.tolist()))
+    refused(
+        "train inputs and targets must be arrays of NumPy or JAX, not of type int, ndarray",
+        train=(inputs, labels.tolist()),
+    )
     refused(
         r"train labels go from -1 to 2; the model has 3 outputs, for labels 0 to 2",
         train=(inputs, labels - 1 + (labels > 0)),
@@ -778,3 +781,92 @@ class Rule:
 def test_any_callable_is_a_stop_rule():
     rows = run([Round(10, Rule()), Round(30, Rule())], METHODS).rows
     assert {row["epoch"] for row in rows if row["stop"]} == {2}
+
+
+def test_sizes_may_be_numbers_of_numpy():
+    rounds = [Round(size, max_epochs=1) for size in np.array([10, 30])]
+    assert [row["samples"] for row in run(rounds, {"WS": warm_start}).rows] == [10, 30]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rounds": [Round(15.0, max_epochs=1)]}, r"^round 1: num_samples must be a whole number, not 15\.0$"),
+        ({"methods": {1: warm_start}}, "^methods are known by their names, not 1$"),
+        ({"methods": {"a": scratch}}, r"^method 'a' is neither a Method nor a re-init.*by wsjax\.Method\(\.\.\.\)$"),
+        ({"methods": {"a": "SP"}}, "^method 'a' is neither a Method nor a re-initialiser"),
+        ({"methods": {"a": Method(warm_start)}}, r"^the start of method 'a' is not .*by wsjax\.mixed\(\.\.\.\)$"),
+        ({"methods": {"a": shrink_perturb}}, "^method 'a' is neither"),
+        ({"seeds": 5}, r"^seeds must be whole numbers, such as range\(3\), not 5$"),
+        ({"seeds": (0.7, 1.9)}, "^seeds must be whole numbers"),
+        (
+            {"initial": {"params": {}, "batch_stats": {}}},
+            "^initial must be a pair .*, not of type dict$",
+        ),
+        ({"checkpoints": "c"}, r"give records=Records\(path\) too$"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(given, said):
+    arguments = {"rounds": TWO_ROUNDS, "methods": {}} | given
+    with pytest.raises(TaskError, match=said):
+        run_rounds(setup(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (mlp_task()._replace(init=lambda key: {"w": jnp.ones(3)}), r"init must give a pair \(params, batch_stats\)"),
+        (stateless_task(lambda key: jnp.ones(3), lambda w, x: (x, w)), "outputs must be one array of logits"),
+    ],
+)
+def test_tasks_that_are_none_are_named(task, said):
+    with pytest.raises(TaskError, match=said):
+        run(TWO_ROUNDS, {}, task=task)
+
+
+def test_data_of_another_library_are_named():
+    class Tensor:
+        shape, dtype = (30,), "torch.float32"
+
+    with pytest.raises(TaskError, match="arrays of NumPy or JAX, not of type Tensor"):
+        run_rounds(setup(train=(Tensor(), data()[1])), TWO_ROUNDS, {})
+
+
+def test_samples_of_later_rounds_do_no_harm_before():
+    """What fills up a batch is the round's own: data that are to come may be no numbers yet."""
+    inputs = np.arange(12, dtype=np.float32).reshape(12, 1) / 12
+    inputs[5:] = np.nan
+    labels = np.arange(12) % 2
+    task = stateless_task(lambda key: jnp.ones((1, 2)), lambda w, x: x @ w)
+    own = Setup(task, optax.sgd(0.1), (inputs, labels), (inputs[:5], labels[:5]), batch_size=8)
+    rows = run_rounds(own, [Round(5, max_epochs=2)], {}, settings=Settings(order="arrival")).rows
+    alone = own._replace(train=(inputs[:5], labels[:5]))
+    assert timeless(rows) == timeless(run_rounds(alone, [Round(5, max_epochs=2)], {}).rows)
+
+
+def test_an_optimiser_may_look_at_the_loss():
+    optimizer = optax.chain(optax.sgd(0.05), optax.contrib.reduce_on_plateau(patience=1, rtol=1.0))
+    state = run([Round(30, max_epochs=3)], {}, optimizer=optimizer).states["first", 0]
+    assert float(optax.tree.get(state.opt_state, "scale")) < 1
+
+
+def test_data_on_another_device_train_and_continue(tmp_path):
+    device = jax.devices()[1]
+    images, labels = data()
+    there = tuple(jax.device_put(x, device) for x in (images, labels))
+    here = run(TWO_ROUNDS, {"WS": warm_start})
+    own = setup(train=there)._replace(test=tuple(jax.device_put(x, device) for x in data(10, seed=1)))
+
+    def start(observe=None):
+        records = Records(tmp_path / "r")
+        return run_rounds(
+            own, TWO_ROUNDS, {"WS": warm_start}, records=records, checkpoints=tmp_path / "c", observe=observe
+        )
+
+    def kill(rows):
+        if (rows[0]["round"], rows[0]["epoch"]) == (2, 2):
+            raise Killed
+
+    with pytest.raises(Killed):
+        start(kill)
+    assert timeless(start().rows) == timeless(here.rows)

@@ -20,8 +20,9 @@ from wsjax.results import shrinking
 from wsjax.scripts import run as running
 from wsjax.storage.records import read_run
 from wsjax.training.shrinking import shrink_curves
+from wsjax.training.statistics import reestimated
 from wsjax.training.task import image_task, with_batch_statistics
-from wsjax.training.train import Setup, all_samples, evaluate, init_state, make_optimizer, reestimated
+from wsjax.training.train import Setup, all_samples, evaluate, init_state, make_optimizer
 
 SGD = make_optimizer("sgd", 0.1)
 

@@ -60,3 +60,34 @@ def test_another_networks_draw_is_refused_by_the_leafs_name():
     params = jax.tree.map(jnp.asarray, START)
     with pytest.raises(ValueError, match="leaf 'bias' differs"):
         transformation.update(params, transformation.init(params), params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_leaves_of_16_bits_become_what_they_are_to_become(dtype):
+    start = jnp.asarray(RANDOM.normal(size=1000), dtype)
+
+    def small(key):
+        return (0.02 * jax.random.normal(key, (1000,))).astype(dtype)
+
+    optimizer = optax.chain(optax.sgd(0.1), shrink_perturb_every(1, 0.0, 1.0, small, KEY))
+
+    @jax.jit
+    def step(params, gradient):
+        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
+
+    found = step(start, jnp.asarray(RANDOM.normal(size=1000), dtype))
+    assert found.dtype == dtype
+    drawn = np.asarray(small(jax.random.fold_in(KEY, 1)), np.float32)
+    np.testing.assert_allclose(np.asarray(found, np.float32), drawn, rtol=0, atol=2.0**-23)  # the sum's, in 32 bits
+
+
+def test_as_a_part_of_an_optimiser_it_leaves_other_leaves_alone():
+    own = optax.chain(optax.sgd(0.1), shrink_perturb_every(1, 0.5, 0.1, draw, KEY))
+    optimizer = optax.partition({"a": optax.sgd(0.1), "b": own}, {"kernel": "a", "bias": "b"})
+    params = jax.tree.map(jnp.asarray, START)
+    updates, _ = optimizer.update(GRADIENTS[0], optimizer.init(params), params)
+    found = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(found["kernel"], START["kernel"] - 0.1 * GRADIENTS[0]["kernel"], rtol=1e-6)
+    mixed = 0.5 * (START["bias"] - 0.1 * GRADIENTS[0]["bias"]) + 0.1 * draw(jax.random.fold_in(KEY, 1))["bias"]
+    np.testing.assert_allclose(found["bias"], mixed, rtol=1e-5)

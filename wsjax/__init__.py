@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # A public name is loaded at first use: importing jax, flax and optax takes seconds, `import wsjax` none.
-_HOMES = {
+_MODULES = {
     "methods.reinit": ("kernels_only", "not_normalization", "random_init", "shrink_perturb", "warm_start"),
     "methods.starts": ("Boundary", "anchored", "grown", "mixed", "new_heads", "scratch"),
     "methods.l2_init": ("l2_init",),
@@ -28,10 +28,13 @@ _HOMES = {
     "rounds.loop": ("run_rounds",),
     "storage.records": ("Records", "read_run"),
     "scripts.build": ("load_model",),
+    "parallel": ("data_mesh", "replica_mesh"),
     "errors": ("DataError", "NonFiniteLoss", "RunError", "TaskError", "UserError"),
 }
 
-__all__ = [name for names in _HOMES.values() for name in names]  # pyright: ignore[reportUnsupportedDunderAll]
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.data.datasets import Dataset as Dataset
@@ -78,6 +81,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.networks.models import logistic_regression as logistic_regression
     from wsjax.networks.models import mlp as mlp
     from wsjax.networks.models import resnet18 as resnet18
+    from wsjax.parallel import data_mesh as data_mesh
+    from wsjax.parallel import replica_mesh as replica_mesh
     from wsjax.rounds.legs import Method as Method
     from wsjax.rounds.legs import Round as Round
     from wsjax.rounds.legs import Settings as Settings
@@ -106,9 +111,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
 
 def __getattr__(name: str) -> Any:
     """Loads a public name from the module that defines it."""
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"wsjax.{module}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"wsjax.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'wsjax' has no attribute '{name}'")
 
 

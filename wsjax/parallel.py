@@ -90,9 +90,24 @@ def place(tree: Any, mesh: Mesh | None, replicated: bool = False) -> Any:
 
 
 def placed(shapes: Any, mesh: Mesh | None) -> Any:
-    """The same shapes and dtypes, with where `place` puts such arrays: a template of what is not there yet."""
-    sharding = jnp.zeros(()).sharding if mesh is None else _sharding(mesh)
+    """The same shapes and dtypes, with where `place` puts such arrays: a template of what is not there yet.
+
+    Without a mesh that is nowhere in particular: they go where the data lie.
+    """
+    sharding = None if mesh is None else _sharding(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def unlike(tree: Any) -> str | None:
+    """The path of a leaf of which this process's devices hold copies that differ, where they should be the same."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        copies: dict[str, bytes] = {}
+        shards = leaf.addressable_shards if jnp.issubdtype(leaf.dtype, jnp.number) else []
+        for shard in shards if len(shards) > 1 else []:
+            own = np.asarray(shard.data).tobytes()
+            if copies.setdefault(str(shard.index), own) != own:
+                return jax.tree_util.keystr(path, simple=True, separator="/")
+    return None
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -109,7 +109,7 @@ def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay
     batches of the setup's size, however large the chunks are.
     """
     inputs, targets = setup.train
-    count = jax.tree.leaves(targets)[0].shape[0]
+    count = jax.tree.leaves(setup.train)[0].shape[0]
     arrival = jnp.zeros(count, jnp.int32).at[samples.order].set(jnp.arange(samples.order.shape[0], dtype=jnp.int32))
     last = (samples.size - 1) // chunk
 

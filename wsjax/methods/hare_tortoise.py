@@ -16,7 +16,8 @@ import optax
 from wsjax.errors import TaskError
 from wsjax.methods.leaves import check_count, check_number, check_params, kept, map_kept, towards
 from wsjax.methods.starts import Boundary, Start
-from wsjax.training.train import Samples, Setup, TrainState, reestimated
+from wsjax.training.statistics import reestimated
+from wsjax.training.train import Samples, Setup, TrainState
 
 
 class TortoiseState(NamedTuple):

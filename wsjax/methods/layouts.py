@@ -102,11 +102,13 @@ def map_layers(
 
 
 def kernels_of(layout: Layout, params: Any) -> dict[str, jax.Array]:
-    """The kernels of a tree by their paths, as `map_layers` has them: [stack, space, out, in]."""
+    """The kernels of a tree by their paths, as `map_layers` has them: [stack, space, out, in]; none without numbers."""
     _check_any(layout, params)
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     found = [(path, leaf, axes_of(layout, path, leaf)) for path, leaf in leaves]
-    return {path: _laid_out(leaf, axes) for path, leaf, axes in found if axes is not None and is_kernel(axes)}
+    return {
+        path: _laid_out(leaf, axes) for path, leaf, axes in found if axes is not None and is_kernel(axes) and leaf.size
+    }
 
 
 def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:

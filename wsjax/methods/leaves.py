@@ -33,9 +33,9 @@ def map_kept(function: Any, state: Any, first: Any, *others: Any) -> Any:
     """Maps `function(kept leaf, leaf, ...)` over the leaves that are kept; the others stay as in `first`."""
 
     def leaf(own: Any, *leaves: Any) -> Any:
-        return leaves[0] if _is_left_out(own) else function(own, *leaves)
+        return leaves[0] if is_left_out(own) else function(own, *leaves)
 
-    return jax.tree.map(leaf, state, first, *others, is_leaf=_is_left_out)
+    return jax.tree.map(leaf, state, first, *others, is_leaf=is_left_out)
 
 
 def towards(when: Any, update: Any, moved: Any, target: Any) -> Any:
@@ -81,7 +81,7 @@ def check_count(who: str, name: str, value: Any) -> None:
         raise TaskError(f"{who}: {name} must be a whole number, 1 or more, not {value!r:.80}")
 
 
-def _is_left_out(node: Any) -> bool:
+def is_left_out(node: Any) -> bool:
     """Whether a leaf is not the transformation's: of another kind, or another part's by `optax.masked`."""
     return node is None or isinstance(node, optax.MaskedNode)
 

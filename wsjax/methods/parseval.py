@@ -44,12 +44,14 @@ def parseval(params: Any, strength: Any = 1e-3, scale: Any = 1.0, *, layout: Lay
 
 
 def add_parseval(
-    strength: float = 1e-3, scale: float = 1.0, *, layout: Layout = flax_layout
+    strength: float = 1e-3, scale: float = 1.0, *, layout: Layout | None = None
 ) -> optax.GradientTransformation:
     """Adds the gradient of `parseval` to that of the loss: `optax.chain(add_parseval(), optax.adam(0.001))`.
 
-    Behind an optimiser's scaling it would be decoupled, as AdamW's weight decay is.
+    Behind an optimiser's scaling it would be decoupled, as AdamW's weight decay is. Without a layout kernels are found
+    as Flax stores them (`flax_layout`).
     """
+    layout = layout or flax_layout  # no default, for optax.inject_hyperparams takes a function for a schedule
 
     for name, factor in (("strength", strength), ("scale", scale)):
         check_factor(name, factor)

@@ -74,16 +74,20 @@ def random_init(params: Any, fresh: Any) -> Any:
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _NORMALIZATION = re.compile(r"[a-z]*norms?|[a-z]*normali[sz]ation|[blg]ns?", re.IGNORECASE)
+_PART = re.compile(r"[/.]")
 _KERNEL = re.compile(r"(^|[/.])(kernel|weight|w)([/.]value)?$")
 
 
 def not_normalization(path: str) -> bool:
     """Chooses every leaf but those of normalisation layers.
 
-    They have a word in their path that ends in "norm" or is bn, ln or gn: LayerNorm_0, rms_norm, batchnorm2, bn1, but
-    not normal_head. Capitals, digits and signs part words.
+    Their own name, or that of the module that holds them, has a word that ends in "norm" or is bn, ln or gn:
+    LayerNorm_0, rms_norm, batchnorm2, bn1, but not normal_head. Capitals, digits and signs part words. What such a
+    layer lies in says nothing: a PreNormBlock has kernels.
     """
-    return not any(_NORMALIZATION.fullmatch(word) for word in _WORD.findall(path))
+    leaf, *holders = [part for part in _PART.split(path)[::-1] if part != "value"]
+    holder = next((part for part in holders if _WORD.search(part)), "")
+    return not any(_NORMALIZATION.fullmatch(word) for word in _WORD.findall(f"{holder} {leaf}"))
 
 
 def kernels_only(path: str) -> bool:

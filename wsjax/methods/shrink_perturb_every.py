@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.leaves import check_count, towards
+from wsjax.methods.leaves import check_count, is_left_out, towards
 from wsjax.methods.reinit import Where, shrink_perturb
 
 
@@ -57,12 +56,35 @@ def shrink_perturb_every(
         if params is None:
             raise TaskError("shrink_perturb_every needs the parameters: call update(updates, state, params)")
         count = jnp.asarray(state.steps) + 1
+        updates = jax.tree.map(_wide, updates)
 
         def mixed() -> Any:
             moved = optax.apply_updates(params, updates)
-            target = shrink_perturb(moved, draw(jax.random.fold_in(key, count // every)), shrink, perturb, where=where)
-            return jax.tree.map(partial(towards, True), updates, moved, target)
+            drawn = _as_kept(moved, draw(jax.random.fold_in(key, count // every)))
+            return jax.tree.map(
+                _towards, updates, params, moved, shrink_perturb(moved, drawn, shrink, perturb, where=where)
+            )
 
         return jax.lax.cond(count % every == 0, mixed, lambda: updates), CountState(count)
 
     return optax.GradientTransformation(init, update)
+
+
+def _wide(update: Any) -> Any:
+    """In 32 bits: the sum of a leaf and an update, both of 16, would not be what the leaf is to become."""
+    dtype = jnp.result_type(update)
+    return jnp.asarray(update, jnp.promote_types(dtype, jnp.float32)) if jnp.issubdtype(dtype, jnp.inexact) else update
+
+
+def _as_kept(moved: Any, drawn: Any) -> Any:
+    """What is drawn, but for leaves that another part of the optimiser has."""
+    if not any(map(is_left_out, jax.tree.leaves(moved, is_leaf=is_left_out))):
+        return drawn
+    return jax.tree.map(lambda own, new: own if is_left_out(own) else new, moved, drawn, is_leaf=is_left_out)
+
+
+def _towards(update: Any, param: Any, moved: Any, target: Any) -> Any:
+    """The update after which a leaf is the target; in 16 bits from the leaf itself, for `moved` is rounded."""
+    if jnp.result_type(param) == jnp.result_type(update):
+        return towards(True, update, moved, target)
+    return jnp.where(moved != target, target.astype(update.dtype) - param.astype(update.dtype), update)

@@ -76,7 +76,7 @@ def _depth(module: str) -> tuple[Any, ...]:
 
 
 def soft_weight_rescaling(
-    rate: Any, layers: Layers = model_layers, head_rate: Any = None
+    rate: Any, layers: Layers | None = None, head_rate: Any = None
 ) -> optax.GradientTransformation:
     """Rescales every layer's weight `w` to the norm `rate * ‖w0‖ + (1 - rate) * ‖w‖`, after the step; put it last.
 
@@ -87,7 +87,7 @@ def soft_weight_rescaling(
 
     Args:
       rate: in [0, 1], or a traced scalar; 0 changes no bit.
-      layers: those of the network from input to output, or what makes them of its params; by default as `model_layers`.
+      layers: those of the network from input to output, or what makes them of its params; None for `model_layers`.
       head_rate: the last layer's own rate, if it has one.
 
     Returns:
@@ -98,7 +98,7 @@ def soft_weight_rescaling(
       TaskError: a rate is no such number, or a layer names a leaf that there is not; in `update`, the params are
         missing or not those that the state was built for.
     """
-    who = "soft_weight_rescaling"
+    who, layers = "soft_weight_rescaling", layers or model_layers
     rates = rate, rate if head_rate is None else head_rate
     for name, value in (("rate", rate), ("head_rate", rates[1])):
         check_number(who, name, value, most=1)

@@ -11,11 +11,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import Where, path_name
 from wsjax.training.schedules import restarted
-from wsjax.training.train import Samples, Setup, TrainState, reestimated
+from wsjax.training.statistics import reestimated
+from wsjax.training.train import Samples, Setup, TrainState
 
 Reinit = Callable[[Any, Any], Any]
 """`(params, fresh) -> params`, of two pytrees of one structure."""
@@ -163,13 +165,24 @@ def grown(reinit: Reinit) -> Reinit:
     """
 
     def corner(new: Any, old: Any) -> Any:
-        return new[tuple(map(slice, jnp.shape(old)))]
+        return new[_within(old)] if hasattr(old, "shape") else new
 
     def put(new: Any, old: Any) -> Any:
-        return jnp.asarray(new).at[tuple(map(slice, jnp.shape(old)))].set(old)
+        if not hasattr(old, "shape"):
+            return old
+        if isinstance(old, np.ndarray):  # whose dtype JAX might not keep
+            whole = np.array(new, old.dtype)
+            whole[_within(old)] = old
+            return whole
+        return jnp.asarray(new, old.dtype).at[_within(old)].set(old)
 
     def reinitialise(params: Any, fresh: Any) -> Any:
         within = reinit(params, jax.tree.map(corner, fresh, params))
         return jax.tree.map(put, fresh, within)
 
     return reinitialise
+
+
+def _within(leaf: Any) -> tuple[slice, ...]:
+    """Where a leaf lies in a larger one."""
+    return tuple(map(slice, leaf.shape))

@@ -141,7 +141,7 @@ def _is_by_chance(estimates: Sequence[Estimate]) -> bool:
     Each is like Student's t of the degrees of both means, and their number binomial.
     """
     outside = sum(estimate.verdict != REPRODUCED for estimate in estimates)
-    chances = [2 * stdtr(own.seeds + _PUBLISHED_SEEDS - 2, -max(map(abs, own.lies_in))) for own in estimates]
+    chances = [2 * stdtr(own.seeds + _PUBLISHED_SEEDS - 2, -(own.lies_in[1] or 0)) for own in estimates]
     return outside == 0 or bdtrc(outside - 1, len(estimates), sum(chances) / len(chances)) >= ERROR
 
 

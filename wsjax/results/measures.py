@@ -142,7 +142,7 @@ def _mean(part: Part, group: Group) -> Found:
     values = [end["test_accuracy"] for end in _ends(group.run) if end["method"] == name]
     if len(values) < 2:
         return []
-    own, there = (cells.score_of(scores) for scores in (values, np.asarray(part["published"]) / 100))
+    own, there = (cells.score_of(scores) for scores in (values, [score / 100 for score in part["published"]]))
     assert own.error is not None
     assert there.error is not None
     distance = (own.mean - there.mean) / math.hypot(own.error, there.error)

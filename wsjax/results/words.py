@@ -66,7 +66,8 @@ NEUTRAL = {
     "protocol",  # a name for other settings
     *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
     *("checkpoint_every", "evaluate", "probes"),  # how often a run looks at itself
-    *("dash_shrink", "dash_decay", "dash_chunk", "fire_steps"),  # methods' own factors, as their table says
+    *("gaussian_shrink", "gaussian_std"),  # methods' own factors, as their table says
+    *("dash_shrink", "dash_decay", "dash_chunk", "fire_steps"),
     *("l2_init", "l2_decoupled", "tortoise", "tortoise_every", "rescaling", "head_rescaling"),
     *("methods", "shrink", "seeds", "networks"),  # what is drawn: a picture's legend and its caption's end say it
 }

@@ -36,7 +36,8 @@ from wsjax.rounds.loop import run_rounds
 from wsjax.storage import checkpoint
 from wsjax.storage.records import CONFIG, Records, about_run, differing, hold, open_run, read_json
 from wsjax.storage.rows import FIRST, Row, round_ends
-from wsjax.training.train import Setup, TrainState, all_samples, options_to_draw, reestimated, score_each
+from wsjax.training.statistics import reestimated
+from wsjax.training.train import Setup, TrainState, all_samples, options_to_draw, score_each
 
 
 class Job(NamedTuple):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 import jax
@@ -51,6 +53,49 @@ def check(
             _require(value in get_args(options), f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
 
 
+def check_given(methods: Mapping[Any, Any], seeds: Any, initial: Any) -> None:
+    """Checks the kinds of what `run_rounds` was given, before anything is made of it; raises a TaskError."""
+    for name, method in methods.items():
+        _require(isinstance(name, str), f"methods are known by their names, not {name!r:.60}")
+        one = "a start (boundary) -> state"
+        two = "a re-initialiser (params, fresh) -> params"
+        if isinstance(method, Method):
+            hint = f"; {two} becomes one by wsjax.mixed(...)" * _takes(method.start, 2)
+            _require(_takes(method.start, 1), f"the start of method '{name}' is not {one}{hint}")
+        else:
+            hint = f"; {one} becomes a method by wsjax.Method(...)" * _takes(method, 1)
+            _require(_takes(method, 2), f"method '{name}' is neither a Method nor {two}{hint}")
+    own = list(seeds) if isinstance(seeds, Iterable) else [None]
+    _require(all(map(_is_whole, own)), f"seeds must be whole numbers, such as range(3), not {seeds!r:.60}")
+    pair = initial is None or (isinstance(initial, tuple | list) and len(initial) == 2)
+    _require(pair, f"initial must be a pair (params, batch_stats), not of type {type(initial).__name__}")
+
+
+def whole(rounds: Sequence[Round], of: str) -> list[Round]:
+    """Rounds whose sizes are Python's own whole numbers; raises a TaskError where one is none."""
+    for number, here in enumerate(rounds, 1):
+        size = here.num_samples
+        _require(_is_whole(size), f"{of}round {number}: num_samples must be a whole number, not {size!r:.60}")
+    return [here._replace(num_samples=operator.index(here.num_samples)) for here in rounds]
+
+
+def _is_whole(value: Any) -> bool:
+    return hasattr(value, "__index__") and not getattr(value, "shape", ())
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether something can be called with so many arguments, as far as that can be known."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell
+        pass
+    return True
+
+
 def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
     """Checks that a round can start from a state: that it is like a newly drawn one; raises a TaskError."""
     (old, there), (new, wanted) = (jax.tree_util.tree_flatten_with_path(tree) for tree in (state, fresh))
@@ -88,6 +133,10 @@ def _check_setup(setup: Setup) -> int:
     _require(setup.batch_size >= 1, f"batch_size must be positive, not {setup.batch_size}")
     counts = [_count(name, data) for name, data in (("train", setup.train), ("test", setup.test))]
     drawn = jax.eval_shape(setup.task.init, jax.random.key(0))
+    _require(
+        isinstance(drawn, tuple | list) and len(drawn) == 2,
+        f"the task's init must give a pair (params, batch_stats), not a {type(drawn).__name__}; {{}} for no statistics",
+    )
     for path, leaf in jax.tree_util.tree_flatten_with_path(drawn[0])[0]:
         _require(
             jnp.issubdtype(leaf.dtype, jnp.inexact),
@@ -103,8 +152,9 @@ def _count(name: str, data: Data) -> int:
     """The number of samples of inputs and targets."""
     leaves = jax.tree.leaves(data)
     _require(
-        all(hasattr(leaf, "shape") for leaf in leaves),
-        f"{name} inputs and targets must be arrays, not lists of numbers: give numpy.asarray(...) of them",
+        all(isinstance(leaf, np.ndarray | np.generic | jax.Array) for leaf in leaves),
+        f"{name} inputs and targets must be arrays of NumPy or JAX, not of type "
+        f"{', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}: give numpy.asarray(...) of them",
     )
     lengths = {leaf.shape[0] if leaf.shape else 0 for leaf in leaves}
     _require(
@@ -116,7 +166,13 @@ def _count(name: str, data: Data) -> int:
 
 def _check_labels(setup: Setup, drawn: Any) -> None:
     """Checks that the labels are those of the outputs: a label beyond them would train as another class, or on NaN."""
-    classes = _outputs(setup, drawn).shape[-1]
+    outputs = _outputs(setup, drawn)
+    _require(
+        hasattr(outputs, "shape") and len(outputs.shape) > 0,
+        f"the model's outputs must be one array of logits for cross-entropy, not a {type(outputs).__name__}; give the "
+        "task a loss and a score of its own for others",
+    )
+    classes = outputs.shape[-1]
     for name, labels in (("train", setup.train[1]), ("test", setup.test[1])):
         labels = np.asarray(labels)
         _require(

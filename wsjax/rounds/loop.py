@@ -6,6 +6,7 @@ epoch).
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,9 +20,9 @@ from jax.sharding import Mesh
 
 from wsjax import parallel
 from wsjax.data.datasets import pool_order
-from wsjax.errors import NonFiniteLoss
+from wsjax.errors import NonFiniteLoss, TaskError
 from wsjax.methods.starts import Reinit
-from wsjax.rounds.check import check, check_start
+from wsjax.rounds.check import check, check_given, check_start, whole
 from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
 from wsjax.rounds.metrics import UNTESTED, finite, fitted_row, not_finite, tested_row, train_accuracies
@@ -102,8 +103,8 @@ def run_rounds(
       stack: whether seeds train together as one vmapped program, or one after the other: right for convolutions,
         whose kernels do not vmap well.
       initial: (params, batch_stats) that round 1 starts from, for every seed; by default a newly drawn network.
-      mesh: `wsjax.parallel.data_mesh()` splits every batch over devices, and then a model with batch statistics takes
-        them over the axis "data"; `replica_mesh()` trains seeds side by side, on a device each, and
+      mesh: `wsjax.data_mesh()` splits every batch over devices, and then a model with batch statistics takes
+        them over the axis "data"; `wsjax.replica_mesh()` trains seeds side by side, on a device each, and
         methods too where devices are left.
       records: takes the rows. Where it holds rows already, the run continues as far as `checkpoints` reach.
       checkpoints: folder for checkpoints; None keeps none. Records and checkpoints belong to one run: give others for
@@ -122,10 +123,17 @@ def run_rounds(
       RunError: the records are not this run's, or its checkpoints cannot be read.
       OSError: a row or a checkpoint cannot be written.
     """
-    settings, seeds = settings or Settings(), tuple(int(seed) for seed in seeds)
+    check_given(methods, seeds, initial)
+    if checkpoints is not None and records is None:
+        raise TaskError("checkpoints are continued by the rows that led to them: give records=Records(path) too")
+    settings, records = settings or Settings(), Records() if records is None else records
+    seeds, rounds = tuple(map(operator.index, seeds)), whole(rounds, "")
     made = {name: as_method(method) for name, method in methods.items()}
+    made = {
+        name: own._replace(rounds=own.rounds and whole(own.rounds, f"method '{name}', ")) for name, own in made.items()
+    }
     check(setup, rounds, made, seeds, settings, parallel.axis_of(mesh))
-    records, plan = Records() if records is None else records, planned(rounds, made)
+    plan = planned(rounds, made)
     numbers = {name: range(min(own, default=1), max(own, default=0) + 1) for name, own in plan.items()}
     check_rows(records.rows, numbers, seeds, records.path or "the records")
     legs = make_legs(rounds, made, seeds, stack, mesh)
@@ -203,6 +211,10 @@ def _run_round(
             after, eval_seconds = _timed(programs.fit, state, *data, *samples)
             fitted |= after
         fitted = jax.tree.map(np.asarray, fitted)
+        if epoch == reached.epoch + 1 and (path := parallel.unlike(state.batch_stats)):
+            raise TaskError(
+                f"devices disagree on the batch statistics '{path}': the model must take them over the axis 'data'"
+            )
         for i in ran:
             history[i].append(float(fitted["accuracy"][i]))
         reasons = [here.reason(accuracies) for accuracies in history]

@@ -27,7 +27,7 @@ class Program:
     """Compiles a pure function once for each set of argument shapes.
 
     Attributes:
-      executables: the compiled programs, by the arguments' shapes and dtypes.
+      executables: the compiled programs, by the arguments' shapes, dtypes and devices.
       compile_seconds: what tracing and compiling took so far.
     """
 
@@ -39,7 +39,7 @@ class Program:
     def prepare(self, *arguments: Any) -> Callable[..., Any]:
         """Returns the program for such arguments, compiled now where it is the first time."""
         leaves, structure = jax.tree.flatten(arguments)
-        shapes = (structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        shapes = (structure, tuple((leaf.shape, leaf.dtype, _devices(leaf)) for leaf in leaves))
         if shapes not in self.executables:
             begin = time.perf_counter()
             self.executables[shapes] = self.compile(*arguments)
@@ -61,6 +61,11 @@ class Program:
     def __call__(self, *arguments: Any) -> Any:
         """Runs the program for such arguments."""
         return self.prepare(*arguments)(*arguments)
+
+
+def _devices(leaf: Any) -> frozenset[Any] | None:
+    """Where an array lies that JAX has put there."""
+    return frozenset(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else None
 
 
 class Programs(NamedTuple):
@@ -143,7 +148,8 @@ class Compiler:
 
 def _modes() -> tuple[Any, ...]:
     """What of JAX's settings decides what a function compiles to."""
-    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_debug_nans")
+    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl", "jax_debug_nans",
+             "jax_threefry_partitionable")  # fmt: skip
     return tuple(getattr(jax.config, name) for name in names)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def build_setup(config: Common, dataset: Dataset) -> Setup:
     """The settings' model, augmentation, optimiser, evaluation and probes, on a data set."""
     from wsjax import parallel
-    from wsjax.training import augment, task, train
+    from wsjax.training import augment, statistics, task, train
 
     axis_name = parallel.axis_of(build_mesh(config))
     image_shape = dataset.train_images.shape[1:]
@@ -44,7 +44,7 @@ def build_setup(config: Common, dataset: Dataset) -> Setup:
         train=(dataset.train_images, dataset.train_labels),
         test=(dataset.test_images, dataset.test_labels),
         batch_size=config.batch_size,
-        judged=train.reestimated if config.evaluation == "reestimated" else None,
+        judged=statistics.reestimated if config.evaluation == "reestimated" else None,
         fit=build_fit(config),
         learning_rate=optimisers.learning_rate(config),
     )

@@ -165,13 +165,17 @@ class Methods:
     """How rounds after the first begin."""
 
     methods: tuple[str, ...] = METHODS
-    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), DASH, FIRE; or a warm start
-    with L2-Init (L2), Hare and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE, as in RI@0.01, has a learning
-    rate of its own in the rounds after the first."""
+    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), SPG (with Gaussian noise),
+    DASH, FIRE; or a warm start with L2-Init (L2), Hare and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE, as
+    in RI@0.01, has a learning rate of its own in the rounds after the first."""
     shrink: tuple[float, ...] = (0.3,)
     """SP: factors of the trained parameters; each is a method of its own."""
     perturb: tuple[float, ...] = (0.01,)
     """SP: factors of the newly drawn parameters; each is combined with each shrink."""
+    gaussian_shrink: float = 0.3
+    """SPG: the factor of all parameters but normalisations', to which Gaussian noise is added."""
+    gaussian_std: float = 0.01
+    """SPG: the noise's standard deviation."""
     dash_shrink: float = 0.3
     """DASH: the least factor of the trained parameters, in [0, 1]."""
     dash_decay: float = 0.3
@@ -303,6 +307,9 @@ def check_training(config: Training) -> None:
 
 def check_factors(config: Any) -> None:
     """Checks the factors of DASH and FIRE that every script with these methods has; raises UsageError."""
+    for name in ("gaussian_shrink", "gaussian_std"):
+        value = getattr(config, name)
+        check(math.isfinite(value) and value >= 0, f"--{name} must be 0 or more, not {value}")
     check(0 <= config.dash_shrink <= 1, f"--dash_shrink must lie in [0, 1], not {config.dash_shrink}")
     steps = config.fire_steps
     check(steps is None or 0 <= steps <= 1000, f"--fire_steps must lie in [0, 1000] or be None, not {steps}")

@@ -59,7 +59,16 @@ def _in_optimizer(config: Any, spec: names.Spec) -> Start:
     return tortoise_kept(start) if spec["reinit"] == "hare_tortoise" else anchored(start)
 
 
+def _gaussian(config: Any, spec: names.Spec) -> Start:
+    from wsjax.methods.reinit import not_normalization
+    from wsjax.methods.variants import gaussian_start
+
+    choices = {"batch_stats": config.batch_stats, "opt_state": config.opt_state}
+    return gaussian_start(spec["shrink"], spec["std"], where=not_normalization, **choices)
+
+
 METHODS: dict[str, Known] = {
+    "SPG": Known("gaussian_perturb", {"shrink": "gaussian_shrink", "std": "gaussian_std"}, _gaussian),
     "DASH": Known("dash", {"shrink": "dash_shrink", "decay": "dash_decay", "chunk": "dash_chunk"}, _dash),
     "FIRE": Known("fire", {"steps": "fire_steps"}, _fire),
     "L2": Known("l2_init", {"strength": "l2_init", "decoupled": "l2_decoupled"}, _in_optimizer),

@@ -29,9 +29,11 @@ _DASH: Mapping[str, Any] = _RESNET | {
     "pool": 1.0,
     "at_once": False,
     "opt_state": "keep",
-    "methods": ("RI", "WS", "SP", "DASH"),
+    "methods": ("RI", "WS", "SP", "SPG", "DASH"),  # their shrink-perturb is the one with Gaussian noise
     "shrink": (0.3,),
     "perturb": (0.01,),
+    "gaussian_shrink": 0.3,
+    "gaussian_std": 0.01,
     "dash_shrink": 0.3,
     "dash_decay": 0.3,
     "dash_chunk": 1000,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -218,7 +219,8 @@ def _load(folder: Folder, step: int, template: Any) -> Any:
 
 def _load_pytree(folder: Folder, step: int, template: Any) -> Any:
     """Reads one in Orbax's own format, as older versions wrote it."""
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), template)
+    here = jnp.zeros(()).sharding
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), template)
     checkpointer = folder.opened()
     state = checkpointer.load(step, abstract)
     written: Any = checkpointer.metadata(step).custom_metadata

@@ -42,6 +42,8 @@ BEFORE = {
     "train_accuracy": "running",
     "fresh": "new",
     "at_once": False,
+    "gaussian_shrink": 0.3,
+    "gaussian_std": 0.01,
     "dash_shrink": 0.3,
     "dash_decay": 0.3,
     "dash_chunk": 1000,

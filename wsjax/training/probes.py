@@ -59,7 +59,7 @@ def weights(power: int = 2, invariant: Callable[[str], bool] | None = None) -> P
         del key
         leaves = jax.tree_util.tree_leaves_with_path(state.params)
         named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
-        norms = {name.removesuffix("/kernel"): optax.tree.norm(leaf) for name, leaf in named if leaf.ndim > 1}
+        norms = {name.removesuffix("/kernel"): _norm(leaf) for name, leaf in named if leaf.ndim > 1}
         measured = {f"weight_norm/{name}": norm for name, norm in norms.items()}
         if setup.learning_rate is None or invariant is None:
             return measured
@@ -136,7 +136,7 @@ def distances(setup: Setup, state: TrainState, samples: Samples, key: jax.Array)
     kept = anchors.of(state)
 
     def far(begin: Any) -> jax.Array:
-        return optax.tree.norm(jax.tree.map(jnp.subtract, state.params, begin)) / optax.tree.norm(begin)
+        return _norm(jax.tree.map(lambda now, then: _wide(now) - _wide(then), state.params, begin)) / _norm(begin)
 
     return {"distance_from_start": far(kept.begin), "distance_from_first": far(kept.first)}
 
@@ -187,7 +187,7 @@ def mean_gradient_norm(setup: Setup, state: TrainState, samples: Samples, key: j
 
     def body(_: jax.Array, sums: tuple[Any, Any], batch: Batch) -> tuple[Any, Any]:
         gradient = batch_gradient(setup.task, state, batch, setup.axis_name)[0]
-        return sums[0] + optax.tree.norm(gradient), sums[1] + 1
+        return sums[0] + _norm(gradient), sums[1] + 1
 
     zero = jnp.zeros((), jax.dtypes.canonicalize_dtype(float))
     norms, batches = over_batches(body, (zero, zero), setup.train, samples, setup.batch_size, setup.axis_name, key)
@@ -230,8 +230,17 @@ def _on_samples(setup: Setup, state: TrainState, samples: Samples, function: Cal
     return jax.tree.map(lambda x: x[:most], rows)
 
 
+def _norm(tree: Any) -> jax.Array:
+    """The norm of all leaves together; squares and small differences have no place in 16 bits."""
+    return optax.tree.norm(jax.tree.map(_wide, tree))
+
+
+def _wide(leaf: Any) -> jax.Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def _count(state: TrainState) -> Any:
     """The steps of the learning rate's schedule so far; 0 where it has none."""
-    kinds = (ScheduleState, optax.ScaleByScheduleState)
+    kinds = (ScheduleState, optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
     nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, kinds))
     return next((node.count for node in nodes if isinstance(node, kinds)), 0)

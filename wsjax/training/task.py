@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
+from wsjax.errors import TaskError
 from wsjax.kept import kept
-from wsjax.networks.models import FEATURES, RELU
+from wsjax.networks.models import BN_MOMENTUM, FEATURES, RELU
 
 Params = Any
 BatchStats = Any
@@ -41,7 +42,8 @@ class Task(NamedTuple):
         over devices; where it is None nothing is random, as in evaluation.
       loss: `(outputs, targets) -> [B]`, a loss for each sample.
       score: `(outputs, targets) -> [B]`, what "accuracy" averages.
-      stats_momentum: the share that one batch has in batch_stats when `apply` updates them.
+      stats_momentum: the share that one batch has in batch_stats when `apply` updates them; None measures it, by one
+        more batch, where it is asked for.
       activations: `(params, batch_stats, inputs) -> Activations`, for probes that look into the network; None where
         there are none.
     """
@@ -50,7 +52,7 @@ class Task(NamedTuple):
     apply: Callable[..., tuple[Any, BatchStats]]
     loss: Callable[[Any, Any], jax.Array]
     score: Callable[[Any, Any], jax.Array]
-    stats_momentum: float = 0.1
+    stats_momentum: float | None = None
     activations: Callable[[Params, BatchStats, Any], Activations] | None = None
 
 
@@ -105,6 +107,8 @@ def _image_task(
         return variables["params"], variables.get("batch_stats", {})
 
     def normalised(inputs: jax.Array) -> jax.Array:
+        if inputs.dtype != jnp.uint8:  # of floats in [0, 1] a network would see next to nothing
+            raise TaskError(f"image_task takes uint8 images, whose pixels are from 0 to 255, not {inputs.dtype}")
         values = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32) * scale + shift
         return values.reshape(inputs.shape).astype(dtype)
 
@@ -127,7 +131,7 @@ def _image_task(
         relus = {name: values for name, values in found.items() if name.split("/")[-1].startswith(RELU)}
         return Activations(found.get(FEATURES), relus)
 
-    return Task(init, apply, cross_entropy, correct, activations=activations)
+    return Task(init, apply, cross_entropy, correct, BN_MOMENTUM, activations)
 
 
 @kept

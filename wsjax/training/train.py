@@ -167,8 +167,8 @@ def make_train_step(
     The loss is the mean over the batch's samples of weight 1. Metrics are sums over those samples ("loss",
     "correct", "samples"), in train mode, before the update. Compile it with `jax.jit(step, donate_argnums=0)`, or,
     where `axis_name` is given, with `jax.pmap(step, axis_name)` over equal parts of a batch: sums and gradients are
-    then those of the whole batch. `epoch_steps`, the number of steps of an epoch, is handed to an optimiser that takes
-    such an argument: schedules in epochs do.
+    then those of the whole batch. An optimiser that asks for it is given `epoch_steps`, the number of steps of an
+    epoch, as schedules in epochs do, or `value`, the batch's mean loss, as `optax.contrib.reduce_on_plateau` does.
 
     Raises:
       TaskError: when traced, where the task's loss or score is not one value a sample.
@@ -178,7 +178,10 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, batch_stats, metrics = batch_gradient(task, state, batch, axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, epoch_steps=epoch_steps)
+        value = metrics["loss"] / metrics["samples"]  # which some rules of the learning rate look at
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, epoch_steps=epoch_steps, value=value
+        )
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
 
@@ -192,8 +195,8 @@ def batch_gradient(
 
     Mapped over `axis_name`, each device has a part of the batch, and all get the whole batch's.
     """
-    total = partial(_total, axis_name=axis_name)
-    samples = total(jnp.sum(batch.weights))
+    summed = partial(total, axis_name=axis_name)
+    samples = summed(jnp.sum(batch.weights))
 
     def mean_loss(params: Params) -> tuple[jax.Array, Any]:
         outputs, batch_stats = task.apply(params, state.batch_stats, batch.inputs, batch.weights, True, batch.keys)
@@ -201,7 +204,7 @@ def batch_gradient(
         return loss / samples, (batch_stats, loss, scores)
 
     grads, (batch_stats, loss, scores) = jax.grad(mean_loss, has_aux=True)(state.params)
-    return total(grads), batch_stats, {"loss": total(loss), "correct": total(scores), "samples": samples}
+    return summed(grads), batch_stats, {"loss": summed(loss), "correct": summed(scores), "samples": samples}
 
 
 def over_batches(
@@ -235,7 +238,8 @@ def over_batches(
 
     def step(i: jax.Array, carry: Any) -> Any:
         position = jnp.where(within < size, i * size + within, samples.size)
-        rows = samples.order[jnp.minimum(position, samples.order.shape[0] - 1)]
+        # Padding is one of the round's own samples: others may be no numbers yet, or not be known to it.
+        rows = samples.order[jnp.minimum(position, jnp.maximum(samples.size - 1, 0))]
         inputs, targets = jax.tree.map(lambda x: x[rows], data)
         batch = Batch(inputs, targets, (position < samples.size).astype(jnp.float32))
         if key is not None:
@@ -319,34 +323,7 @@ def _means(setup: Setup, state: TrainState, data: Data, samples: Samples, train:
 
     zeros = (jnp.zeros(()), jnp.zeros(()))
     loss, scores = over_batches(body, zeros, data, samples, setup.batch_size, setup.axis_name)
-    return {name: _total(x, setup.axis_name) / samples.size for name, x in (("loss", loss), ("accuracy", scores))}
-
-
-def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
-    """The state with BatchNorm statistics under its own parameters: the mean over the batches, by their samples.
-
-    After a short round the running statistics lag behind the parameters.
-    """
-    if not jax.tree.leaves(state.batch_stats):
-        return state
-    nothing = jax.tree.map(jnp.zeros_like, state.batch_stats)
-
-    def body(_: jax.Array, sums: BatchStats, batch: Batch) -> BatchStats:
-        count = _total(jnp.sum(batch.weights), setup.axis_name)
-        # From statistics of zero, one update leaves momentum times the batch's own.
-        _, stats = setup.task.apply(state.params, nothing, batch.inputs, batch.weights, True, None)
-        return jax.tree.map(lambda total, new: total + new.astype(total.dtype) * count, sums, stats)
-
-    sums = over_batches(body, wide_zeros(nothing), setup.train, samples, setup.batch_size, setup.axis_name)
-    momentum = setup.task.stats_momentum
-
-    def mean(old: jax.Array, total: jax.Array) -> jax.Array:
-        # A count of batches, say, is no statistic of the samples.
-        if not jnp.issubdtype(old.dtype, jnp.floating):
-            return old
-        return (total / (momentum * samples.size)).astype(old.dtype)
-
-    return state._replace(batch_stats=jax.tree.map(mean, state.batch_stats, sums))
+    return {name: total(x, setup.axis_name) / samples.size for name, x in (("loss", loss), ("accuracy", scores))}
 
 
 def wide_zeros(tree: Any) -> Any:
@@ -389,7 +366,7 @@ def _sums(task: Task, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]
     return sums[0], sums[1]
 
 
-def _total(x: Any, axis_name: str | None) -> Any:
+def total(x: Any, axis_name: str | None) -> Any:
     """The sum over the mapped axis, where there is one."""
     return x if axis_name is None else jax.lax.psum(x, axis_name)
 
