@@ -202,3 +202,9 @@ def test_singular_values_are_of_one_matrix_at_a_time(seeds):
 def test_a_kernel_without_weights_stays(steps):
     params = {"a": {"kernel": jnp.zeros((0, 3))}, "b": {"kernel": jnp.ones((2, 2))}}
     assert fire(params, steps=steps)["a"]["kernel"].shape == (0, 3)
+
+
+def test_a_kernel_without_numbers_is_passed_over():
+    params = {"a": {"kernel": jnp.eye(3)}, "none": {"kernel": jnp.ones((0, 3))}}
+    assert list(isometry_error(params)) == ["a/kernel"]
+    assert fire(params)["none"]["kernel"].shape == (0, 3)

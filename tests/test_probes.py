@@ -27,7 +27,7 @@ from wsjax.training import anchors, probes
 from wsjax.training.augment import augmented
 from wsjax.training.probes import NEW, OLD, gradient_norms, mean_gradient_norm
 from wsjax.training.task import Activations, image_task
-from wsjax.training.train import Batch, Setup, init_state, make_optimizer, make_train_step
+from wsjax.training.train import Batch, Setup, TrainState, init_state, make_optimizer, make_train_step
 
 SGD = make_optimizer("sgd", 1.0)
 LINE = jnp.array([1.0, 2.0, 3.0, 4.0, 5.0]), jnp.array([1.0, 1.0, 1.0, 1.0, 1.0])
@@ -393,3 +393,20 @@ def test_a_method_of_its_own_rate_is_told_with_it():
     methods = build.build_methods(own, setup, [Round(4, None, 1), Round(8, None, 1)])
     rates = {name: float(m.rounds[0].setup.learning_rate(0, 1)) for name, m in methods.items() if m.rounds}
     assert rates == {"RI@0.25": 0.25, "L2": 0.5}
+
+
+def test_norms_of_16_bits_are_taken_in_32():
+    """The squares of a large kernel's numbers, and the step of a small rate, are beyond 16 bits."""
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(300, 300)), jnp.float16)
+    near = kernel.at[0, 0].add(jnp.float16(0.01))
+    assert float(probes._norm({"w": kernel})) == pytest.approx(np.linalg.norm(np.asarray(kernel, np.float32)), rel=1e-5)
+    far = jax.tree.map(lambda now, then: probes._wide(now) - probes._wide(then), {"w": near}, {"w": kernel})
+    assert float(probes._norm(far)) == pytest.approx(0.01, rel=0.1)
+
+
+def test_the_rate_of_a_schedule_that_is_injected_is_found():
+    optimizer = optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.01, 0.0, 8))
+    params, state = {"w": jnp.ones((2, 2))}, optimizer.init({"w": jnp.ones((2, 2))})
+    for _ in range(3):
+        _, state = optimizer.update(params, state, params)
+    assert int(probes._count(TrainState(params, {}, state, jnp.int32(3)))) == 3

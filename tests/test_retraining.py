@@ -756,3 +756,12 @@ def test_what_a_killed_clearing_left_is_cleared(job):
     (part / "records.jsonl").write_text("{}\n")
     job.add("a")
     assert job.call()["model"] == 1
+
+
+def test_a_grown_network_keeps_each_leaf_as_it_was():
+    """The old leaf's dtype and kind, and what is no array."""
+    grow = grown(lambda old, _: old)
+    old = {"a": np.ones(2), "b": jnp.ones(2, jnp.float16), "c": 0.5}
+    found = grow(old, {"a": np.zeros(3), "b": jnp.zeros(3, jnp.bfloat16), "c": 0.25})
+    assert (type(found["a"]), found["a"].dtype, found["a"].tolist()) == (np.ndarray, np.float64, [1, 1, 0])
+    assert (found["b"].dtype, found["b"].tolist(), found["c"]) == (jnp.float16, [1, 1, 0], 0.5)

@@ -10,6 +10,7 @@ import pytest
 
 from wsjax.errors import TaskError
 from wsjax.networks import models
+from wsjax.training.statistics import reestimated
 from wsjax.training.task import Task, image_task, stateless_task, with_batch_statistics
 from wsjax.training.train import (
     Batch,
@@ -23,7 +24,6 @@ from wsjax.training.train import (
     make_optimizer,
     make_train_step,
     over_batches,
-    reestimated,
     score_each,
     shuffled,
     train_epoch,
@@ -401,3 +401,11 @@ def test_statistics_of_16_bits_are_summed_in_32_and_counts_are_left():
     assert found["mean"].dtype == jnp.bfloat16
     assert float(found["mean"]) == pytest.approx(1, abs=0.01)
     assert int(found["batches"]) == 7
+
+
+def test_image_tasks_take_bytes_only():
+    """Of floats in [0, 1], divided by 255 once more, a network would see next to nothing."""
+    task = image_task(models.mlp(3, (4,)), (4, 4, 1), (0.5,), (0.25,))
+    params, stats = task.init(KEY)
+    with pytest.raises(TaskError, match=r"^image_task takes uint8 images, .*, not float32$"):
+        task.apply(params, stats, jnp.ones((2, 4, 4, 1)), jnp.ones(2), False, None)

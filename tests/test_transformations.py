@@ -9,6 +9,7 @@ import pytest
 from wsjax.errors import TaskError
 from wsjax.methods.hare_tortoise import hare_tortoise, tortoise, tortoise_kept
 from wsjax.methods.l2_init import l2_init
+from wsjax.methods.parseval import add_parseval
 from wsjax.methods.reinit import warm_start
 from wsjax.methods.shrink_perturb_every import shrink_perturb_every
 from wsjax.methods.soft_weight_rescaling import Layer, soft_weight_rescaling
@@ -194,3 +195,25 @@ def test_parameters_of_another_network_are_refused_by_the_leafs_name(way):
 def test_settings_that_are_none_are_refused(make, message):
     with pytest.raises(TaskError, match=f"^{message}$"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("made", "fixed"),
+    [
+        (lambda inject, rate: inject(l2_init)(strength=rate), lambda rate: l2_init(rate)),
+        (lambda inject, rate: inject(add_parseval)(strength=rate), lambda rate: add_parseval(rate)),
+        (lambda inject, rate: inject(soft_weight_rescaling, ("layers",))(rate=rate, layers=LAYERS),
+         lambda rate: soft_weight_rescaling(rate, LAYERS)),
+        (lambda inject, rate: inject(hare_tortoise, ("every", "first"))(momentum=rate, every=1),
+         lambda rate: hare_tortoise(rate, 1)),
+    ],
+)  # fmt: skip
+def test_factors_may_follow_a_schedule(made, fixed):
+    params = {"dense": {"kernel": jnp.arange(6.0).reshape(3, 2), "bias": jnp.ones(2)}}
+    moved = jax.tree.map(lambda x: 1.5 * x, params)
+    own, there = made(optax.inject_hyperparams, optax.linear_schedule(0.5, 0.0, 4)), fixed(0.5)
+    found, _ = own.update(params, own.init(params), moved)
+    jax.tree.map(np.testing.assert_array_equal, found, there.update(params, there.init(params), moved)[0])
+
+
+LAYERS = (Layer("dense/kernel", "dense/bias"),)

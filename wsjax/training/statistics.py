@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, total, wide_zeros
+from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, total
 
 
 def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
@@ -20,11 +20,11 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
     moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if not moving:
         return state
+    wide = {i: jnp.zeros(leaves[i].shape, jnp.promote_types(leaves[i].dtype, jnp.float32)) for i in moving}
 
     def updated(batch: Batch, start: float) -> list[Any]:
         """What a batch makes of statistics that are a number everywhere."""
-        given = [jnp.full_like(leaf, start) if i in moving else leaf for i, leaf in enumerate(leaves)]
-        given = structure.unflatten(given)
+        given = structure.unflatten([wide[i] + start if i in moving else leaf for i, leaf in enumerate(leaves)])
         new = jax.tree.leaves(setup.task.apply(state.params, given, batch.inputs, batch.weights, True, None)[1])
         return [new[i] for i in moving]
 
@@ -38,14 +38,13 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
         both = zip(shares, updated(batch, 1), updated(batch, 0), strict=True)
         return [jnp.mean(one.astype(share.dtype) - zero.astype(share.dtype)) for share, one, zero in both]
 
-    old = [leaves[i] for i in moving]
-    momentum: list[Any] = [setup.task.stats_momentum] * len(old)
+    momentum: list[Any] = [setup.task.stats_momentum] * len(moving)
     if setup.task.stats_momentum is None:
         first = samples._replace(size=jnp.minimum(samples.size, min(setup.batch_size, samples.order.shape[0])))
-        room = [jnp.zeros((), leaf.dtype) for leaf in wide_zeros(old)]
+        room = [jnp.zeros((), wide[i].dtype) for i in moving]
         kept = over_batches(lacks, room, setup.train, first, setup.batch_size, setup.axis_name)
         momentum = [1 - share for share in kept]
-    sums = over_batches(add, wide_zeros(old), setup.train, samples, setup.batch_size, setup.axis_name)
+    sums = over_batches(add, [wide[i] for i in moving], setup.train, samples, setup.batch_size, setup.axis_name)
     for i, own, moment in zip(moving, sums, momentum, strict=True):
         mean = own / (moment * samples.size)
         leaves[i] = jnp.where(moment == 0, leaves[i], mean.astype(leaves[i].dtype))
