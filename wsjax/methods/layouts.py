@@ -87,10 +87,9 @@ def map_layers(
     Raises:
       ValueError: no leaf is a kernel, or one is complex or would be rounded; the first such leaf is named.
     """
-    _check_any(layout, params)
+    structure = jax.tree.structure(params)
 
-    def leaf(path: Any, old: Any, *more: Any) -> Any:
-        axes = axes_of(layout, path_name(path), old)
+    def changed(axes: Axes | None, old: Any, *more: Any) -> Any:
         if axes is None or not (biases or is_kernel(axes)) or old.size == 0:
             return old
         order, _ = _order(axes, old)
@@ -98,17 +97,14 @@ def map_layers(
         back = [order.index(axis) for axis in range(old.ndim)]
         return jnp.transpose(new.reshape([old.shape[axis] for axis in order]), back).astype(old.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, params, *others)
+    found, more = _leaves(layout, params), map(structure.flatten_up_to, others)
+    return structure.unflatten([changed(axes, old, *own) for (_, old, axes), *own in zip(found, *more, strict=True)])
 
 
 def kernels_of(layout: Layout, params: Any) -> dict[str, jax.Array]:
     """The kernels of a tree by their paths, as `map_layers` has them: [stack, space, out, in]; none without numbers."""
-    _check_any(layout, params)
-    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    found = [(path, leaf, axes_of(layout, path, leaf)) for path, leaf in leaves]
-    return {
-        path: _laid_out(leaf, axes) for path, leaf, axes in found if axes is not None and is_kernel(axes) and leaf.size
-    }
+    kernels = [own for own in _leaves(layout, params) if is_kernel(own[2]) and own[1].size]
+    return {path: _laid_out(leaf, axes) for path, leaf, axes in kernels if axes is not None}
 
 
 def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:
@@ -131,11 +127,14 @@ def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:
     return axes
 
 
-def _check_any(layout: Layout, params: Any) -> None:
+def _leaves(layout: Layout, params: Any) -> list[tuple[str, Any, Axes | None]]:
+    """The leaves with their paths and axes; raises ValueError where none is a kernel."""
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    if not any(is_kernel(axes_of(layout, *leaf)) for leaf in leaves):
+    found = [(path, leaf, axes_of(layout, path, leaf)) for path, leaf in leaves]
+    if not any(is_kernel(axes) for _, _, axes in found):
         name = getattr(layout, "__name__", "the layout")
         raise ValueError(f"no leaf is a kernel by {name}" + (f"; the first one is '{leaves[0][0]}'" if leaves else ""))
+    return found
 
 
 def _laid_out(leaf: Any, axes: Axes) -> jax.Array:

@@ -60,7 +60,10 @@ class Journal:
                 raise
         reached = reached or Reached(self.leg.begin, 0, None)
         lost = self._epochs_after(reached)
-        dropped = self._drop_after(reached)
+        here = reached.number, reached.epoch
+        dropped: list[Row] = []
+        if lost:  # most of a run's legs have none
+            dropped = self._records.keep(lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= here)
         # A kill leaves less than that; and a round's end has a checkpoint.
         if self._folder is not None and (lost > self._checkpoint_every or any(row["stop"] for row in dropped)):
             warnings.warn(
@@ -79,13 +82,6 @@ class Journal:
         """How many epochs the rows tell of beyond a place."""
         here = reached.number, reached.epoch
         return sum(place > here for place in {(row["round"], row["epoch"]) for row in self._own()})
-
-    def _drop_after(self, reached: Reached) -> list[Row]:
-        """Sets the leg's rows beyond a place aside; most of a run's legs have none."""
-        here = reached.number, reached.epoch
-        if not self._epochs_after(reached):
-            return []
-        return self._records.keep(lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= here)
 
     def rows(self, number: int) -> list[list[Row]]:
         """Each replica's rows of a round so far."""
