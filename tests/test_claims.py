@@ -157,7 +157,7 @@ def test_every_claim_is_whole():
     assert len({claim["id"] for claim in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:
         assert claim.keys() >= {"id", "figure", "claim", "published", "command", "parts"}
-        for part in claim["parts"]:
+        for part in claims.parts_of(claim):
             assert part["measure"] in claims.MEASURES
             assert len(part["lies_in"]) == 2
         assert judge(claim, []).verdict == NOT_RUN

@@ -16,7 +16,7 @@ from test_plots import curve
 
 from wsjax.errors import RunError
 from wsjax.results import page
-from wsjax.results.claims import StudyRun, verdicts
+from wsjax.results.claims import StudyRun, parts_of, verdicts
 from wsjax.results.page import Shown
 from wsjax.results.sheets import Sheet
 
@@ -198,7 +198,7 @@ def test_the_table_of_verdicts():
     assert "3 seeds" in first[3]
     assert first[4] == "reproduced"
     assert second[2:] == ["", "", "not run"]
-    (part,) = CLAIMS[0]["parts"]
+    (part,) = parts_of(CLAIMS[0])
     contradicted = {**CLAIMS[0], "parts": [part, {**part, "lies_in": [None, 0]}]}
     (row,) = page.verdict_table(verdicts([contradicted], runs)).rows
     assert re.fullmatch(r"(RI - WS = \+9\.67 points \(\S+ to \S+\)(; |$)){2}", row[2])

@@ -115,7 +115,7 @@ def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
     """The verdict on one claim, by the largest runs that tell of each of its parts."""
     estimates: list[Estimate] = []
     missing, scales = [], []
-    for part in claim["parts"]:
+    for part in parts_of(claim):
         found = _measure(part, runs) or (_measure(_toured(part), runs) if claim.get("tour") else None)
         if found is None:
             missing.append(part["what"])
@@ -133,6 +133,12 @@ def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
     else:
         verdict = UNDECIDED if missing or UNDECIDED in told else REPRODUCED
     return Verdict(claim, verdict, estimates, missing, "; ".join(dict.fromkeys(scales)))
+
+
+def parts_of(claim: Mapping[str, Any]) -> list[Part]:
+    """The parts of a claim, each with what all of them have: "shared", and in their runs the settings "run"."""
+    parts = ({**claim.get("shared", {}), **part} for part in claim["parts"])
+    return [{**part, "runs": [{**claim.get("run", {}), **own} for own in part.get("runs", [{}])]} for part in parts]
 
 
 def _is_by_chance(estimates: Sequence[Estimate]) -> bool:
