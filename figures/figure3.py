@@ -23,6 +23,8 @@ from matplotlib.figure import Figure
 from wsjax.results import captions, early_stopping, names, published, words
 from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs
+from wsjax.results.stats import PERCENT
+from wsjax.results.summary import with_half
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
@@ -52,7 +54,7 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
 def _came(summary: Mapping[str, Any], methods: names.Methods) -> tuple[str, str]:
     """How the shortest and the longest training before a warm start came out, and all of them."""
     afters = sorted(spec[early_stopping.AFTER] for spec in methods.values() if early_stopping.AFTER in spec)
-    there = {own[early_stopping.AFTER]: _number(own["percent"]) for own in summary["damage"]}
+    there = {own[early_stopping.AFTER]: with_half(own["percent"], PERCENT, 1) for own in summary["damage"]}
     missing = ", ".join(str(after) for after in afters if after not in there)
     lacks = f"No seed has both RI and WS yet after {missing} epochs." if missing else ""
     if not there:
@@ -60,14 +62,9 @@ def _came(summary: Mapping[str, Any], methods: names.Methods) -> tuple[str, str]
     ends = dict.fromkeys((min(there), max(there)))
     came = f"Damage in percent of RI: {'; '.join(f'{there[after]} after {after} epochs' for after in ends)}"
     if summary["slope"] is not None:
-        came += f"; {_number(summary['slope']['percent'], 3)} an epoch"
+        came += f"; {with_half(summary['slope']['percent'], PERCENT, 3)} an epoch"
     damage = "; ".join(f"{after}: {number}" for after, number in there.items())
     return f"{came}. {lacks}".strip(), f"Damage in percent of RI by the epochs before: {damage}."
-
-
-def _number(value: Mapping[str, Any], decimals: int = 1) -> str:
-    half = "" if value["high"] is None else f" ± {value['high'] - value['mean']:.{decimals}f}"
-    return f"{value['mean']:+.{decimals}f}{half}"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from wsjax.errors import RunError
 from wsjax.results import captions, hyperparameters, names, published, tradeoff, words
 from wsjax.results.captions import Caption
 from wsjax.results.merge import DrawnRun, merge_runs
+from wsjax.results.stats import ACCURACY
+from wsjax.results.summary import with_half
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords, differing
 
@@ -123,8 +125,7 @@ def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:
 
 
 def _number(value: Mapping[str, Any]) -> str:
-    half = "" if value["high"] is None else f" ± {100 * (value['high'] - value['mean']):.1f}"
-    return f"{100 * value['mean']:.1f}{half}"
+    return with_half(value, ACCURACY, 1, sign=False)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from wsjax.results.captions import Caption, seeds_told
 from wsjax.results.merge import DrawnRun
 from wsjax.results.sheets import Sheet
 from wsjax.results.stats import ACCURACY, Unit, unit_of
-from wsjax.results.summary import interval, paired, summarize_online, with_half
+from wsjax.results.summary import interval, paired, share_of, summarize_online, with_half
 from wsjax.storage.records import BEFORE, RunRecords
-from wsjax.storage.rows import FIRST, Row, round_ends
+from wsjax.storage.rows import FIRST, round_ends
 
 EXPERIMENTS = ("online", "offline")
 """Those whose runs a board takes, in its order."""
@@ -169,7 +169,15 @@ def _block(experiment: str, run: DrawnRun, title: str, protocols: Sequence[Mappi
         for row in run.rows
         if row["round"] <= last and (row["method"] == FIRST or (row["method"], row["seed"]) in there)
     ]
-    costs = summarize_online(rows, run.methods)["steps_of_RI"] if experiment == "online" else _shares(final, random)
+    costs = (
+        summarize_online(rows, run.methods)["steps_of_RI"]
+        if experiment == "online"
+        else {
+            name: share
+            for name in dict.fromkeys(end["method"] for end in final)
+            if name != random and (share := share_of(final, name, random, "steps"))
+        }
+    )
     untils = speedup.speedups(rows, run.methods)
     protocol = _protocol(experiment, run.settings, protocols)
     known = _published(protocol, run, last) if protocol and not _smaller(run.settings, protocol) else {}
@@ -187,16 +195,6 @@ def _block(experiment: str, run: DrawnRun, title: str, protocols: Sequence[Mappi
     source = protocol["source"] if protocol and known else ""
     return Block(title, run, entries, last, _missing(run, entries, last), random if of_random else None,
                  unit_of(run.rows), source)  # fmt: skip
-
-
-def _shares(final: Sequence[Row], random: str | None) -> dict[str, Interval]:
-    """Each method's steps of the last round as a share of random initialisation's, seed by seed."""
-    steps = {end["seed"]: end["steps"] for end in final if end["method"] == random}
-    found: dict[str, list[float]] = {}
-    for end in final:
-        if end["method"] != random and steps.get(end["seed"]):
-            found.setdefault(end["method"], []).append(end["steps"] / steps[end["seed"]])
-    return {name: interval(shares) for name, shares in found.items()}
 
 
 def _missing(run: DrawnRun, entries: Sequence[Entry], last: int) -> list[str]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from wsjax.results import names
 from wsjax.results.names import Methods
-from wsjax.results.stats import ACCURACY, mean_interval
-from wsjax.results.summary import in_points, interval
+from wsjax.results.stats import ACCURACY, PERCENT, mean_interval
+from wsjax.results.summary import in_points, interval, with_half
 from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.rows import FIRST, Row, round_ends
 
@@ -81,7 +81,7 @@ def table(summary: Mapping[str, Any]) -> Table:
     for after in dict.fromkeys(end[AFTER] for end in summary["rows"]):
         own = [end for end in summary["rows"] if end[AFTER] == after]
         first = [end for end in summary["first_rounds"] if end[AFTER] == after]
-        lost = [] if after not in damage else [_with_half(damage[after][kind], s) for kind, s in _SCALES.items()]
+        lost = [] if after not in damage else [with_half(damage[after][kind], unit) for kind, unit in _UNITS.items()]
         lines.append(
             [
                 "RI" if after is None else "WS",
@@ -139,7 +139,7 @@ def curves(rows: Sequence[Row], methods: Methods) -> Figure:
     return figure
 
 
-_SCALES = {"points": 100, "percent": 1}
+_UNITS = {"points": ACCURACY, "percent": PERCENT}
 
 
 def _is(methods: Methods, end: Row, reinit: str) -> bool:
@@ -179,11 +179,6 @@ def _matrix(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> np.
 
 def _means(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> list[float]:
     return [mean_interval([own[x] for own in values.values() if x in own]).mean for x in xs]
-
-
-def _with_half(own: Mapping[str, Any], scale: float) -> str:
-    half = "" if own["high"] is None else f" ± {scale * (own['high'] - own['mean']):.2f}"
-    return f"{scale * own['mean']:+.2f}{half}"
 
 
 def _gap_sentence(damage: Mapping[str, Any], already: str = "") -> str:

@@ -36,6 +36,7 @@ class Unit(NamedTuple):
 
 
 ACCURACY = Unit(100, "accuracy", True)
+PERCENT = Unit(1, "percent", True)  # of numbers that are in percent already
 SCORE = Unit(1, "score", False)
 
 

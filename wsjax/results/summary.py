@@ -82,8 +82,8 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
         "mean_gap": paired(ended, random, warm, "mean_test_accuracy"),
         "mean_gain": {name: paired(ended, name, warm, "mean_test_accuracy") for name in others},
         "gap_slope": _slope(by_seed, random, warm),
-        "steps_of_RI": {name: _share(ended, name, random, "steps") for name in not_random},
-        "seconds_of_RI": {name: _share(ended, name, random, "train_seconds") for name in not_random},
+        "steps_of_RI": {name: share_of(ended, name, random, "steps") for name in not_random},
+        "seconds_of_RI": {name: share_of(ended, name, random, "train_seconds") for name in not_random},
         "from_scratch": speedup.speedups(rows, methods),
     }
 
@@ -168,7 +168,7 @@ def _slope(
     return {"minuend": random, "subtrahend": warm, **interval(slopes)} if slopes else None
 
 
-def _share(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:
+def share_of(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:
     """A method's total as a share of random initialisation's, seed by seed."""
     shares = [a / b for a, b in _pairs(totals, name, random, field).values() if b]
     return {"of": random, **interval(shares)} if shares else None
