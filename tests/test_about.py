@@ -17,6 +17,8 @@ from wsjax.storage.about import about_run, data_digest
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """A package in a folder of its own, and git with a user of its own."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
