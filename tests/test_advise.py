@@ -267,6 +267,11 @@ def test_a_file_with_a_test_set_of_its_own_keeps_it(script, tmp_path):
     assert "--data FILES" in advice.command(settings, {"reinit": "warm_start"})
 
 
+def test_what_data_are_called():
+    given = [("ph-v1.5/",), ("in/ph-v1.6",), ("x.npz",), ("in/*.npz",), ()]
+    assert [advice._name(data) for data in given] == ["ph-v1.5", "ph-v1.6", "x", "data", "digits"]
+
+
 def test_a_study_with_another_factor_is_another_study(script, tmp_path):
     own = ("advise", *TINY, "--budget=6s", "--seeds=1", "--workdir", tmp_path)
     assert "did not suffice" in script(*own)[2]

@@ -294,7 +294,7 @@ def _identity(settings: Config, own: config.Common, dataset: Dataset) -> dict[st
 
 def _name(data: Sequence[str]) -> str:
     """What data are called, in a folder's name too."""
-    stem = Path(data[0]).stem if data else "digits"
+    stem = names.stem_of(data[0]) if data else "digits"
     return re.sub(r"[^\w.-]+", "", stem).strip(".-") or "data"
 
 
