@@ -5,19 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from wsjax.errors import NonFiniteLoss
+from wsjax.errors import NonFiniteLoss, UsageError
 from wsjax.results.names import Methods
-from wsjax.scripts import process
+from wsjax.scripts import hosts, process
 from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devices
 from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
-from wsjax.scripts.config import NEUTRAL, Common, has_several_processes, run_name
+from wsjax.scripts.config import NEUTRAL, Common, run_name
 from wsjax.storage.files import user_path
 from wsjax.storage.records import DATA, SUMMARY, about_run, data_digest, follow_run, open_run, read_json, write_json
 from wsjax.storage.rows import Row
@@ -61,12 +60,15 @@ def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
     from wsjax.data import datasets
     from wsjax.networks import kernels
 
-    if has_several_processes(config):
-        explain_abort()  # also of what happens while they join
-        parallel.initialize(config.coordinator, config.num_processes, config.process_id)
+    if hosts.has_several_processes(config):
+        explain_abort(hosts.explained(config))  # of what happens while they join
+        try:
+            parallel.initialize(config.coordinator, config.num_processes, config.process_id)
+        except RuntimeError as error:
+            raise UsageError(f"{hosts.explained(config)} ({str(error).splitlines()[0]:.200})") from error
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
-        use_devices(config.devices or (os.cpu_count() if config.replicas else None))
+        use_devices(config.devices or (parallel.cores() if config.replicas else None))
     if config.model == "resnet18":
         kernels.prepare(config.precision)
     loaded = [datasets.load(name, config.data_dir, config.image_size) for name in names]
@@ -137,7 +139,8 @@ def run(
                 states=measure is not None and known is None,
             )
         except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"{error}; lower the learning rate ({config.learning_rate:g})", error.method) from error
+            rate = table.get(error.method or "", {}).get("learning_rate", config.learning_rate)
+            raise NonFiniteLoss(f"{error}; lower the learning rate ({rate:g})", error.method) from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         if measure is None:
