@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from wsjax.data import datasets
+from wsjax.data.embedded import EMBEDDED
 from wsjax.errors import UsageError
-from wsjax.scripts import launch, study
+from wsjax.scripts import launch, plan, study
 from wsjax.storage.files import read_json
 from wsjax.storage.lock import hold
 
@@ -285,6 +287,12 @@ def test_a_run_of_another_scale_is_refused(tmp_path):
     done = reproduce("--scale=cpu", *flags)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "figure8 is a run of other settings than figure8 here (dataset digits there, cifar10 here; " in done.stderr
+
+
+def test_the_known_sizes_are_those_of_the_embedded_sets():
+    assert {name: len(datasets.load(name).train_labels) for name in EMBEDDED} == {
+        name: plan.SIZES[name] for name in EMBEDDED
+    }
 
 
 @pytest.fixture

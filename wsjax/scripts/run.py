@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,19 @@ from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devic
 from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
 from wsjax.scripts.config import NEUTRAL, Common, run_name
 from wsjax.storage.files import user_path
-from wsjax.storage.records import DATA, SUMMARY, about_run, data_digest, follow_run, open_run, read_json, write_json
+from wsjax.storage.records import (
+    CONFIG,
+    DATA,
+    SUMMARY,
+    about_run,
+    check_same,
+    data_digest,
+    follow_run,
+    open_run,
+    read_json,
+    read_run,
+    write_json,
+)
 from wsjax.storage.rows import Row
 
 if TYPE_CHECKING:
@@ -108,10 +121,7 @@ def run(
     from wsjax.rounds import loop
     from wsjax.rounds.legs import Settings
 
-    folder = user_path(config.workdir) / name / run_name(config)
-    settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
-    settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
-    settings |= {DATA: _digest(setup, rounds, methods)}
+    folder, settings = _folder(name, config), _settings(config, setup, rounds, methods)
     caps, table = _caps(rounds, methods), table or methods_table(config)
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -153,6 +163,15 @@ def run(
     return Outcome(folder, table, result.rows, summary)
 
 
+def check_folder(
+    name: str, config: Common, setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]
+) -> None:
+    """Raises RunError where `run`, given the same, would find another run in its folder."""
+    folder = _folder(name, config)
+    if (folder / CONFIG).exists():
+        check_same(folder, read_run(folder).config["config"], _settings(config, setup, rounds, methods))
+
+
 def conclude(
     outcome: Outcome, title: str, table: Table, figure: Figure, sentences: Sequence[str] | None = None
 ) -> None:
@@ -183,6 +202,18 @@ def conclude(
 def _measured(folder: Path) -> Any:
     """What an earlier call has measured of the states at the run's end; None where there is nothing yet."""
     return read_json(folder / SUMMARY).get(MEASURED) if (folder / SUMMARY).exists() else None
+
+
+def _folder(name: str, config: Common) -> Path:
+    return user_path(config.workdir) / name / run_name(config)
+
+
+def _settings(config: Common, setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> dict[str, Any]:
+    """All that decides a run's results, as its config.json has it."""
+    settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
+    settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
+    settings |= {DATA: _digest(setup, rounds, methods)}
+    return json.loads(json.dumps(settings))
 
 
 def _digest(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> str:
