@@ -15,6 +15,7 @@ import dataclasses
 import os
 import platform
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,4 +193,5 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 if __name__ == "__main__":
     with cli.user_errors():
+        cli.refuse_empty_paths(Config, sys.argv[1:])
         main(tyro.cli(Config, description=__doc__))

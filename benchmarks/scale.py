@@ -271,4 +271,5 @@ def _most_bytes() -> int:
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with cli.user_errors():
+        cli.refuse_empty_paths(Config, sys.argv[1:])
         main(tyro.cli(Config, description=__doc__, use_underscores=True))

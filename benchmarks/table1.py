@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -82,4 +83,5 @@ def fit(net: torch.nn.Module, config: Config, inputs: torch.Tensor, targets: tor
 
 if __name__ == "__main__":
     with cli.user_errors():
+        cli.refuse_empty_paths(Config, sys.argv[1:])
         main(tyro.cli(Config, description=__doc__, use_underscores=True))

@@ -35,7 +35,7 @@ class Config(config.Common):
     fraction: float = 0.5
     """Share of the train images that the network before the warm starts trains on, in (0, 1]."""
     first_epochs: int | None = None
-    """Epochs of that training, where they are not --epochs."""
+    """Epochs of that training, where they are not --epochs. It always has all of them: --stop does not hold there."""
     every: int = 20
     """Epochs of it between two warm starts; the last ones may be fewer."""
 
@@ -85,6 +85,7 @@ def check(settings: Config) -> None:
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: early stopping compares RI and WS, not {' '.join(strangers)}")
     first = _first(settings)
+    config.check_fraction(settings.fraction)
     config.check_first_epochs(first)
     config.check_positive("every", settings.every)
     cli.check(settings.every <= first, f"--every={settings.every}: there are {first} epochs before the last warm start")

@@ -96,6 +96,7 @@ def main(settings: Config) -> None:
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     config.check_config(settings)
+    config.check_fraction(settings.fraction)
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: this experiment compares RI and WS, not {' '.join(strangers)}")
     for one, many in (("learning_rate", "learning_rates"), ("batch_size", "batch_sizes")):

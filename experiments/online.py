@@ -23,7 +23,7 @@ from typing import Any
 import tyro
 
 from wsjax.results import summary, tables
-from wsjax.scripts import build, cli, config, run
+from wsjax.scripts import build, cli, config, protocols, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +87,15 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    config.check_config(settings)
+    told = settings
+    default = protocols.applied(defaults(settings.dataset), settings.protocol).threshold
+    if "accuracy" not in settings.stop and settings.threshold == default:  # nobody gave it
+        told = dataclasses.replace(settings, threshold=Config.threshold)
+    config.check_config(told)
     for name in ("pool", "increment", "max_rounds"):
         config.check_positive(name, 1 if (value := getattr(settings, name)) is None else value)
+    whole = settings.pool <= 1 or settings.pool.is_integer()
+    cli.check(whole, f"--pool is a fraction up to 1, or a whole number of images above that, not {settings.pool:g}")
 
 
 if __name__ == "__main__":

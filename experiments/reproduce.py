@@ -24,9 +24,10 @@ from pathlib import Path
 
 import tyro
 
-from wsjax.scripts import cli, launch, study
+from wsjax.scripts import cli, study
 from wsjax.scripts.launch import Job
 from wsjax.storage.files import user_path
+from wsjax.storage.lock import hold
 
 HERE = Path(__file__).resolve().parent
 
@@ -208,7 +209,7 @@ def main(config: Config) -> None:
     more = "" if config.seeds is None else f"--seeds {' '.join(map(str, range(config.seeds)))}"
     figures = study.select(study.make_jobs(GRIDS[config.scale], HERE, workdir, more), config.only)
     jobs = list({job.name: job for own in figures.values() for job in own}.values())
-    study.check_seeds(jobs)
+    study.check_runs(jobs)
     if config.status:
         return cli.print_table(str(workdir), ["job", "state", "rows", "took", "log"], study.states(jobs, workdir))
     waiting, factor = [job for job in jobs if not job.done], study.speed(jobs, workdir)
@@ -223,12 +224,16 @@ def main(config: Config) -> None:
             time = cli.duration(job.seconds * factor)
             cli.say(f"{shlex.join(['python', *job.command])}  # about {job.steps:,.0f} steps, {time}")
         return None
-    study.write_study(figures, workdir)
-    if config.launcher == "slurm":
-        return submit(chosen, workdir, config)
-    failed = study.run(chosen, workdir, factor, config.jobs)
-    draw(workdir)
-    return study.explain(failed, workdir)
+    with hold(workdir):
+        study.write_study(figures, workdir)
+        if config.launcher == "slurm" and chosen:
+            return submit(chosen, workdir, config)
+        failed = study.run(chosen, workdir, factor, config.jobs)
+        draw(workdir)
+        return study.explain(failed, workdir)
+
+
+SLURM_ONLY = ("partition", "account", "gpus_per_job", "time", "parallel")
 
 
 def check(config: Config) -> None:
@@ -239,12 +244,23 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         cli.check(value is None or value > 0, f"--{name} must be positive, not {value}")
     study.seconds_of(config.time)
+    local = config.launcher == "local"
+    for name in SLURM_ONLY if local else ("jobs",):
+        unused = getattr(config, name) == getattr(Config, name)
+        other = "slurm" if local else "local"
+        cli.check(unused, f"--{name} has no use without --launcher={other}; leave it out, or add that")
 
 
 def submit(jobs: Sequence[Job], workdir: Path, config: Config) -> None:
-    """Hands the jobs to Slurm as one array."""
-    numbers = launch.run_slurm(
-        jobs, workdir / "slurm", config.parallel, partition=config.partition, account=config.account,
+    """Hands the jobs to Slurm as one array, but for those that wait there or run already."""
+    running = study.under_way(jobs, workdir)
+    jobs = [job for job in jobs if job.name not in running]
+    if running:
+        cli.say(f"{len(running)} jobs wait or run already, and are not submitted again: {', '.join(sorted(running))}")
+    if not jobs:
+        return
+    numbers = study.submit(
+        jobs, workdir, config.parallel, partition=config.partition, account=config.account,
         gpus_per_node=config.gpus_per_job, time=max(int(study.seconds_of(config.time) / 60), 1),
     )  # fmt: skip
     for name, number in numbers.items():

@@ -35,7 +35,6 @@ MLPS = tuple(NETWORKS)
 NETWORKS["resnet18"] = {"model": "resnet18"}
 SHRINKS = 81  # factors from 0 to 1
 UNUSED = ("model", "activation", "bias", "methods", "shrink", "perturb", "batch_stats", "opt_state", "fresh")
-ON_ONE_DEVICE = {"devices": None, "coordinator": None, "num_processes": None, "process_id": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +94,16 @@ def measure(own: dict[str, Config], dataset: Dataset, states: Any) -> list[dict[
     """The curve of each network, evaluation and seed, as JSON values."""
     import numpy as np
 
+    from wsjax import parallel
     from wsjax.training.shrinking import shrink_curves
 
     shrinks, found = np.linspace(0, 1, SHRINKS, dtype=np.float32), []
     for network, trained in own.items():
         for evaluation in shrinking.EVALUATIONS if trained.model == "resnet18" else ("running",):
-            cli.say(f"Shrinking {shrinking.title(network, evaluation)}")
-            alone = dataclasses.replace(trained, evaluation=evaluation, **ON_ONE_DEVICE)
+            cli.say(f"Shrinking {shrinking.title(network, evaluation)}", parallel.is_main())
+            tested = build.build_setup(dataclasses.replace(trained, evaluation=evaluation), dataset, alone=True)
             these = {seed: state for (name, seed), state in states.items() if name == network}
-            curves = shrink_curves(build.build_setup(alone, dataset), these, shrinks)
+            curves = shrink_curves(tested, these, shrinks)
             of = {"network": network, "evaluation": evaluation, "shrinks": [round(float(x), 6) for x in shrinks]}
             found += [of | {"seed": seed, "accuracies": list(map(float, own))} for seed, own in curves.items()]
     return found

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before the imports that take a second
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import tyro
 
@@ -32,7 +32,8 @@ from wsjax.scripts import build, cli, config, run
 
 if TYPE_CHECKING:
     from wsjax.data.datasets import Dataset
-    from wsjax.rounds.legs import Method
+    from wsjax.rounds.legs import Method, Round
+    from wsjax.training.train import Setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +71,14 @@ def main(settings: Config) -> None:
         settings.opt_state == "rebuild" or len({each.num_classes for each in loaded.values()}) == 1,
         "--opt_state=keep needs data sets of one number of classes: a new head has no optimiser's state to keep",
     )
+    plans = []
     for source, dataset in zip(stems, settings.datasets, strict=True):
         name = settings.run and f"{settings.run}-{source}"
-        run_source(dataclasses.replace(settings, dataset=dataset, run=name), loaded, source)
+        plans.append(plan_source(dataclasses.replace(settings, dataset=dataset, run=name), loaded, source))
+    for plan in plans:  # before the first is trained
+        run.check_folder("transfer", plan.settings, plan.setup, plan.trunk, plan.methods)
+    for plan in plans:
+        run_source(plan)
 
 
 def check(settings: Config) -> None:
@@ -88,10 +94,20 @@ def check(settings: Config) -> None:
     config.check_first_epochs(settings.first_epochs)
 
 
-def run_source(settings: Config, loaded: dict[str, Dataset], source: str) -> None:
-    """Runs the transfers from one source to all other data sets."""
+class Plan(NamedTuple):
+    """The transfers from one source: its name, and what trains; `table` says what each method is."""
+
+    source: str
+    settings: Config
+    setup: Setup
+    trunk: list[Round]
+    methods: dict[str, Method]
+    table: dict[str, names.Spec]
+
+
+def plan_source(settings: Config, loaded: dict[str, Dataset], source: str) -> Plan:
+    """The transfers from one source to all other data sets."""
     from wsjax.data import datasets
-    from wsjax.results import panels
 
     setups = {name: build.build_setup(settings, dataset) for name, dataset in loaded.items()}
     size, epochs = len(loaded[source].train_labels), settings.first_epochs or settings.epochs
@@ -106,7 +122,15 @@ def run_source(settings: Config, loaded: dict[str, Dataset], source: str) -> Non
             name = transfer.name_of(kind, target, fraction)
             methods[name] = method
             table[name] = transfer.spec_of(kind, build.methods_table(settings)[kind], target, fraction)
-    outcome = run.run("transfer", settings, setups[source], trunk, methods, transfer.summarize_transfer, table)
+    return Plan(source, settings, setups[source], trunk, methods, table)
+
+
+def run_source(plan: Plan) -> None:
+    """Runs the transfers from one source, or what is left of them, prints what came out, and draws it."""
+    from wsjax.results import panels
+
+    source, settings, setup, trunk, methods, table = plan
+    outcome = run.run("transfer", settings, setup, trunk, methods, transfer.summarize_transfer, table)
     figure = panels.transfer_panels(source, outcome.summary["rows"], transfer.kinds(table))
     sentences = transfer.transfer_sentences(outcome.summary, source)
     run.conclude(outcome, f"From {source}", transfer.transfer_table(outcome.summary, table), figure, sentences)

@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before the imports that take a second
 
 import dataclasses
 import runpy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,4 +95,5 @@ def show(name: str, runs: Sequence[Path]) -> Shown:
 
 if __name__ == "__main__":
     with cli.user_errors():
+        cli.refuse_empty_paths(Config, sys.argv[1:])
         main(tyro.cli(Config, description=__doc__))

@@ -15,7 +15,7 @@ from wsjax.errors import NonFiniteLoss, UsageError
 from wsjax.rounds.legs import Method
 from wsjax.scripts import cli, race
 from wsjax.scripts.config import Common
-from wsjax.storage.files import read_json
+from wsjax.storage.files import read_json, write_json
 from wsjax.storage.records import open_run, read_rows
 from wsjax.storage.rows import FIRST
 
@@ -238,6 +238,9 @@ def test_a_study_of_ones_own_data(script, tmp_path):
     code, _, errors = script("advise", *flags, "--new=0.3")
     assert (code, errors.count("\n")) == (2, 1)
     assert "new 0.2 there, 0.3 here" in errors
+    code, _, errors = script("advise", *flags, "--holdout=0.2")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "holdout 0.1 there, 0.2 here" in errors
 
 
 @pytest.mark.parametrize(
@@ -248,6 +251,11 @@ def test_a_study_of_ones_own_data(script, tmp_path):
         (("--new=1",), "--new must lie between 0 and 1, not 1.0"),
         (("--new=0.0001",), "--new=0.0001 of 600 train images leaves none on one side; give another"),
         (("--data", "none.npz"), "no such data file: none.npz"),
+        (
+            ("--data", "cifar10", "--holdout=0.3"),
+            "--holdout has no use for cifar10, which has a test set; leave it out",
+        ),
+        (("--workdir=",), "--workdir is empty: give a path, or leave it out"),
         (("--run=a/b",), "--run must be a plain name, not 'a/b'"),
         (("--fire_steps=-1",), "--fire_steps must lie in [0, 1000] or be None, not -1"),
     ],
@@ -265,6 +273,20 @@ def test_a_file_with_a_test_set_of_its_own_keeps_it(script, tmp_path):
     settings = advice.Config(data=(str(tmp_path / "split.npz"),))
     assert len(advice.load(settings).test_labels) == 6
     assert "--data FILES" in advice.command(settings, {"reinit": "warm_start"})
+
+
+def test_a_study_of_an_older_version_goes_on_by_its_data(tmp_path):
+    identity = {"new": 0.2, "image_size": 64, "holdout": 0.3}
+    assert advice._as_begun(tmp_path, identity) == identity
+    write_json(tmp_path / "config.json", {"config": {"new": 0.2, "image_size": None}})
+    assert advice._as_begun(tmp_path, identity) == {"new": 0.2, "image_size": None}
+    write_json(tmp_path / "config.json", {"config": {"new": 0.2, "image_size": None, "holdout": 0.1}})
+    assert advice._as_begun(tmp_path, identity) == identity
+
+
+def test_what_data_are_called():
+    given = [("ph-v1.5/",), ("in/ph-v1.6",), ("x.npz",), ("in/*.npz",), ()]
+    assert [advice._name(data) for data in given] == ["ph-v1.5", "ph-v1.6", "x", "data", "digits"]
 
 
 def test_a_study_with_another_factor_is_another_study(script, tmp_path):

@@ -1,6 +1,7 @@
 """Two processes on this machine stand for two hosts."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from wsjax.errors import UsageError
+from wsjax.scripts import hosts
+from wsjax.scripts.config import Common, check_config
 from wsjax.storage.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
@@ -40,6 +44,61 @@ def records_of(workdir):
 def rows(workdir):
     records = read_run(records_of(workdir).parent).rows
     return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in records]
+
+
+ALL = {"coordinator": "node1:12345", "num_processes": 2, "process_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"coordinator": None}, "all three, unless srun started them: --coordinator missing"),
+        ({"num_processes": None, "process_id": None}, "--num_processes and --process_id missing"),
+        ({"coordinator": None, "num_processes": None}, "--coordinator and --num_processes missing"),
+        ({"process_id": 2}, "--process_id counts from 0, below --num_processes=2, not 2"),
+        ({"process_id": -1}, "--process_id counts from 0, below --num_processes=2, not -1"),
+        ({"num_processes": 0}, "--num_processes must be positive, not 0"),
+        ({"coordinator": "node1"}, "--coordinator is HOST:PORT of process 0, such as node1:12345, not 'node1'"),
+        ({"coordinator": "node1:99999"}, "not 'node1:99999'"),
+        ({"coordinator": ":12"}, "not ':12'"),
+    ],
+)
+def test_flags_of_several_processes_are_all_given_and_fit(monkeypatch, changes, said):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "")  # as a script may leave it
+    check_config(Common(**ALL))
+    check_config(Common(**ALL | {"coordinator": "[::1]:12345"}))
+    with pytest.raises(UsageError, match=re.escape(said)):
+        check_config(Common(**ALL | changes))
+
+
+def test_srun_tells_what_flags_do_not(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    check_config(Common(process_id=1))
+    assert hosts.has_several_processes(Common())
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "")
+    assert not hosts.has_several_processes(Common())
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0, "not all of 2 processes have come to localhost:{port}: "),
+        (1, "no connection to localhost:{port}: is process 0 running, and is the address right?"),
+    ],
+)
+def test_processes_that_do_not_find_each_other_say_so(tmp_path, number, said):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "import runpy, sys; from wsjax import parallel; parallel.JOIN_WITHIN = 2;"
+        f"sys.argv = ['x', '--coordinator=localhost:{port}', '--num_processes=2', '--process_id={number}',"
+        f"'--workdir={tmp_path}']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert f"error: {said.format(port=port)}" in done.stderr
+    assert "has ended" not in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,15 @@ def test_a_camera_that_was_held_otherwise(orientation, upright):
     assert np.abs(read(photo, 64)[4::8, 4::8].astype(int) - upright).mean() < 8
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_damaged_exif_leaves_the_image_as_it_stands(kind):
+    content = packed(Image.fromarray(PIXELS), kind, exif=b"Exif\0\0no TIFF header at all")
+    with Image.open(io.BytesIO(content)) as plain:
+        np.testing.assert_array_equal(read(content), np.asarray(plain.convert("RGB")))
+    with pytest.raises(DataError, match="is damaged"):
+        read(content[: len(content) * 4 // 5])
+
+
 def test_the_largest_square_in_the_middle_is_resized():
     wide = np.zeros((32, 64, 3), np.uint8)
     wide[:, :16, 0], wide[:, 16:48, 1], wide[:, 48:, 2] = 255, 255, 255

@@ -1,6 +1,7 @@
 """The data files of the retraining job: which there are, which are left out, and that neither stops a call."""
 
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from wsjax.data import datasets
 from wsjax.errors import DataError
@@ -241,6 +243,47 @@ def test_many_class_names_do_not_fill_the_terminal(tmp_path):
     assert lines[1].startswith("new classes: class 2, class 3, ")
     assert ["and 89,980 more" in lines[0], "and 89,978 more" in lines[1]] == [True, True]
     assert max(map(len, lines)) < 2_000
+
+
+@pytest.mark.parametrize(("names", "labels"), [("013", [0, 1, 2, 3]), ("02", [1] * 4), ("013", [3, 0, 1, 1])])
+def test_a_label_that_may_be_a_place_or_a_name_is_left_out(tmp_path, names, labels):
+    for number, name in enumerate(names):
+        (tmp_path / "gap" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(make_images(1, 10 * number + i)[0][0, ..., 0]).save(tmp_path / "gap" / name / f"{i}.png")
+    images = np.random.default_rng(99).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    path = write(tmp_path / "gap.npz", images=images, labels=np.array(labels))
+    pool, lines = read([tmp_path / "gap", path])
+    assert pool.class_names == tuple(names)
+    assert len(lines) == 1
+    assert re.match(
+        rf"left out: {path}: the label [231] may be a place or a name among the known classes, 0, ", lines[0]
+    )
+    write(path, images=images, labels=np.array(labels) % 2, class_names=np.array(list(names)))
+    assert len(read([tmp_path / "gap", path])[0].files) == 2
+
+
+def test_numbers_that_are_their_own_labels_are_no_riddle():
+    known = ("00", "01", "cat")
+    assert incoming._merge_classes(known, None, {0, 1, 2, 3}, Path("a")) == (*known, "3")
+    with pytest.raises(DataError, match=r"a: class_names 7, 01, cat, cat are not|give two classes of .* one name"):
+        incoming._merge_classes(("0", "cat"), ("cat",), {0}, Path("a"))
+
+
+def test_a_file_is_one_however_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    path = write(tmp_path / "in" / "a.npz")
+    monkeypatch.chdir(tmp_path / "in")
+    for pattern in ("../in/a.npz", "./deep/../a.npz", "../in/*.npz"):
+        assert paths(read([pattern, "a.npz"])[0]) == [path]
+    stored = [{"path": f"{tmp_path}/in/../in/a.npz", "sha256": read(["a.npz"])[0].files[0]["sha256"], "images": 40}]
+    pool, lines = read(["a.npz"], stored, {"class_names": ("0", "1"), "image_shape": (4, 4, 1)})
+    assert (paths(pool), lines) == ([path], [])
+    other = write(tmp_path / "b.npz", seed=1)
+    (tmp_path / "link").symlink_to(tmp_path / "in" / "deep")
+    assert paths(read([f"{tmp_path}/link/../a.npz"])[0]) == [tmp_path / "link" / ".." / "a.npz"]
+    path.unlink()
+    assert read(["../in/*.npz", other], stored)[1] == [f"{path} is gone: its 40 images are no longer trained on"]
 
 
 def test_the_scripts_limit_reaches_the_files(tmp_path):

@@ -64,6 +64,20 @@ def test_styles_are_the_same_in_every_figure_and_no_two_alike():
 
 
 @pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("ph v1.5", "ph v1.5"),
+        ("x/ph v1.6/", "ph v1.6"),
+        ("x/a.b.npz", "a.b"),
+        (".npz", ".npz"),
+        ("tfds:a/b.c", "a-b.c"),
+    ],
+)
+def test_what_data_are_called(data, name):
+    assert names.of_data(data) == name
+
+
+@pytest.mark.parametrize(
     ("name", "shown"),
     [
         ("first", "first round"),

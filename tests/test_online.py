@@ -1,8 +1,10 @@
 """The online script end to end, tiny."""
 
+import dataclasses
 import json
 import random
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 from test_offline import newest_arrays
 
+from wsjax.errors import UsageError
+from wsjax.scripts import protocols
 from wsjax.storage.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
@@ -46,6 +50,7 @@ def test_rounds_grow_by_the_increment_and_the_summary_adds_up(script, tmp_path):
     ("arguments", "message"),
     [
         (("--pool", "61"), "--pool asks for 61 images; the train split has 60"),
+        (("--pool", "1.5"), "--pool is a fraction up to 1, or a whole number of images above that, not 1.5"),
         (("--pool", "0"), "--pool must be positive, not 0"),
         (("--increment", "0"), "--increment must be positive, not 0"),
         (("--max_rounds", "-1"), "--max_rounds must be positive, not -1"),
@@ -59,6 +64,16 @@ def test_bad_input_is_one_line_and_exit_code_2(script, tmp_path, arguments, mess
     code, _, error = script("online", *TINY, "--workdir", tmp_path, *arguments)
     assert code == 2
     assert re.fullmatch(f"error: {message}.*\n", error)
+
+
+def test_a_threshold_that_nobody_gave_is_no_mistake():
+    own = runpy.run_path(str(SCRIPT))
+    check, defaults = own["check"], own["defaults"]
+    for dataset, protocol in (("digits", None), ("cifar10", "dash")):
+        settings = protocols.applied(defaults(dataset), protocol)
+        check(dataclasses.replace(settings, stop=("epochs",)))
+        with pytest.raises(UsageError, match="--threshold has no use"):
+            check(dataclasses.replace(settings, stop=("epochs",), threshold=0.5))
 
 
 def test_shrinking_before_the_first_round_gives_sp_a_first_round_of_its_own(script, tmp_path):

@@ -1,5 +1,6 @@
 """Several (virtual CPU) devices: a split batch gives one device's result, replicas give each seed's own."""
 
+import os
 from functools import partial
 
 import jax
@@ -17,6 +18,13 @@ from wsjax.storage.records import Records
 from wsjax.training.statistics import reestimated
 from wsjax.training.task import image_task, with_batch_statistics
 from wsjax.training.train import Setup, make_optimizer
+
+
+def test_a_process_that_may_use_fewer_cores_takes_those(monkeypatch):
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda process: {2, 5, 7}, raising=False)
+    assert parallel.cores() == 3
+    monkeypatch.delattr(parallel.os, "sched_getaffinity")
+    assert parallel.cores() == (os.cpu_count() or 1)
 
 
 def resnet_task(axis_name=None):

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from wsjax.commands import retrain
+from wsjax.errors import NonFiniteLoss
 from wsjax.storage.records import read_json, read_rows
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "retrain.py"
@@ -77,6 +79,16 @@ def test_a_jobs_life(tmp_path):
         (("--data", "x", "--devices", "0"), "--devices must be positive, not 0"),
         (("--data", "x", "--devices", "5"), "--devices=5: 5 devices asked for; there are 4 (cpu)"),
         (("--rollback",), "{folder}/model has no model to roll back"),
+        (
+            ("--rollback", "--rollback_to", "2"),
+            "--rollback goes to the parent, --rollback_to to the model that it names",
+        ),
+        (
+            ("--data", "x", "--stop", "epochs", "--threshold=0.9"),
+            "--threshold has no use without --stop accuracy: leave",
+        ),
+        (("--data", "x", "--model_dir="), "--model_dir is empty: give a path, or leave it out"),
+        (("--data", "x", "--model-dir", ""), "--model_dir is empty"),
         (("--rollback_to", "2"), "{folder}/model has no model to roll back"),
         (("--data", "x", "--model_dir", "~nobody-of-this-name/m"), "~nobody-of-this-name/m: "),
     ],
@@ -87,6 +99,26 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert done.stderr.startswith(f"error: {message.format(folder=tmp_path)}")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())  # nothing was made
+
+
+def test_progress_counts_a_training_for_comparison_too():
+    most = {
+        (method, rate, compare): retrain._most_epochs(
+            retrain.Config(epochs=5, method=method, later_rate=rate, compare_scratch=compare)
+        )
+        for method in ("fire", "scratch")
+        for rate in (None, 1.0)
+        for compare in (True, False)
+    }
+    assert [key for key, epochs in most.items() if epochs == 10] == [
+        ("fire", None, True), ("fire", 1.0, True), ("scratch", 1.0, True),
+    ]  # fmt: skip
+    assert set(most.values()) == {5, 10}
+
+
+def test_a_later_rate_that_diverges_is_named():
+    with pytest.raises(NonFiniteLoss, match="lower --later_rate"), retrain.advice(retrain.Config(later_rate=1e30)):
+        raise NonFiniteLoss("loss")
 
 
 def test_a_killed_job_goes_on_where_it_was(tmp_path):

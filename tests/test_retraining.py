@@ -718,6 +718,16 @@ def test_an_unfinished_model_of_another_parent_starts_anew(job, tmp_path):
     assert any("was for other data or settings: it starts anew" in line for line in job.lines)
 
 
+def test_another_interval_of_checkpoints_goes_on_with_the_training(job):
+    job.add("a")
+    told = {"architecture": {"model": "logistic"}}
+    with pytest.raises(Killed):
+        job.call(recipe(describe=told | {"checkpoint_every": 1}), observe=killed_at(2))
+    seen = []
+    job.call(recipe(describe={"checkpoint_every": 7} | told), observe=lambda rows: seen.append(rows[0]["epoch"]))
+    assert seen == [3]
+
+
 def test_a_damaged_config_of_an_unfinished_model_starts_it_anew(job):
     job.add("a")
     with pytest.raises(Killed):

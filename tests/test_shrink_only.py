@@ -2,7 +2,9 @@
 
 import json
 import re
+import runpy
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +16,21 @@ from test_figures import CONFIG, command, draw, write_folder
 from test_offline import timeless
 from test_train import KEY, images, small_resnet_task
 
+from wsjax import parallel
+from wsjax.data.datasets import digits, take
 from wsjax.errors import RunError
 from wsjax.networks import models
 from wsjax.results import shrinking
+from wsjax.scripts import build
 from wsjax.scripts import run as running
+from wsjax.scripts.config import Common
 from wsjax.storage.records import read_run
 from wsjax.training.shrinking import shrink_curves
 from wsjax.training.statistics import reestimated
 from wsjax.training.task import image_task, with_batch_statistics
 from wsjax.training.train import Setup, all_samples, evaluate, init_state, make_optimizer
 
+SCRIPT = Path(__file__).parents[1] / "experiments" / "shrink_only.py"
 SGD = make_optimizer("sgd", 0.1)
 
 
@@ -165,6 +172,21 @@ def test_a_resnet_has_a_curve_for_each_evaluation(script, tmp_path, monkeypatch)
     assert [one["evaluation"] for one in summary["measured"]] == ["running", "reestimated", "batch"]
     assert config["compiled_kernels"] in (True, False)
     assert config["config"]["stack"] is False
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_one_of_several_processes_measures_by_itself(monkeypatch, capfd, main):
+    monkeypatch.setattr(models, "resnet18", lambda classes, **more: models.ResNet(classes, stage_sizes=(1,), **more))
+    dataset = take(KEY, digits(), 16, 8)
+    config = Common(model="resnet18", width=2)
+    setup = build.build_setup(config, dataset)
+    state = init_state(setup.task, setup.optimizer, KEY)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setattr(parallel, "is_main", lambda: main)
+    measure = runpy.run_path(str(SCRIPT))["measure"]
+    found = measure({"resnet18": config}, dataset, {("resnet18", 0): state})
+    assert [one["evaluation"] for one in found] == ["running", "reestimated", "batch"]
+    assert capfd.readouterr().out.count("Shrinking") == 3 * main
 
 
 @pytest.mark.parametrize(

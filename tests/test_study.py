@@ -1,8 +1,10 @@
 """The study's jobs: which there are, what they cost, and what happens when they fail or are killed."""
 
+import dataclasses
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from wsjax.data import datasets
+from wsjax.data.embedded import EMBEDDED
 from wsjax.errors import UsageError
-from wsjax.scripts import launch, study
+from wsjax.scripts import launch, plan, study
 from wsjax.storage.files import read_json
+from wsjax.storage.lock import hold
 
 ROOT = Path(__file__).resolve().parents[1]
 REPRODUCE = ROOT / "experiments" / "reproduce.py"
@@ -225,6 +230,11 @@ def test_the_whole_grid_is_planned_without_jax(tmp_path, scale):
         (("--launcher=pbs",), "unknown launcher 'pbs'; available: local, slurm"),
         (("--only", "figure99"), "unknown figure 'figure99'; available: figure5"),
         (("--seeds=0",), "--seeds must be positive, not 0"),
+        (("--partition=gpu",), "--partition has no use without --launcher=slurm; leave it out, or add that"),
+        (("--gpus_per_job=2",), "--gpus_per_job has no use without --launcher=slurm"),
+        (("--parallel=2",), "--parallel has no use without --launcher=slurm"),
+        (("--launcher=slurm", "--jobs=2"), "--jobs has no use without --launcher=local"),
+        (("--workdir=",), "--workdir is empty: give a path, or leave it out"),
         (("--jobs=-1",), "--jobs must be positive, not -1"),
         (("--budget=soon",), "a time is written as 90s, 30m, 8h or 2d, not 'soon'"),
         (("--time=0h",), "a time is written as 90s, 30m, 8h or 2d, not '0h'"),
@@ -248,6 +258,103 @@ def test_a_job_of_the_tour_runs_and_the_page_shows_it(tmp_path):
     assert re.search(r"table1-2 +waiting", again.stdout)
 
 
+def test_a_run_of_other_settings_is_not_taken_for_the_jobs(scripts):
+    (job,) = make(scripts, {"figure5": ["offline --num_train=50 --devices=2"]})["figure5"]
+    (folder,) = job.folders
+    folder.mkdir(parents=True)
+    stored = {"seeds": [0], "data": "x", "gone": 1, **json.loads(json.dumps(dict(job.settings))), "num_test": 60}
+    for name in ("bias", "probes"):  # which older versions did not have
+        del stored[name]
+    (folder / "config.json").write_text(json.dumps({"config": stored | {"devices": 4, "workdir": "other"}}))
+    study.check_runs([job])
+    (folder / "config.json").write_text(json.dumps({"config": stored | {"epochs": 9, "num_train": 60}}))
+    said = (
+        r"figure5 is a run of other settings than figure5 here \((epochs 9 there, 5 here|num_train 60 there, 50 here); "
+    )
+    with pytest.raises(UsageError, match=said):
+        study.check_runs([job])
+
+
+def test_a_run_of_another_scale_is_refused(tmp_path):
+    folder = tmp_path / "gradients" / "figure8"
+    folder.mkdir(parents=True)
+    settings = dataclasses.asdict(runpy.run_path(str(ROOT / "experiments" / "gradients.py"))["DIGITS"])
+    stored = {name: value for name, value in settings.items() if not isinstance(value, Path)} | {"seeds": [0]}
+    (folder / "config.json").write_text(json.dumps({"config": stored | {"num_train": 600, "num_test": 1197}}))
+    (folder / "summary.json").write_text("{}")
+    flags = ("--only", "figure8", "--seeds", 1, "--workdir", tmp_path, "--dry_run")
+    assert reproduce("--scale=digits", *flags).stdout.startswith("1 of 1 jobs are complete")
+    done = reproduce("--scale=cpu", *flags)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "figure8 is a run of other settings than figure8 here (dataset digits there, cifar10 here; " in done.stderr
+
+
+def test_the_known_sizes_are_those_of_the_embedded_sets():
+    assert {name: len(datasets.load(name).train_labels) for name in EMBEDDED} == {
+        name: plan.SIZES[name] for name in EMBEDDED
+    }
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """`reproduce` of one job, Slurm's queue, and what was submitted and drawn."""
+    own = runpy.run_path(str(REPRODUCE))
+    queue, seen = set(), []
+
+    def run_slurm(jobs, *_, **__):
+        assert jobs
+        seen.append([job.name for job in jobs])
+        return {job.name: f"7_{number}" for number, job in enumerate(jobs)}
+
+    monkeypatch.setattr(launch, "run_slurm", run_slurm)
+    monkeypatch.setattr(launch, "in_queue", lambda: queue)
+    own["main"].__globals__["draw"] = lambda workdir: seen.append("page")
+    config = own["Config"](only=("figure8", "figure2"), seeds=1, launcher="slurm", workdir=tmp_path)
+    return lambda **more: own["main"](dataclasses.replace(config, **more)), queue, seen
+
+
+def test_what_waits_in_slurms_queue_is_not_submitted_again(slurm, tmp_path, capsys):
+    main, queue, seen = slurm
+    main()
+    queue.add("7_0")
+    main()
+    with hold(tmp_path / "online" / "figure2"):
+        main()
+    assert seen == [["figure8", "figure2"], ["figure2"]]
+    assert "1 jobs wait or run already, and are not submitted again: figure8" in capsys.readouterr().out
+    (tmp_path / "slurm").mkdir()
+    log = tmp_path / "slurm" / "7_0_0_log.out"
+    log.touch()
+    main(status=True)
+    assert re.search(rf"figure8 +queued .*{log}", capsys.readouterr().out)
+
+
+def test_the_page_is_drawn_when_nothing_is_left_to_submit(slurm, tmp_path):
+    main, _, seen = slurm
+    for folder in (tmp_path / "gradients" / "figure8", tmp_path / "online" / "figure2"):
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text("{}")
+    main()
+    assert seen == ["page"]
+
+
+def test_two_calls_do_not_work_in_one_folder(tmp_path):
+    with hold(tmp_path):
+        done = reproduce("--only", "table1", "--seeds", 1, "--budget=1s", "--workdir", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"error: {tmp_path} is in use by pid {os.getpid()} on host" in done.stderr
+
+
+def test_a_job_that_is_done_has_not_failed(scripts, monkeypatch):
+    (job,) = make(scripts, {"figure5": ["offline"]})["figure5"]
+    workdir = scripts.parent / "work"
+    monkeypatch.setattr(launch, "run_local", lambda *_: [launch.Ended(job, 143, 1.0)])
+    assert len(study.run([job], workdir, 1.0, 1)) == 1
+    job.folders[0].mkdir(parents=True)
+    (job.folders[0] / "summary.json").write_text("{}")
+    assert study.run([job], workdir, 1.0, 1) == []
+
+
 def test_jobs_that_differ_in_seeds_alone_are_one_where_all_have_the_same(scripts):
     grid = {"figure5": ["offline --seeds 0 1", "offline --seeds 2 3"], "figure1": ["offline --seeds=4"]}
     assert [[job.name for job in own] for own in make(scripts, grid).values()] == [
@@ -263,13 +370,13 @@ def test_jobs_that_differ_in_seeds_alone_are_one_where_all_have_the_same(scripts
 def test_a_run_of_other_seeds_is_not_taken_for_the_jobs(scripts):
     (job,) = make(scripts, {"figure5": ["offline --seeds 0 1"]})["figure5"]
     (folder,) = job.folders
-    study.check_seeds([job])
+    study.check_runs([job])
     folder.mkdir(parents=True)
     for seeds in ([0, 1], [0, 1, 2]):
-        (folder / "config.json").write_text(json.dumps({"config": {"seeds": seeds}}))
+        (folder / "config.json").write_text(json.dumps({"config": dict(job.settings) | {"seeds": seeds}}))
         if seeds == [0, 1]:
-            study.check_seeds([job])
+            study.check_runs([job])
     with pytest.raises(
         UsageError, match=r"figure5 is a run of the seeds 0 1 2, and figure5 here is of 0 1: give anoth"
     ):
-        study.check_seeds([job])
+        study.check_runs([job])

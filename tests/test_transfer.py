@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import runpy
 import signal
 import subprocess
@@ -110,6 +111,16 @@ def test_images_of_two_shapes_are_refused(script, tmp_path, monkeypatch):
     code, _, err = script("transfer", *TINY, "--workdir", tmp_path)
     assert code == 2
     assert err == ("error: --datasets must have images of one shape: digits_low (8, 8, 1), digits_high (16, 8, 1)\n")
+
+
+def test_a_folder_of_another_run_is_refused_before_any_training(script, tmp_path):
+    flags = (*TINY, "--methods", "WS", "--workdir", tmp_path, "--datasets")
+    assert script("transfer", *flags, "digits_low", "digits_high")[0] == 0
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = script("transfer", *flags, "digits", "digits_low")
+    assert code == 2
+    assert re.fullmatch(r"error: .*transfer/digits_low-mlp-adam holds a run of other settings \(.*\n", err)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_first_data_set_decides_the_defaults():

@@ -8,6 +8,7 @@ device trains replicas of its own, and nothing is communicated.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,6 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from wsjax.errors import ProcessLost
 
 DATA, REPLICAS = "data", "replicas"
+JOIN_WITHIN = 60
+"""Seconds within which all processes must have come."""
 BROKEN_OFF = "gloo|nccl|barrier|heartbeat|coordination"
 """Who speaks in the error of a communication that broke off: collectives on a CPU and a GPU, or JAX's own service."""
 
@@ -34,6 +37,13 @@ def data_mesh(devices: int | None = None) -> Mesh:
 def replica_mesh(devices: int | None = None) -> Mesh:
     """A mesh that spreads replicas over so many devices, by default all there are."""
     return _mesh(REPLICAS, devices)
+
+
+def cores() -> int:
+    """The cores that this process may use, which a scheduler or taskset can make fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def device_names() -> list[str]:
@@ -121,7 +131,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
       process_id: which one this is, from 0.
     """
     jax.distributed.initialize(
-        coordinator, num_processes, process_id, initialization_timeout=60, heartbeat_timeout_seconds=20
+        coordinator, num_processes, process_id, initialization_timeout=JOIN_WITHIN, heartbeat_timeout_seconds=20
     )
 
 

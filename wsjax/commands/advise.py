@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 from wsjax.commands import retrain
 from wsjax.errors import RunError, printable
 from wsjax.results import advice, names, words
-from wsjax.scripts import build, cli, config, process, race, study
+from wsjax.scripts import build, cli, config, hosts, process, race, study
 from wsjax.storage.files import user_path
-from wsjax.storage.records import DATA, about_run, data_digest, open_run, write_json
+from wsjax.storage.records import CONFIG, DATA, about_run, data_digest, open_run, read_run, write_json
 
 if TYPE_CHECKING:
     from wsjax.data.datasets import Dataset
@@ -108,7 +108,8 @@ def main(settings: Config) -> None:
         f"{dataset.name}: a model of {old:,} images is to take in {total - old:,} new ones; "
         f"tested on {len(dataset.test_labels):,} others, {len(table)} ways, within {cli.duration(budget)}"
     )
-    with open_run(folder, _identity(settings, own, dataset), about_run("advise", _devices()) | {"methods": table}):
+    identity = _as_begun(folder, _identity(settings, own, dataset))
+    with open_run(folder, identity, about_run("advise", _devices()) | {"methods": table}):
         ends, raced = race.race(
             race.Race(
                 own, setup, rounds, methods, table, folder, budget, settings.seeds, settings.tolerance,
@@ -136,7 +137,7 @@ def check(settings: Config) -> None:
     cli.check(0 <= settings.tolerance <= 1, f"--tolerance must lie in [0, 1], not {settings.tolerance}")
     config.check_run(settings.run)
     own = config.Common(devices=settings.devices)
-    cli.check(not config.has_several_processes(own), "advise runs as one process: start it without srun")
+    cli.check(not hosts.has_several_processes(own), "advise runs as one process: start it without srun")
 
 
 def ways(settings: Config, num_samples: int) -> dict[str, names.Spec]:
@@ -170,8 +171,9 @@ def load(settings: Config) -> Dataset:
 
     given = settings.data or ("digits",)
     if len(given) == 1 and (given[0] in datasets.NAMES or _has_test_set(given[0])):
-        own = settings.max_gigabytes != Config.max_gigabytes
-        cli.check(not own, f"--max_gigabytes has no use for {given[0]}, which is loaded as a whole; leave it out")
+        for name, why in (("max_gigabytes", "is loaded as a whole"), ("holdout", "has a test set")):
+            unused = getattr(settings, name) == getattr(Config, name)
+            cli.check(unused, f"--{name} has no use for {given[0]}, which {why}; leave it out")
         return datasets.load(given[0], image_size=settings.image_size)
     pool = read_pool(given, (), None, settings.holdout, cli.say, settings.max_gigabytes, settings.image_size)
     assert pool is not None
@@ -289,12 +291,21 @@ def _identity(settings: Config, own: config.Common, dataset: Dataset) -> dict[st
     fields = {name: value for name, value in dataclasses.asdict(own).items() if name not in config.NEUTRAL}
     data = (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
     fields |= {"new": settings.new, "first_epochs": settings.first_epochs, DATA: data_digest(data)}
+    fields |= {"image_size": settings.image_size, "holdout": settings.holdout}
     return {name: value for name, value in fields.items() if name != "seeds"}
+
+
+def _as_begun(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity without what a folder of an older version does not tell: there its data decide alone."""
+    path = folder / CONFIG
+    if not path.exists() or "holdout" in read_run(folder).config["config"]:
+        return identity
+    return {name: value for name, value in (identity | {"image_size": None}).items() if name != "holdout"}
 
 
 def _name(data: Sequence[str]) -> str:
     """What data are called, in a folder's name too."""
-    stem = Path(data[0]).stem if data else "digits"
+    stem = names.stem_of(data[0]) if data else "digits"
     return re.sub(r"[^\w.-]+", "", stem).strip(".-") or "data"
 
 

@@ -95,7 +95,7 @@ def main(config: Config) -> None:
         before = "" if old is None else f", not {old}, which stays in {config.model_dir}/models"
         return cli.say(f"rolled back: model {new} is current{before}")
     cli.check(len(config.data) > 0, "--data is missing: give files, folders or globs, such as --data 'incoming/*.npz'")
-    with cli.progress(config.epochs, ", if training does not end early") as advance, advice():
+    with cli.progress(_most_epochs(config), ", if training does not end early") as advance, advice(config):
         lineage = retrain(
             config.model_dir,
             config.data,
@@ -113,15 +113,22 @@ def main(config: Config) -> None:
         sys.exit(KEPT_ASIDE)
 
 
+def _most_epochs(config: Config) -> int:
+    """The epochs that a call trains at most: a training from scratch, for comparison, may come on top."""
+    again = config.compare_scratch and (config.method != SCRATCH or build_later(config) is not None)
+    return config.epochs * (2 if again else 1)
+
+
 @contextlib.contextmanager
-def advice() -> Iterator[None]:
+def advice(config: Config) -> Iterator[None]:
     """Says what to do about a loss that is not finite."""
     from wsjax.errors import NonFiniteLoss
 
     try:
         yield
     except NonFiniteLoss as error:
-        raise NonFiniteLoss(f"{error}; nothing changed; lower --learning_rate") from error
+        flags = "--learning_rate" if config.later_rate is None else "--later_rate, or --learning_rate of a first model"
+        raise NonFiniteLoss(f"{error}; nothing changed; lower {flags}") from error
 
 
 def build_recipe(config: Config) -> Any:
@@ -174,6 +181,8 @@ def check(config: Config) -> None:
     for name in ("shrink", "perturb"):
         value = getattr(config, name)
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
+    both = config.rollback and config.rollback_to is not None
+    cli.check(not both, "--rollback goes to the parent, --rollback_to to the model that it names: give one of them")
     size = config.max_gigabytes
     cli.check(math.isfinite(size) and size > 0, f"--max_gigabytes must be positive, not {size}")
     common.check_image_size(config.image_size)

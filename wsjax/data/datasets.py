@@ -329,7 +329,7 @@ def _check_images(name: str, labels_name: str, images: np.ndarray, labels: np.nd
     if images.ndim != 4 or 0 in images.shape[1:]:
         axis = "; give grey images a channel axis: images[..., None]" if images.ndim == 3 else ""
         raise DataError(f"{name} has the shape {images.shape}; it must be [N, height, width, channels]{axis}")
-    if images.shape[1] in (1, 3) and images.shape[2] == images.shape[3] > 4:  # as PyTorch has them
+    if images.shape[1] in (1, 3) and images.shape[2] > 4 and images.shape[3] > 4:  # as PyTorch has them
         raise DataError(f"{name} has the shape {images.shape}; put channels last: images.transpose(0, 2, 3, 1)")
     if images.shape[-1] > _MAX_CHANNELS:
         most = f"{_MAX_CHANNELS:,} channels at most"
@@ -376,6 +376,10 @@ def _strings(names: np.ndarray) -> tuple[str, ...]:
     for text in texts:
         if not sources.is_text(text):
             raise DataError(f"class_names has {text[:60]!a}, with a control character; write plain text")
+    if not all(text.strip() for text in texts):
+        raise DataError("class_names has an empty name; give every class one")
+    if len(set(texts)) < len(texts):
+        raise DataError(f"class_names has a name twice: {sources.listed(texts)}; give every class its own")
     return texts
 
 

@@ -61,7 +61,8 @@ def decoded(content: bytes, origin: object, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:  # known before a pixel is decoded
                 raise Image.DecompressionBombError
-            return fitted(in_rgb(ImageOps.exif_transpose(image)), size)
+            image.load()  # what fails from here on is no fault of the pixels
+            return fitted(in_rgb(_upright(image)), size)
     except Image.UnidentifiedImageError:
         what = "no PNG or JPEG image, or only the beginning of one"
         raise DataError(f"{origin} is {what}; remove the file, or write it anew") from None
@@ -71,6 +72,16 @@ def decoded(content: bytes, origin: object, size: int) -> np.ndarray:
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise DataError(f"{origin} is damaged ({reason(error)}); remove the file, or write it anew") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; as it stands where that is damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow's reader of EXIF raises SyntaxError, ValueError, struct.error and more
+        return image
 
 
 def in_rgb(image: Image.Image) -> Image.Image:

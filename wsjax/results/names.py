@@ -48,8 +48,13 @@ def of_data(dataset: str) -> str:
     """What a data set is called: a file or a folder by its name, tfds:NAME/CONFIG by NAME-CONFIG."""
     if dataset.startswith("tfds:"):
         return re.sub("[/:]", "-", dataset.removeprefix("tfds:"))
-    stem = Path(dataset).stem
-    return Path(os.path.abspath(dataset)).stem if stem in ("", "..") else stem
+    return stem_of(os.path.abspath(dataset) if Path(dataset).name in ("", "..") else dataset)
+
+
+def stem_of(path: str) -> str:
+    """The name of a file or a folder, without the ending of an archive: what else has a dot is all name."""
+    own = Path(path)
+    return own.stem if own.suffix == ".npz" else own.name
 
 
 def from_settings(

@@ -141,7 +141,7 @@ def read_pool(
     def tell(line: str) -> None:  # what files are called, and classes in them, must not forge a line
         say(printable(line))
 
-    old = {Path(row["path"]): row for row in known}
+    old = {_one_spelling(row["path"]): row for row in known}
     files = _in_order(patterns, old, max_gigabytes, tell)
     found = _Found(tuple(base["class_names"]), tuple(base["image_shape"]), "the model's are") if base else _Found()
     rows = []
@@ -224,16 +224,28 @@ def _expand(pattern: str, old: Mapping[Path, Row]) -> list[Path]:
     if not pattern.strip():  # an unset variable of a shell, which is not the present folder
         raise DataError("--data has an empty name; it takes files, folders and patterns such as 'incoming/*.npz'")
     path = expand_user(pattern).absolute()
-    if path in old or os.path.lexists(path):
-        return [path]
+    one = _one_spelling(path)
+    if one in old or os.path.lexists(path):
+        return [one]
     if not glob.has_magic(pattern):
         raise DataError(f"no such data file: {pattern}")
     # The folders that the user did not write, of the home or the present one, may hold brackets of their own.
     written = Path(pattern).parts[pattern.startswith("~") :]
     folders = path.parts[: len(path.parts) - len(written)]
     whole = os.path.join(glob.escape(os.path.join("", *folders)), *written)
-    found = [Path(path) for path in glob.glob(whole, recursive=True)]
-    return found or [path for path in old if fnmatch.fnmatchcase(str(path), whole.replace("**/", "*"))]
+    found = [_one_spelling(path) for path in glob.glob(whole, recursive=True)]
+    gone = os.path.normpath(whole.replace("**/", "*"))
+    return found or [path for path in old if fnmatch.fnmatchcase(str(path), gone)]
+
+
+def _one_spelling(path: str | Path) -> Path:
+    """The path without "." and "..", so that a file is one however it is written.
+
+    Behind a link ".." leads elsewhere than its letters say: there the path stays as it is.
+    """
+    plain = Path(os.path.abspath(path))
+    same = os.path.lexists(plain) and os.path.realpath(plain) == os.path.realpath(path)
+    return plain if same or not os.path.lexists(path) else Path(path).absolute()
 
 
 def _merge_classes(
@@ -241,9 +253,11 @@ def _merge_classes(
 ) -> tuple[str, ...]:
     """The classes known after a file. Its names must go on where the known ones end; a number stands for no name yet.
 
-    Labels of a file without names must go on without a gap: a gap is most likely a mistake.
+    Labels of a file without names must go on without a gap: a gap is most likely a mistake. Where known names are
+    numbers, each must be its label's own: whether a label is a place or a name could not be told.
     """
     if names is None:
+        _check_numbers(known, labels, path)
         new = sorted(label for label in labels if label >= len(known))
         if new != list(range(len(known), len(known) + len(new))):
             raise DataError(
@@ -251,14 +265,31 @@ def _merge_classes(
                 "from 0 on without one, or add class_names"
             )
         return known + tuple(map(str, new))
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: class_names has a name twice: {listed(names)}")
     merged = [*known, *names[len(known) :]]
     for number, name in enumerate(names):
         if merged[number] not in (name, str(number)):
             raise DataError(f"{path}: class_names {listed(names)} are not those of the model, {listed(known)}")
         merged[number] = name
+    if len(set(merged)) < len(merged):
+        raise DataError(f"{path}: class_names {listed(names)} give two classes of {listed(known)} one name")
     return tuple(merged)
+
+
+def _check_numbers(known: tuple[str, ...], labels: set[int], path: Path) -> None:
+    """Raises DataError where a label, as a number, is the name of another class than it would be taken for."""
+    taken = {_number(name) for name in known}
+    for label in sorted(labels):
+        new = label >= len(known)
+        if (new and str(label) in taken) or (not new and _number(known[label]) not in (None, str(label))):
+            raise DataError(
+                f"{path}: the label {label} may be a place or a name among the known classes, {listed(known)}; "
+                "add class_names, with the known ones first"
+            )
+
+
+def _number(name: str) -> str | None:
+    """The number that a name is, without leading zeros; None where it is none."""
+    return (name.lstrip("0") or "0") if name.isdecimal() else None
 
 
 def _split(

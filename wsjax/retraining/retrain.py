@@ -189,7 +189,11 @@ def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> No
 
 
 def _is_part_of(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether settings are those stored, by an older version perhaps, which had fewer of them."""
+    """Whether settings are those stored, by an older version perhaps, which had fewer of them.
+
+    How often a checkpoint is written decides nothing.
+    """
+    stored, settings = ({name: own[name] for name in own if name != "checkpoint_every"} for own in (stored, settings))
     there, here = (own.get("architecture") for own in (stored, settings))
     if isinstance(there, dict) and isinstance(here, dict) and not differing(there, here):
         stored = {**stored, "architecture": here}

@@ -13,7 +13,8 @@ from wsjax.errors import RunError, UsageError
 from wsjax.results import names
 from wsjax.scripts import methods as known
 from wsjax.scripts import optimisers
-from wsjax.scripts.config import Common, Training, check_training, has_several_processes
+from wsjax.scripts.config import Common, Training, check_training
+from wsjax.scripts.hosts import has_several_processes
 from wsjax.scripts.probes import with_probes
 
 if TYPE_CHECKING:
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
     from wsjax.training.train import Setup
 
 
-def build_setup(config: Common, dataset: Dataset) -> Setup:
-    """The settings' model, augmentation, optimiser, evaluation and probes, on a data set."""
+def build_setup(config: Common, dataset: Dataset, alone: bool = False) -> Setup:
+    """The settings' model, augmentation, optimiser, evaluation and probes, on a data set.
+
+    It is for the devices that the settings and the environment ask for, or for each by itself (`alone`).
+    """
     from wsjax import parallel
     from wsjax.training import augment, statistics, task, train
 
-    axis_name = parallel.axis_of(build_mesh(config))
+    axis_name = None if alone else parallel.axis_of(build_mesh(config))
     image_shape = dataset.train_images.shape[1:]
     own = build_task(config, dataset.num_classes, image_shape, dataset.mean, dataset.std, axis_name)
     if config.augment:

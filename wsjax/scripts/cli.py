@@ -28,6 +28,7 @@ import traceback
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import tyro
@@ -74,6 +75,7 @@ def parse(default: Any, flags: Sequence[str], text: str | None = None) -> Any:
       text: what the help says first.
     """
     made = type(default)
+    refuse_empty_paths(made, flags)
     hints = typing.get_type_hints(made, include_extras=True)
     groups: dict[str, Any] = {}
     grouped: set[str] = set()
@@ -94,6 +96,14 @@ def parse(default: Any, flags: Sequence[str], text: str | None = None) -> Any:
         dataclasses.make_dataclass(made.__name__, parts), args=list(flags), description=text, use_underscores=True
     )
     return made(**{k: v for group in vars(parsed).values() for k, v in vars(group).items()})
+
+
+def refuse_empty_paths(made: type, flags: Sequence[str]) -> None:
+    """Raises UsageError where a path is empty, as an unset variable leaves it: it would be the present folder."""
+    for name, hint in typing.get_type_hints(made).items():
+        takes_path = hint is Path or Path in typing.get_args(hint)
+        if takes_path and peeked(name, flags, f"--{name.replace('_', '-')}") == "":
+            raise UsageError(f"--{name} is empty: give a path, or leave it out")
 
 
 def _defaulting(value: Any) -> Any:
@@ -158,20 +168,24 @@ def user_errors() -> Iterator[None]:
             _exit(1)
 
 
-def explain_abort() -> None:
-    """Has a line of ours follow what JAX says when it aborts this process because another one of the run has ended.
+def explain_abort(why: str = f"JAX ended this process, most likely because {PROCESS_LOST}") -> None:
+    """Has a line of ours follow what JAX says when it aborts this process, for another one of the run has ended.
 
     JAX hears of that on a C++ thread, which aborts without coming back to Python, where a handler of Python's own would
     run. libc calls this one on that very thread. JAX has also taken SIGTERM for itself when processes have joined: the
     script takes it back.
     """
+    _why_aborted[:] = [f"error: {printable(why)}\n".encode()]
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
     ending.handle()
 
 
+_why_aborted: list[bytes] = []
+
+
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
-    os.write(2, f"error: JAX ended this process, most likely because {PROCESS_LOST}\n".encode())
+    os.write(2, _why_aborted[-1])
     os._exit(2)
 
 

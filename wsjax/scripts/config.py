@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from wsjax.errors import UsageError
 from wsjax.results import names
 from wsjax.scripts import methods as known
 from wsjax.scripts.cli import check, choose
+from wsjax.scripts.hosts import check_hosts, has_several_processes
 
 MODELS = ("resnet18", "mlp", "logistic")
 OPTIMIZERS = ("sgd", "msgd", "adam", "adamw")
@@ -60,6 +60,8 @@ DIGITS: dict[str, Any] = {
     "perturb": (0.6,),
 }
 """How every experiment trains on the embedded digits."""
+RULES = {"threshold": "accuracy", "plateau_tolerance": "plateau", "plateau_window": "plateau"}
+"""Fields that one stop rule alone looks at."""
 RETRAINING: dict[str, Any] = {
     "model": "resnet18",
     "width": 16,
@@ -260,6 +262,7 @@ def check_config(config: Common) -> None:
     if config.replicas is not None:
         choose("replicas", config.replicas, ("devices",))
         check(config.devices is None, "--devices splits batches and --replicas=devices spreads runs: give one of them")
+    check_hosts(config)
     check(
         not has_several_processes(config) or (config.devices is None and config.replicas is None),
         "several processes split batches over all their devices: leave out --devices and --replicas",
@@ -302,6 +305,9 @@ def check_training(config: Training) -> None:
     decay = config.weight_decay
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
+    for name, rule in RULES.items():
+        used = rule in config.stop or getattr(config, name) == getattr(Training, name)
+        check(used, f"--{name} has no use without --stop {rule}: leave it out, or add {rule} to --stop")
     check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
 
 
@@ -351,6 +357,11 @@ def check_image_size(size: int | None) -> None:
         check_positive("image_size", size, LARGEST_SIZE)
 
 
+def check_fraction(fraction: float) -> None:
+    """Raises UsageError unless a first round can have such a share of the train images."""
+    check(0 < fraction <= 1, f"--fraction must lie in (0, 1], not {fraction}")
+
+
 def check_first_epochs(epochs: int | None) -> None:
     """Raises UsageError unless the first round can have so many epochs; None leaves them to the script."""
     if epochs is not None:
@@ -366,12 +377,6 @@ def check_positive(name: str, value: float, most: float = math.inf) -> None:
 def run_name(config: Common) -> str:
     """The name of the run's folder."""
     return config.run or f"{names.of_data(config.dataset)}-{config.model}-{config.optimizer}"
-
-
-def has_several_processes(config: Common) -> bool:
-    """Whether this process is one of several of the run: the settings say so, or srun, which started them all."""
-    told = config.coordinator is not None or config.num_processes is not None
-    return told or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
 
 def _split(method: str) -> tuple[str, float | None]:

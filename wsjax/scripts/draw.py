@@ -5,6 +5,7 @@ Imports no jax.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,8 +59,9 @@ def run_script(
       config_type: the fields of the command line.
       table: `runs -> sheet`, for a figure that is a table too.
     """
-    config = tyro.cli(config_type, description=text)
     with cli.user_errors():
+        cli.refuse_empty_paths(config_type, sys.argv[1:])
+        config = tyro.cli(config_type, description=text)
         for line in write(draw, script, config, table).text.splitlines():
             cli.say(line)
 

@@ -30,6 +30,7 @@ class Job(NamedTuple):
       seconds: about what it takes.
       steps: about how many training steps it has.
       seeds: those of its runs.
+      settings: names and values of what else its runs must have been run with.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Job(NamedTuple):
     seconds: float
     steps: float = 0.0
     seeds: tuple[int, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
 
     @property
     def done(self) -> bool:
@@ -153,6 +155,20 @@ def run_slurm(jobs: Sequence[Job], folder: Path, parallel: int, **options: Any) 
     with executor.batch():
         submitted = [executor.submit(Command(job.command, Path.cwd())) for job in jobs]
     return {job.name: own.job_id for job, own in zip(jobs, submitted, strict=True)}
+
+
+def slurm_log(number: str, folder: Path) -> Path:
+    """Where the output of a job goes that `run_slurm` submitted, by Slurm's number."""
+    return folder / f"{number}_0_log.out"
+
+
+def in_queue() -> set[str]:
+    """Slurm's numbers of all jobs that wait or run; none where it cannot be asked."""
+    try:
+        asked = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
+    except OSError:
+        return set()
+    return set(asked.stdout.split())
 
 
 def _start(job: Job, logs: Path) -> subprocess.Popen[bytes]:

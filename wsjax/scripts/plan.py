@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from wsjax.results import names, words
 
 SIZES = {
-    "digits": 600, "digits_low": 300, "digits_high": 300, "digits_shifted": 2_700, "cifar10": 50_000,
+    "digits": 600, "digits_low": 279, "digits_high": 321, "digits_shifted": 2_700, "cifar10": 50_000,
     "cifar100": 50_000, "svhn": 73_257,
 }  # fmt: skip
 """Train images of the known data sets."""

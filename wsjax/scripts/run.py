@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from wsjax.errors import NonFiniteLoss
+from wsjax.errors import NonFiniteLoss, UsageError
 from wsjax.results.names import Methods
-from wsjax.scripts import process
+from wsjax.scripts import hosts, process
 from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devices
 from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
-from wsjax.scripts.config import NEUTRAL, Common, has_several_processes, run_name
+from wsjax.scripts.config import NEUTRAL, Common, run_name
 from wsjax.storage.files import user_path
-from wsjax.storage.records import DATA, SUMMARY, about_run, data_digest, follow_run, open_run, read_json, write_json
+from wsjax.storage.records import (
+    CONFIG,
+    DATA,
+    SUMMARY,
+    about_run,
+    check_same,
+    data_digest,
+    follow_run,
+    open_run,
+    read_json,
+    read_run,
+    write_json,
+)
 from wsjax.storage.rows import Row
 
 if TYPE_CHECKING:
@@ -61,12 +73,15 @@ def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
     from wsjax.data import datasets
     from wsjax.networks import kernels
 
-    if has_several_processes(config):
-        explain_abort()  # also of what happens while they join
-        parallel.initialize(config.coordinator, config.num_processes, config.process_id)
+    if hosts.has_several_processes(config):
+        explain_abort(hosts.explained(config))  # of what happens while they join
+        try:
+            parallel.initialize(config.coordinator, config.num_processes, config.process_id)
+        except RuntimeError as error:
+            raise UsageError(f"{hosts.explained(config)} ({str(error).splitlines()[0]:.200})") from error
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
-        use_devices(config.devices or (os.cpu_count() if config.replicas else None))
+        use_devices(config.devices or (parallel.cores() if config.replicas else None))
     if config.model == "resnet18":
         kernels.prepare(config.precision)
     loaded = [datasets.load(name, config.data_dir, config.image_size) for name in names]
@@ -106,10 +121,7 @@ def run(
     from wsjax.rounds import loop
     from wsjax.rounds.legs import Settings
 
-    folder = user_path(config.workdir) / name / run_name(config)
-    settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
-    settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
-    settings |= {DATA: _digest(setup, rounds, methods)}
+    folder, settings = _folder(name, config), _settings(config, setup, rounds, methods)
     caps, table = _caps(rounds, methods), table or methods_table(config)
     begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -137,7 +149,8 @@ def run(
                 states=measure is not None and known is None,
             )
         except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"{error}; lower the learning rate ({config.learning_rate:g})", error.method) from error
+            rate = table.get(error.method or "", {}).get("learning_rate", config.learning_rate)
+            raise NonFiniteLoss(f"{error}; lower the learning rate ({rate:g})", error.method) from error
         seconds = time.perf_counter() - begin
         say(f"Ran for {duration(seconds)}, of which compiling took {result.compile_seconds:.1f} s", parallel.is_main())
         if measure is None:
@@ -148,6 +161,15 @@ def run(
         if parallel.is_main():
             write_json(folder / SUMMARY, summary)
     return Outcome(folder, table, result.rows, summary)
+
+
+def check_folder(
+    name: str, config: Common, setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]
+) -> None:
+    """Raises RunError where `run`, given the same, would find another run in its folder."""
+    folder = _folder(name, config)
+    if (folder / CONFIG).exists():
+        check_same(folder, read_run(folder).config["config"], _settings(config, setup, rounds, methods))
 
 
 def conclude(
@@ -180,6 +202,18 @@ def conclude(
 def _measured(folder: Path) -> Any:
     """What an earlier call has measured of the states at the run's end; None where there is nothing yet."""
     return read_json(folder / SUMMARY).get(MEASURED) if (folder / SUMMARY).exists() else None
+
+
+def _folder(name: str, config: Common) -> Path:
+    return user_path(config.workdir) / name / run_name(config)
+
+
+def _settings(config: Common, setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> dict[str, Any]:
+    """All that decides a run's results, as its config.json has it."""
+    settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
+    settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
+    settings |= {DATA: _digest(setup, rounds, methods)}
+    return json.loads(json.dumps(settings))
 
 
 def _digest(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import io
+import json
 import re
 import shlex
 import sys
@@ -15,16 +17,24 @@ from typing import Any
 
 from wsjax.errors import RunError, UsageError
 from wsjax.results.names import of_data
-from wsjax.scripts import cli, launch, plan
+from wsjax.scripts import cli, config, launch, plan
 from wsjax.scripts.launch import Ended, Job
 from wsjax.storage.files import read_json, write_json
-from wsjax.storage.records import CONFIG
+from wsjax.storage.records import CONFIG, differing
 
 STUDY = "study.json"
 """What of a study's folder belongs to which figure."""
 TOOK = "took.json"
 """The seconds that each job took here, of all calls together."""
 LOGS = "logs"
+SUBMITTED = "slurm.json"
+"""Slurm's number of each job that was submitted last."""
+SLURM = "slurm"
+"""Folder of the files and logs of Slurm's jobs."""
+FREE = (*config.NEUTRAL, "seeds", "devices", "replicas", "stack", "checkpoint_every")
+"""Settings that a job's run may have otherwise: seeds are looked at by themselves, others say how it is computed."""
+LEFT = ("num_train", "num_test", "first_epochs")
+"""Settings that a run tells as numbers where the job leaves them to its script or the data."""
 
 Grid = Mapping[str, Sequence[str]]
 """Figure to jobs, each a script's name and its flags. Jobs of the same settings are one, named by the first figure."""
@@ -65,21 +75,44 @@ def _job(name: str, script: Path, flags: Sequence[str], settings: Any, workdir: 
     names = [f"{name}-{of_data(dataset)}" for dataset in getattr(settings, "datasets", ())] or [name]
     folders = tuple(workdir / script.stem / own for own in names)
     cost = plan.cost(script.stem, settings)
-    return Job(name, (str(script), *flags), folders, cost.seconds, cost.steps, settings.seeds)
+    return Job(name, (str(script), *flags), folders, cost.seconds, cost.steps, settings.seeds, _told(settings))
 
 
-def check_seeds(jobs: Sequence[Job]) -> None:
-    """Raises UsageError where a folder holds a run of other seeds than its job's."""
+def _told(settings: Any) -> tuple[tuple[str, Any], ...]:
+    """What a job's runs must have been run with."""
+    fields = {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE}
+    if "datasets" in fields:  # each run has one of them as its own
+        del fields["dataset"]
+    if fields["num_train"] is None:
+        fields["num_train"] = plan.SIZES.get(str(fields.get("dataset")))
+    return tuple((name, value) for name, value in fields.items() if value is not None or name not in LEFT)
+
+
+def check_runs(jobs: Sequence[Job]) -> None:
+    """Raises UsageError where a folder holds a run of other seeds or settings than its job's."""
     for job in jobs:
         for folder in job.folders:
-            path = folder / CONFIG
-            there = read_json(path).get("config", {}).get("seeds") if path.exists() else None
-            if there is not None and list(there) != list(job.seeds):
-                theirs, own = (" ".join(map(str, seeds)) for seeds in (there, job.seeds))
-                raise UsageError(
-                    f"{folder} is a run of the seeds {theirs}, and {job.name} here is of {own}: "
-                    "give another --workdir, or the same seeds: leave --seeds out, or give as many as there"
-                )
+            if (folder / CONFIG).exists():
+                _check_run(job, folder, read_json(folder / CONFIG).get("config", {}))
+
+
+def _check_run(job: Job, folder: Path, there: Mapping[str, Any]) -> None:
+    seeds = there.get("seeds")
+    if seeds is not None and list(seeds) != list(job.seeds):
+        theirs, own = (" ".join(map(str, each)) for each in (seeds, job.seeds))
+        raise UsageError(
+            f"{folder} is a run of the seeds {theirs}, and {job.name} here is of {own}: "
+            "give another --workdir, or the same seeds: leave --seeds out, or give as many as there"
+        )
+    here = json.loads(json.dumps(dict(job.settings)))
+    differ = differing({name: value for name, value in there.items() if name in here}, here)
+    if differ:
+        words = "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in list(differ.items())[:3])
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise UsageError(
+            f"{folder} is a run of other settings than {job.name} here ({words}{more}): "
+            "give another --workdir, or the --scale that it was run at"
+        )
 
 
 @functools.cache
@@ -183,20 +216,43 @@ def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> lis
             advance(step, ", ".join(job.name for job, _ in running) or "ending")
 
         ended = launch.run_local(jobs, workdir / LOGS, parallel, observe)
-    return [end for end in ended if end.code or not end.job.done]
+    return [end for end in ended if not end.job.done]  # what it did not do is all that counts
+
+
+def read_submitted(workdir: Path) -> dict[str, str]:
+    """Slurm's number of each job that was submitted last, by the job's name."""
+    return read_json(workdir / SUBMITTED) if (workdir / SUBMITTED).exists() else {}
+
+
+def under_way(jobs: Sequence[Job], workdir: Path) -> set[str]:
+    """The names of the jobs that a process works in, or that Slurm has in its queue."""
+    submitted = read_submitted(workdir)
+    queue = launch.in_queue() if submitted else set()
+    return {job.name for job in jobs if job.held or submitted.get(job.name) in queue}
+
+
+def submit(jobs: Sequence[Job], workdir: Path, parallel: int, **options: Any) -> dict[str, str]:
+    """Submits jobs to Slurm and writes down their numbers, which it returns; see `launch.run_slurm`."""
+    numbers = launch.run_slurm(jobs, workdir / SLURM, parallel, **options)
+    write_json(workdir / SUBMITTED, read_submitted(workdir) | numbers)
+    return numbers
 
 
 def states(jobs: Sequence[Job], workdir: Path) -> list[list[str]]:
     """A line a job: name, state, how far, seconds so far, and its log."""
-    took = read_took(workdir)
+    took, queued, submitted = read_took(workdir), under_way(jobs, workdir), read_submitted(workdir)
     lines = []
     for job in jobs:
         records = [path for folder in job.folders if (path := folder / "records.jsonl").exists()]
         rows = sum(path.read_bytes().count(b"\n") for path in records)
-        state = "complete" if job.done else "running" if job.held else "begun" if rows else "waiting"
-        log = launch.log_of(job, workdir / LOGS)
+        state = "queued" if job.name in queued else "begun" if rows else "waiting"
+        state = "complete" if job.done else "running" if job.held else state
+        logs = [launch.log_of(job, workdir / LOGS)]
+        if job.name in submitted:
+            logs.append(launch.slurm_log(submitted[job.name], workdir / SLURM))
+        log = max((path for path in logs if path.exists()), key=lambda path: path.stat().st_mtime, default="")
         seconds = cli.duration(took[job.name]) if job.name in took else ""
-        lines.append([job.name, state, f"{rows:,}", seconds, str(log) if log.exists() else ""])
+        lines.append([job.name, state, f"{rows:,}", seconds, str(log)])
     return lines
 
 

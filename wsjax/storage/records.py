@@ -171,7 +171,7 @@ def open_run(folder: Path | str, settings: Mapping[str, Any], about: Mapping[str
         settings = json.loads(json.dumps(settings))
         path = folder / CONFIG
         if path.exists():
-            _check_same(folder, _read_config(path)["config"], settings)
+            check_same(folder, _read_config(path)["config"], settings)
         elif (folder / RECORDS).exists():
             raise RunError(f"{folder} has {RECORDS} but no {CONFIG}: not a run of this program; choose another --run")
         else:
@@ -282,7 +282,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises RunError where the settings of a folder's run are not those given, both as JSON values."""
     differ = differing(stored, given)
     if words := [
         f"{name} {_short(there)} there, {_short(here)} here" for name, (there, here) in differ.items() if name != DATA
