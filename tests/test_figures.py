@@ -361,3 +361,8 @@ def test_published_numbers():
     assert len(paper["table1"]) == 36
     assert paper["figure7_at_34k"]["lambda_0.6"] == {"accuracy": 76.5, "seconds_per_round": 150}
     assert dash["cifar10_sgd"]["dash"] == {"accuracy": 84.08, "steps_last_chunk": 6490}
+
+
+def test_an_empty_path_is_not_the_present_folder(tmp_path):
+    done = command(1, tmp_path, "--out=")
+    assert (done.returncode, done.stderr) == (2, "error: --out is empty: give a path, or leave it out\n")

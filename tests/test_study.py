@@ -15,7 +15,7 @@ import pytest
 
 from wsjax.data import datasets
 from wsjax.data.embedded import EMBEDDED
-from wsjax.errors import UsageError
+from wsjax.errors import RunError, UsageError
 from wsjax.scripts import launch, plan, study
 from wsjax.storage.files import read_json
 from wsjax.storage.lock import hold
@@ -327,6 +327,15 @@ def test_what_waits_in_slurms_queue_is_not_submitted_again(slurm, tmp_path, caps
     log.touch()
     main(status=True)
     assert re.search(rf"figure8 +queued .*{log}", capsys.readouterr().out)
+
+
+def test_slurms_queue_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RunError, match="Slurm does not tell which jobs are in its queue"):
+        launch.in_queue()
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho 7_0\necho 8\n")
+    (tmp_path / "squeue").chmod(0o755)
+    assert launch.in_queue() == {"7_0", "8"}
 
 
 def test_the_page_is_drawn_when_nothing_is_left_to_submit(slurm, tmp_path):

@@ -163,11 +163,15 @@ def slurm_log(number: str, folder: Path) -> Path:
 
 
 def in_queue() -> set[str]:
-    """Slurm's numbers of all jobs that wait or run; none where it cannot be asked."""
+    """Slurm's numbers of all jobs that wait or run. Raises RunError where it cannot be asked."""
     try:
-        asked = subprocess.run(["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
-    except OSError:
-        return set()
+        asked = subprocess.run(
+            ["squeue", "--noheader", "--array", "--format=%i"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RunError(
+            f"Slurm does not tell which jobs are in its queue ({error}); try again when squeue does"
+        ) from error
     return set(asked.stdout.split())
 
 

@@ -225,7 +225,7 @@ def read_submitted(workdir: Path) -> dict[str, str]:
 
 
 def under_way(jobs: Sequence[Job], workdir: Path) -> set[str]:
-    """The names of the jobs that a process works in, or that Slurm has in its queue."""
+    """The names of the jobs that a process works in, or that Slurm has in its queue; see `launch.in_queue`."""
     submitted = read_submitted(workdir)
     queue = launch.in_queue() if submitted else set()
     return {job.name for job in jobs if job.held or submitted.get(job.name) in queue}
@@ -240,7 +240,9 @@ def submit(jobs: Sequence[Job], workdir: Path, parallel: int, **options: Any) ->
 
 def states(jobs: Sequence[Job], workdir: Path) -> list[list[str]]:
     """A line a job: name, state, how far, seconds so far, and its log."""
-    took, queued, submitted = read_took(workdir), under_way(jobs, workdir), read_submitted(workdir)
+    took, submitted, queued = read_took(workdir), read_submitted(workdir), set()
+    with contextlib.suppress(RunError):  # how far jobs are can be told without Slurm
+        queued = under_way(jobs, workdir)
     lines = []
     for job in jobs:
         records = [path for folder in job.folders if (path := folder / "records.jsonl").exists()]
