@@ -271,7 +271,7 @@ def _merge_classes(
             raise DataError(f"{path}: class_names {listed(names)} are not those of the model, {listed(known)}")
         merged[number] = name
     if len(set(merged)) < len(merged):
-        raise DataError(f"{path}: class_names {listed(names)} give two classes of {listed(known)} one name")
+        raise DataError(f"{path}: with its class_names a name is there twice: {listed(merged)}")
     return tuple(merged)
 
 

@@ -255,7 +255,7 @@ def check_config(config: Common) -> None:
         choose("method", name, ALL_METHODS)
         if rate is not None:
             check_positive(f"methods {method}", rate)
-    _check_in_optimizer(config)
+    _check_factors(config)
     for probe in config.probes:
         choose("probe", probe, PROBES)
     check(len(set(config.probes)) == len(config.probes), f"--probes must not repeat a value: {_list(config.probes)}")
@@ -313,9 +313,6 @@ def check_training(config: Training) -> None:
 
 def check_factors(config: Any) -> None:
     """Checks the factors of DASH and FIRE that every script with these methods has; raises UsageError."""
-    for name in ("gaussian_shrink", "gaussian_std"):
-        value = getattr(config, name)
-        check(math.isfinite(value) and value >= 0, f"--{name} must be 0 or more, not {value}")
     check(0 <= config.dash_shrink <= 1, f"--dash_shrink must lie in [0, 1], not {config.dash_shrink}")
     steps = config.fire_steps
     check(steps is None or 0 <= steps <= 1000, f"--fire_steps must lie in [0, 1000] or be None, not {steps}")
@@ -335,10 +332,12 @@ def _check_steps(config: Training) -> None:
         before = epoch
 
 
-def _check_in_optimizer(config: Common) -> None:
-    """Checks the fields of the methods that live in the optimiser."""
+def _check_factors(config: Common) -> None:
+    """Checks the factors of the methods that experiments alone take."""
+    for name in ("gaussian_shrink", "gaussian_std", "l2_init"):
+        value = getattr(config, name)
+        check(math.isfinite(value) and value >= 0, f"--{name} must be 0 or more, not {value}")
     check_positive("tortoise_every", config.tortoise_every, LIMITS["epochs"])
-    check(math.isfinite(config.l2_init) and config.l2_init >= 0, f"--l2_init must be 0 or more, not {config.l2_init}")
     head = config.rescaling if config.head_rescaling is None else config.head_rescaling
     for name, value in (("tortoise", config.tortoise), ("rescaling", config.rescaling), ("head_rescaling", head)):
         check(0 <= value <= 1, f"--{name} must lie in [0, 1], not {value}")
