@@ -95,6 +95,7 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
+    cli.check(set(settings.stop) != {"epochs"}, "--stop=epochs: cells are compared where they converge; give accuracy")
     config.check_config(settings)
     config.check_fraction(settings.fraction)
     strangers = [method for method in settings.methods if method not in METHODS]
@@ -106,7 +107,6 @@ def check(settings: Config) -> None:
         cli.check(0 < len(values) == len(set(values)), f"--{many} needs at least one value, and each once")
         unused = getattr(settings, one) == getattr(defaults(settings.dataset), one)
         cli.check(unused, f"--{one} has no use here: give the cells' own with --{many}")
-    cli.check(set(settings.stop) != {"epochs"}, "--stop=epochs: cells are compared where they converge; give accuracy")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def test_random_initialisation_alone_trains_the_first_round_only(stop_early, tmp
         (("--every", 0), "--every must be positive, not 0"),
         (("--every", 6), "--every=6: there are 5 epochs before the last warm start"),
         (("--first_epochs", -1), "--first_epochs must be positive, not -1"),
-        (("--fraction", 1.5), "the fraction of the data must lie in (0, 1], got 1.5"),
+        (("--fraction", 1.5), "--fraction must lie in (0, 1], not 1.5"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(stop_early, arguments, message):

@@ -105,7 +105,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_rows(search, tmp_path, monk
         (("--learning_rate", 0.5), "--learning_rate has no use here: give the cells' own with --learning_rates"),
         (("--batch_size", 8), "--batch_size has no use here: give the cells' own with --batch_sizes"),
         (("--stop", "epochs"), "--stop=epochs: cells are compared where they converge; give accuracy"),
-        (("--fraction", 0), "the fraction of the data must lie in (0, 1], got 0.0"),
+        (("--fraction", 0), "--fraction must lie in (0, 1], not 0.0"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(search, arguments, message):

@@ -271,7 +271,10 @@ def _merge_classes(
             raise DataError(f"{path}: class_names {listed(names)} are not those of the model, {listed(known)}")
         merged[number] = name
     if len(set(merged)) < len(merged):
-        raise DataError(f"{path}: class_names {listed(names)} give two classes of {listed(known)} one name")
+        raise DataError(
+            f"{path}: with its class_names, {listed(names)}, two classes would have one name; "
+            f"known so far: {listed(known) or 'none'}"
+        )
     return tuple(merged)
 
 
