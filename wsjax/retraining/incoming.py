@@ -271,7 +271,10 @@ def _merge_classes(
             raise DataError(f"{path}: class_names {listed(names)} are not those of the model, {listed(known)}")
         merged[number] = name
     if len(set(merged)) < len(merged):
-        raise DataError(f"{path}: with its class_names a name is there twice: {listed(merged)}")
+        raise DataError(
+            f"{path}: with its class_names, {listed(names)}, two classes would have one name; "
+            f"known so far: {listed(known) or 'none'}"
+        )
     return tuple(merged)
 
 
