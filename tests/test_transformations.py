@@ -135,7 +135,10 @@ def test_any_pytree_keeps_its_dtypes_and_nears_what_float64_gives(way, dtype):
         for _ in range(4):
             updates = jax.tree.map(lambda x: (0.25 * jnp.ones_like(x)).astype(x.dtype), params)
             updates, state = jax.jit(transformation.update)(updates, state, params)
-            assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(lambda x: x.dtype, params)
+            due = [x.dtype for x in jax.tree.leaves(params)]
+            if way == "shrink_perturb_every":  # a leaf of 16 bits and an update of 16 would not make what is to be
+                due = [jnp.promote_types(dtype, jnp.float32) for dtype in due]
+            assert [x.dtype for x in jax.tree.leaves(updates)] == due
             params = optax.apply_updates(params, updates)
         return params
 

@@ -40,7 +40,8 @@ def shrink_perturb_every(
       where: chooses leaves by their path; None all.
 
     Returns:
-      A transformation whose state is the number of steps so far, and whose update needs the params.
+      A transformation whose state is the number of steps so far, and whose update needs the params. Updates of 16-bit
+      leaves leave it in 32 bits; `optax.apply_updates` rounds their sum once.
 
     Raises:
       TaskError: `every` is no whole number above 0; in `update`, the params are missing.
