@@ -870,3 +870,7 @@ def test_data_on_another_device_train_and_continue(tmp_path):
     with pytest.raises(Killed):
         start(kill)
     assert timeless(start().rows) == timeless(here.rows)
+
+
+def test_seeds_may_come_one_by_one():
+    assert {row["seed"] for row in run([Round(10, max_epochs=1)], {}, seeds=(seed for seed in (3, 5))).rows} == {3, 5}

@@ -27,7 +27,7 @@ from wsjax.errors import RunError, printable
 from wsjax.results import advice, names, words
 from wsjax.scripts import build, cli, config, hosts, process, race, study
 from wsjax.storage.files import user_path
-from wsjax.storage.records import CONFIG, DATA, about_run, data_digest, open_run, read_run, write_json
+from wsjax.storage.records import CONFIG, DATA, about_run, data_digest, open_run, read_config, write_json
 
 if TYPE_CHECKING:
     from wsjax.data.datasets import Dataset
@@ -297,8 +297,7 @@ def _identity(settings: Config, own: config.Common, dataset: Dataset) -> dict[st
 
 def _as_begun(folder: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """The identity without what a folder of an older version does not tell: there its data decide alone."""
-    path = folder / CONFIG
-    if not path.exists() or "holdout" in read_run(folder).config["config"]:
+    if not (folder / CONFIG).exists() or "holdout" in read_config(folder)["config"]:
         return identity
     return {name: value for name, value in (identity | {"image_size": None}).items() if name != "holdout"}
 

@@ -173,9 +173,7 @@ def _block(experiment: str, run: DrawnRun, title: str, protocols: Sequence[Mappi
         summarize_online(rows, run.methods)["steps_of_RI"]
         if experiment == "online"
         else {
-            name: share
-            for name in dict.fromkeys(end["method"] for end in final)
-            if name != random and (share := share_of(final, name, random, "steps"))
+            end["method"]: share_of(final, end["method"], random, "steps") for end in final if end["method"] != random
         }
     )
     untils = speedup.speedups(rows, run.methods)

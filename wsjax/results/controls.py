@@ -77,11 +77,7 @@ def compare(ends: Sequence[Row], curves: Methods) -> list[dict[str, Any]]:
       that are compared. A rate that shares fewer than two with those of more seeds is left out; so is a seed that
       diverged.
     """
-    marked = [
-        end | {"method": _at(end["method"], end[RATE]), "curve": end["method"]}
-        for end in ends
-        if end["test_accuracy"] is not None
-    ]
+    marked = [_marked(end) for end in ends if end["test_accuracy"] is not None]
     found = []
     for curve in names.ordered(dict.fromkeys(end["curve"] for end in marked), curves):
         if curves[curve].get("reinit") != names.SHRINK:
@@ -105,9 +101,14 @@ def of_shared_seeds(ends: Sequence[Row]) -> list[Row]:
     """The ends of each curve at the seeds that its learning rates share: others' luck would stand between two rates."""
     kept = []
     for curve in dict.fromkeys(end["method"] for end in ends):
-        own = [end | {"method": _at(curve, end[RATE]), "curve": curve} for end in ends if end["method"] == curve]
+        own = [_marked(end) for end in ends if end["method"] == curve]
         kept += [end | {"method": curve} for end in _of_shared_seeds(own)]
     return kept
+
+
+def _marked(end: Row) -> Row:
+    """An end whose method is its curve at a learning rate."""
+    return end | {"method": _at(end["method"], end[RATE]), "curve": end["method"]}
 
 
 def told(comparisons: Sequence[Mapping[str, Any]], unit: Unit) -> str:

@@ -25,7 +25,7 @@ Cell = tuple[float, int]
 COSTS = {"samples_seen": "samples", "steps": "steps", "train_seconds": "seconds"}
 """What a round costs: fields and words."""
 
-_STARTS = {names.RANDOM: "RI", names.WARM: "WS"}
+STARTS = {names.RANDOM: "RI", names.WARM: "WS"}
 _MEANS = ("test_accuracy", *COSTS)
 
 
@@ -114,7 +114,7 @@ def not_converged(summary: Mapping[str, Any]) -> list[str]:
 
 def _with_cells(end: Row, spec: Spec) -> Row:
     rate, size = spec["cells"][end["round"] - 1]
-    own = {"start": _STARTS[spec["reinit"]], "cell": spec["cells"][0], "learning_rate": rate, "batch_size": size}
+    own = {"start": STARTS[spec["reinit"]], "cell": spec["cells"][0], "learning_rate": rate, "batch_size": size}
     return end | own | {"converged": end["stop"] not in (CAP, DIVERGED)}
 
 

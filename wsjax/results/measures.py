@@ -105,7 +105,7 @@ def _of_best(part: Part, group: Group) -> Group:
     chosen = {
         name
         for name, spec in group.run.methods.items()
-        if spec["cells"][0] == best.get({names.RANDOM: "RI", names.WARM: "WS"}[spec["reinit"]])
+        if spec["cells"][0] == best.get(hyperparameters.STARTS[spec["reinit"]])
     }
     return group._replace(run=group.run._replace(rows=[row for row in group.run.rows if row["method"] in chosen]))
 

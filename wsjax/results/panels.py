@@ -95,14 +95,6 @@ def _curve(axis: Axes, ends: Sequence[Row], x: str, scale: float, label: str, st
         axis.plot(places, scale * np.nanmean(scores, axis=0), "o", color=style.color, markersize=2.5)
 
 
-def _rates(ends: Sequence[Row]) -> list[float]:
-    return sorted({row["learning_rate"] for row in ends})
-
-
-def _is_at(row: Row, method: str, rate: float) -> bool:
-    return (row["method"], row["learning_rate"]) == (method, rate)
-
-
 def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, float]) -> Figure:
     """Draws test scores by the learning rate of the second round, on a log axis: means over seeds, 95 % t-intervals.
 
@@ -115,7 +107,8 @@ def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, 
     drawn = names.ordered(dict.fromkeys(row["method"] for row in ends), methods)
     figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
     axis = figure.subplots()
-    at_rate = {rate: [n for n in drawn if any(_is_at(row, n, rate) for row in ends)] for rate in _rates(ends)}
+    there = {(row["learning_rate"], row["method"]) for row in ends}
+    at_rate = {rate: [name for name in drawn if (rate, name) in there] for rate in sorted({rate for rate, _ in there})}
     for name in drawn:
         rates, scores = by_seed([row for row in ends if row["method"] == name], "learning_rate")
         mean, low, high = (

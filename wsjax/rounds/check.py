@@ -53,7 +53,7 @@ def check(
             _require(value in get_args(options), f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
 
 
-def check_given(methods: Mapping[Any, Any], seeds: Any, initial: Any) -> None:
+def check_given(methods: Mapping[Any, Any], initial: Any) -> None:
     """Checks the kinds of what `run_rounds` was given, before anything is made of it; raises a TaskError."""
     for name, method in methods.items():
         _require(isinstance(name, str), f"methods are known by their names, not {name!r:.60}")
@@ -65,13 +65,19 @@ def check_given(methods: Mapping[Any, Any], seeds: Any, initial: Any) -> None:
         else:
             hint = f"; {one} becomes a method by wsjax.Method(...)" * _takes(method, 1)
             _require(_takes(method, 2), f"method '{name}' is neither a Method nor {two}{hint}")
-    own = list(seeds) if isinstance(seeds, Iterable) else [None]
-    _require(all(map(_is_whole, own)), f"seeds must be whole numbers, such as range(3), not {seeds!r:.60}")
     pair = initial is None or (isinstance(initial, tuple | list) and len(initial) == 2)
     _require(pair, f"initial must be a pair (params, batch_stats), not of type {type(initial).__name__}")
 
 
-def whole(rounds: Sequence[Round], of: str) -> list[Round]:
+def whole_seeds(seeds: Any) -> tuple[int, ...]:
+    """Seeds as Python's own whole numbers; raises a TaskError where they are none."""
+    own = list(seeds) if isinstance(seeds, Iterable) else None
+    good = own is not None and all(map(_is_whole, own))
+    _require(good, f"seeds must be whole numbers, such as range(3), not {seeds!r:.60}")
+    return tuple(map(operator.index, own or ()))
+
+
+def whole_rounds(rounds: Sequence[Round], of: str) -> list[Round]:
     """Rounds whose sizes are Python's own whole numbers; raises a TaskError where one is none."""
     for number, here in enumerate(rounds, 1):
         size = here.num_samples

@@ -6,7 +6,6 @@ epoch).
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from wsjax import parallel
 from wsjax.data.datasets import pool_order
 from wsjax.errors import NonFiniteLoss, TaskError
 from wsjax.methods.starts import Reinit
-from wsjax.rounds.check import check, check_given, check_start, whole
+from wsjax.rounds.check import check, check_given, check_start, whole_rounds, whole_seeds
 from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
 from wsjax.rounds.metrics import UNTESTED, finite, fitted_row, not_finite, tested_row, train_accuracies
@@ -123,15 +122,14 @@ def run_rounds(
       RunError: the records are not this run's, or its checkpoints cannot be read.
       OSError: a row or a checkpoint cannot be written.
     """
-    check_given(methods, seeds, initial)
+    check_given(methods, initial)
     if checkpoints is not None and records is None:
         raise TaskError("checkpoints are continued by the rows that led to them: give records=Records(path) too")
     settings, records = settings or Settings(), Records() if records is None else records
-    seeds, rounds = tuple(map(operator.index, seeds)), whole(rounds, "")
+    seeds, rounds = whole_seeds(seeds), whole_rounds(rounds, "")
     made = {name: as_method(method) for name, method in methods.items()}
-    made = {
-        name: own._replace(rounds=own.rounds and whole(own.rounds, f"method '{name}', ")) for name, own in made.items()
-    }
+    for name, own in made.items():
+        made[name] = own._replace(rounds=own.rounds and whole_rounds(own.rounds, f"method '{name}', "))
     check(setup, rounds, made, seeds, settings, parallel.axis_of(mesh))
     plan = planned(rounds, made)
     numbers = {name: range(min(own, default=1), max(own, default=0) + 1) for name, own in plan.items()}

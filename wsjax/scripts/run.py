@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,16 +19,14 @@ from wsjax.scripts.cli import duration, explain_abort, print_table, progress, sa
 from wsjax.scripts.config import NEUTRAL, Common, run_name
 from wsjax.storage.files import user_path
 from wsjax.storage.records import (
-    CONFIG,
     DATA,
     SUMMARY,
     about_run,
-    check_same,
+    check_run,
     data_digest,
     follow_run,
     open_run,
     read_json,
-    read_run,
     write_json,
 )
 from wsjax.storage.rows import Row
@@ -167,9 +164,7 @@ def check_folder(
     name: str, config: Common, setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]
 ) -> None:
     """Raises RunError where `run`, given the same, would find another run in its folder."""
-    folder = _folder(name, config)
-    if (folder / CONFIG).exists():
-        check_same(folder, read_run(folder).config["config"], _settings(config, setup, rounds, methods))
+    check_run(_folder(name, config), _settings(config, setup, rounds, methods))
 
 
 def conclude(
@@ -213,7 +208,7 @@ def _settings(config: Common, setup: Setup, rounds: Sequence[Round], methods: Ma
     settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
     settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
     settings |= {DATA: _digest(setup, rounds, methods)}
-    return json.loads(json.dumps(settings))
+    return settings
 
 
 def _digest(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> str:

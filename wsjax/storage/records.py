@@ -168,15 +168,20 @@ def open_run(folder: Path | str, settings: Mapping[str, Any], about: Mapping[str
     """
     folder = user_path(folder)
     with hold(folder):
-        settings = json.loads(json.dumps(settings))
-        path = folder / CONFIG
-        if path.exists():
-            check_same(folder, _read_config(path)["config"], settings)
-        elif (folder / RECORDS).exists():
-            raise RunError(f"{folder} has {RECORDS} but no {CONFIG}: not a run of this program; choose another --run")
-        else:
-            write_json(path, {**about, "config": settings})
+        check_run(folder, settings)
+        if not (folder / CONFIG).exists():
+            if (folder / RECORDS).exists():
+                raise RunError(
+                    f"{folder} has {RECORDS} but no {CONFIG}: not a run of this program; choose another --run"
+                )
+            write_json(folder / CONFIG, {**about, "config": settings})
         yield Records(folder / RECORDS)
+
+
+def check_run(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises RunError where a folder holds a run of other settings, or on other data; it need not be there."""
+    if (folder / CONFIG).exists():
+        _check_same(folder, read_config(folder)["config"], json.loads(json.dumps(settings)))
 
 
 def follow_run(folder: Path | str) -> Records:
@@ -191,7 +196,7 @@ def read_run(folder: Path | str) -> RunRecords:
         raise RunError(f"{folder} is not a run's folder: it has no {CONFIG}")
     rows = read_rows(folder / RECORDS) if (folder / RECORDS).exists() else []
     summary = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
-    return RunRecords(_read_config(folder / CONFIG), rows, summary)
+    return RunRecords(read_config(folder), rows, summary)
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -273,8 +278,9 @@ def _sealed(body: bytes) -> bytes:
 _SEAL = len(_sealed(b""))
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Reads a run's config.json, and checks what is read of it."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads the config.json of a run's folder, and checks what is read of it. Raises RunError where it is damaged."""
+    path = folder / CONFIG
     config = read_json(path)
     for name, kind in {"config": dict, **_ABOUT}.items():
         if not isinstance(config.get(name), kind) and (name == "config" or config.get(name) is not None):
@@ -282,8 +288,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raises RunError where the settings of a folder's run are not those given, both as JSON values."""
+def _check_same(folder: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     differ = differing(stored, given)
     if words := [
         f"{name} {_short(there)} there, {_short(here)} here" for name, (there, here) in differ.items() if name != DATA
