@@ -80,6 +80,7 @@ NARROW = "--num_test=5000 --width=16 --evaluation=batch --replicas=devices"
 STEPS = "--learning_rate=0.05 --batch_size=64"
 FOUR, THREE, SIX = "--seeds 0 1 2 3", "--seeds 0 1 2", "--seeds 0 1 2 3 4 5"
 EIGHT = (FOUR, "--seeds 4 5 6 7")  # the second half by a run of its own
+NEXT = "--seeds 8 9 10 11 12 13 14 15"  # for what eight seeds left undecided
 CIFAR = f"--dataset=cifar10 --num_train=10000 {NARROW} {STEPS}"
 ON_CIFAR = f"{CIFAR} {FOUR}"
 LESS = f"--num_train=5000 {NARROW}"
@@ -90,11 +91,16 @@ QUIET = f"--dataset=cifar10 {LESS} {SLOW} --epochs=20"
 ONLINE = f"online --dataset=cifar10 {LESS} --batch_size=64 --pool=1"
 CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
     "controls": [f"offline {ON_CIFAR} --epochs=12 --methods RI@0.15 WS@0.15 RI@0.5"],
-    "figure8": [f"gradients --dataset=cifar10 {LESS} {seeds} {STEPS} --first_epochs=12 --epochs=6" for seeds in EIGHT],
+    "figure8": [
+        f"gradients --dataset=cifar10 {LESS} {seeds} {STEPS} --first_epochs=12 --epochs=6"
+        for seeds in (*EIGHT, f"{NEXT} --methods WS")
+    ],
     "table2": [f"offline {QUIET} {FOUR} --methods RI WS --weight_decay={decay}" for decay in (0.1, 0.001, 0.01)],
     "figure3": [f"early_stopping {QUIET} {SIX} --every=5"],
-    "figure2": [f"{ONLINE} {seeds} --methods RI WS" for seeds in EIGHT],
-    "figure6": [f"{ONLINE} {THREE} --train_accuracy=running --shrink 0.2 0.4 0.6"],
+    "figure2": [f"{ONLINE} {seeds} --methods RI WS" for seeds in (*EIGHT, NEXT)],
+    "figure6": [
+        f"{ONLINE} {seeds} --train_accuracy=running --shrink 0.2 0.4 0.6" for seeds in (THREE, "--seeds 3 4 5 6")
+    ],
     "figure7": [
         "shrink_only --dataset=cifar10 --networks tanh tanh_no_bias relu relu_no_bias --seeds 0 1 2 3 4",
         f"shrink_only {ON_CIFAR} --networks resnet18 --epochs=12",
@@ -105,11 +111,15 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
         f"{chain}"
         for seeds in (THREE, "--seeds 3 4 5")
         for chain in ("", "--chained")
+    ]
+    + [
+        f"hyperparameters --dataset=cifar10 {LESS} {seeds} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60"
+        for seeds in ("--seeds 6 7 8", "--seeds 9 10 11")
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],
     "figure10": [
-        f"gradients --dataset=cifar10 {LESS} {seeds} {STEPS} --augment --first_epochs=24 --epochs=6 --methods RI WS"
-        for seeds in EIGHT
+        f"gradients --dataset=cifar10 {LESS} {seeds} {STEPS} --augment --first_epochs=24 --epochs=6 --methods {methods}"
+        for seeds, methods in (*((seeds, "RI WS") for seeds in EIGHT), (NEXT, "WS"))
     ],
     "figure11": [f"transfer --datasets cifar10 cifar100 {LESS} {THREE} {STEPS} --epochs=12 --fractions 0.3 1"],
     "board": [
