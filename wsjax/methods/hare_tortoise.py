@@ -36,7 +36,9 @@ def hare_tortoise(
     the optimiser anew when data come and keep the slow copy: a round's start is then `tortoise_kept`.
 
     Args:
-      momentum: in [0, 1], or a traced scalar; the authors' is 0.999. With 0 the slow copy is the params.
+      momentum: in [0, 1], or a traced scalar; the authors' is 0.999. With 0 the slow copy is the params. As one of
+        `optax.inject_hyperparams` it needs `hyperparam_dtype=jnp.float32` where params are of 16 bits: there 0.999 is
+        1, and the slow copy would never move.
       every: steps between two times at which the params become the slow copy.
       first: steps until the first such time; None for `every`.
       in_epochs: whether these two are epochs; `update` is then given `epoch_steps`, as `wsjax.run_rounds` does. The

@@ -26,7 +26,8 @@ def l2_init(strength: Any, where: Where | None = None) -> optax.GradientTransfor
     The anchor is what `init` was called with: built with the first network's parameters, it stays that network
     whatever the parameters are replaced by. `wsjax.anchored` is the start of a round that keeps it so.
 
-    Kumar et al. write their loss with lambda * sum((params - anchor)^2): `strength` is twice their lambda.
+    Kumar et al. write their loss with lambda * sum((params - anchor)^2), of which `strength` would be twice the lambda;
+    their code, by which their numbers were made, has lambda / 2 there, and `strength` is its lambda.
 
     Where it stands in the chain decides what it is. First of all, it is part of the loss, as its authors have it:
 

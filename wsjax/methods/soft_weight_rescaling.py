@@ -1,6 +1,6 @@
 """Soft weight rescaling: after every step each layer's norm is drawn a little towards what it was when drawn.
 
-Oh et al., "Soft Weight Rescaling" (https://arxiv.org/abs/2507.04683).
+Oh et al., "Recovering Plasticity of Neural Networks via Soft Weight Rescaling" (https://arxiv.org/abs/2507.04683).
 """
 
 from __future__ import annotations

@@ -127,12 +127,13 @@ class Training(Model):
     learning_rate: float = 0.001
     """Step size."""
     warmup: int = 0
-    """Steps over which the learning rate rises to its height, wherever the optimiser's state is new."""
+    """Steps over which the learning rate rises to its height: where the optimiser's state is new and, with --schedule
+    or --warmup_share, in every round."""
     warmup_share: float = 0.0
-    """The same as a share of a round's --epochs, in [0, 1)."""
+    """The same as a share of a round's --epochs, in [0, 1); in every round."""
     schedule: str = "constant"
-    """The learning rate in a round, which begins again wherever the optimiser's state is new: constant, cosine (down to
-    0) or steps. It runs over the round's cap on epochs, and is cut short where another rule ends the round."""
+    """The learning rate in a round, which begins again in every round: constant, cosine (down to 0) or steps. It
+    runs over the round's cap on epochs, and is cut short where another rule ends the round."""
     milestones: tuple[int, ...] = ()
     """Schedule steps: the epochs at whose start the rate falls."""
     rate_decay: float = 0.1

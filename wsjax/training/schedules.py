@@ -62,7 +62,8 @@ def scale_by_schedule(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by `-learning_rate * factor`; the last of a chain, whose update is given `epoch_steps`.
 
-    Its state is the number of steps: where the optimiser's state is new or `restarted`, the schedule begins again.
+    Its state is the number of steps: where the optimiser's state is new or `restarted`, the schedule begins again, and
+    the warm-up with it.
 
     Raises:
       TaskError: the schedule is none, or `update` is not told how many steps an epoch has.

@@ -122,8 +122,9 @@ def make_optimizer(
       name: "sgd", "msgd" (momentum 0.9), "adam" (0.9, 0.999) or "adamw", whose weight decay is decoupled.
       learning_rate: a positive number.
       weight_decay: added to the gradient as `weight_decay * params`.
-      warmup: steps over which the rate rises to its full height, by equal amounts.
-      schedule: what the rate is multiplied by in the course of a round, beside the warm-up; None for nothing.
+      warmup: steps over which the rate rises to its full height, by equal amounts: once, where the state is new.
+      schedule: what the rate is multiplied by in the course of a round; None for nothing. Where there is one, the
+        warm-up is a part of it, and comes again in every round.
       clip_norm: the norm that the gradient of all parameters together is cut to; None for no limit.
       decoupled: stands between what scales the gradient and the learning rate.
     """
