@@ -274,6 +274,11 @@ def check_config(config: Common) -> None:
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
     check_factors(config)
+    by_batch = config.model == "resnet18" and config.evaluation == "batch"
+    check(
+        not by_batch or "DASH" not in {_split(method)[0] for method in config.methods},
+        "--evaluation=batch: DASH's gradients are by running statistics; leave DASH or that out",
+    )
     check(0 < config.dash_decay <= 1, f"--dash_decay must lie in (0, 1], not {config.dash_decay}")
     check_positive("dash_chunk", config.dash_chunk, 2**31 - 1)
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
