@@ -556,7 +556,7 @@ def test_it_compiles_once_for_all_factors():
 
 def test_a_factor_of_a_complex_array_is_refused():
     for shrink in (jnp.complex64(0.5), jnp.asarray(0.5 + 0j)):
-        with pytest.raises(ValueError, match=r"^shrink must be a real number, not one of complex64"):
+        with pytest.raises(ValueError, match=r"^shrink must be a real number, not .*complex64"):
             shrink_perturb({"w": jnp.ones(2)}, {"w": jnp.ones(2)}, shrink, 0.1)
 
 

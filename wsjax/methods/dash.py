@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from wsjax.errors import TaskError
+from wsjax.methods.checks import check_count, check_number
 from wsjax.methods.layouts import Axes, Layout, flax_layout, is_kernel, map_layers
-from wsjax.methods.reinit import check_factor, check_match
+from wsjax.methods.reinit import check_match
 from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
 from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, wide_zeros
 
@@ -49,7 +50,7 @@ def dash(
       ValueError: the trees differ; no leaf is a kernel, or one is of numbers that cannot be worked with (the first such
         leaf is named); or shrink or granularity is none.
     """
-    check_shrink(shrink)
+    check_number("shrink", shrink, least=0, most=1)
     if granularity not in get_args(Granularity):
         raise ValueError(f"unknown granularity '{granularity}'; available: {', '.join(get_args(Granularity))}")
     check_match(params, direction, "direction")
@@ -83,12 +84,12 @@ def dash_start(
       batch_stats: BatchNorm's running statistics: as for `mixed`. The authors keep them; they are wrong by then.
       opt_state: the optimiser's state, likewise. The authors keep it.
     """
-    check_shrink(shrink)
+    check_number("shrink", shrink, least=0, most=1)
     check_choices(batch_stats, opt_state)
+    check_number("decay", decay)
     if not 0 < decay <= 1:
         raise TaskError(f"decay must lie in (0, 1], not {decay}")
-    if chunk < 1:
-        raise TaskError(f"chunk must be positive, not {chunk}")
+    check_count("chunk", chunk)
 
     def start(boundary: Boundary) -> TrainState:
         direction = falling(boundary.setup, boundary.old, boundary.samples, chunk, decay)
@@ -106,7 +107,8 @@ def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay
     and with nothing random.
 
     Samples do not depend on each other then: this is one sum over them, each with its chunk's share, and is taken in
-    batches of the setup's size, however large the chunks are.
+    batches of the setup's size, however large the chunks are. (Not so by a task that is evaluated with each batch's own
+    statistics, `with_batch_statistics`: give the setup the task itself.)
     """
     inputs, targets = setup.train
     count = jax.tree.leaves(setup.train)[0].shape[0]
@@ -129,13 +131,6 @@ def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay
     total = over_batches(body, wide_zeros(state.params), data, samples, setup.batch_size, setup.axis_name)
     total = total if setup.axis_name is None else jax.lax.psum(total, setup.axis_name)
     return jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), total, state.params)
-
-
-def check_shrink(shrink: Any) -> None:
-    """Raises a ValueError unless the least factor is a scalar and, where its value is known, in [0, 1]."""
-    check_factor("shrink", shrink)
-    if not isinstance(shrink, jax.Array) and not 0 <= shrink <= 1:
-        raise ValueError(f"shrink must lie in [0, 1], not {shrink}")
 
 
 def _shared(axes: Axes, granularity: Granularity) -> tuple[int, ...]:

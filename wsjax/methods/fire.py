@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from wsjax.methods.checks import check_count
 from wsjax.methods.layouts import Axes, Layout, flax_layout, kernels_of, map_layers
 from wsjax.methods.reinit import check_match
 from wsjax.training.singular import svd
@@ -37,11 +38,12 @@ def fire(params: Any, fresh: Any = None, *, steps: int | None = 10, layout: Layo
       and vmap.
 
     Raises:
-      ValueError: steps is negative, no leaf is a kernel, or one is of numbers that cannot be worked with (it is named).
+      ValueError: steps is no such number; no leaf is a kernel, or one is of numbers that cannot be worked with (it is
+        named).
     """
     del fresh
-    if steps is not None and steps < 0:
-        raise ValueError(f"steps must be 0 or more, or None, not {steps}")
+    if steps is not None:
+        check_count("steps", steps, least=0)
 
     def isometry(_: Axes, kernel: jax.Array) -> jax.Array:
         unit = _unit(kernel, (-2, -1))

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.leaves import check_count, check_number, check_params, kept, map_kept, towards
+from wsjax.methods.checks import check_count, check_number
+from wsjax.methods.leaves import check_params, kept, map_kept, towards
 from wsjax.methods.starts import Boundary, Start
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Samples, Setup, TrainState
@@ -52,10 +53,10 @@ def hare_tortoise(
         network's.
     """
     who = "hare_tortoise"
-    check_number(who, "momentum", momentum, most=1)
-    for name, value in (("every", every), ("first", every if first is None else first)):
-        check_count(who, name, value)
     offset = every if first is None else first
+    check_number(f"{who}: momentum", momentum, least=0, most=1)
+    check_count(f"{who}: every", every)
+    check_count(f"{who}: first", offset)
 
     def init(params: Any) -> TortoiseState:
         return TortoiseState(kept(params, wide=True), jnp.zeros((), jnp.int32))

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import optax
 
-from wsjax.methods.leaves import check_number, check_params, kept, map_kept
+from wsjax.methods.checks import check_number
+from wsjax.methods.leaves import check_params, kept, map_kept
 from wsjax.methods.reinit import Where
 
 
@@ -48,7 +49,7 @@ def l2_init(strength: Any, where: Where | None = None) -> optax.GradientTransfor
     Raises:
       TaskError: strength is no such number; in `update`, the params are missing or another network's.
     """
-    check_number("l2_init", "strength", strength)
+    check_number("l2_init: strength", strength, least=0)
 
     def init(params: Any) -> L2InitState:
         return L2InitState(kept(params, where))

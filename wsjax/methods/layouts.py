@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.methods.reinit import is_inexact, kernels_only, not_normalization, path_name
+from wsjax.methods.reinit import is_inexact, is_rounded, kernels_only, not_normalization, path_name
 
 
 class Axes(NamedTuple):
@@ -122,7 +122,7 @@ def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:
         raise ValueError(f"leaf '{path}' of shape {leaf.shape} cannot have {axes}: name each axis once, by its number")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(f"leaf '{path}' is {leaf.dtype}; kernels and biases must be of real numbers")
-    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+    if is_rounded(leaf.dtype):
         raise ValueError(f"leaf '{path}' is {leaf.dtype}, which JAX rounds here; set jax_enable_x64, or cast it")
     return axes
 

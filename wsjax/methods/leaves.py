@@ -1,14 +1,11 @@
-"""What the optimiser-side methods share: the leaves that a transformation is for, and checks of what it is given."""
+"""What the optimiser-side methods share: the leaves that a transformation is for, and a check that they are there."""
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from wsjax.errors import TaskError
@@ -63,22 +60,6 @@ def check_params(who: str, params: Any, state: Any) -> None:
         raise TaskError(
             f"{who}: the parameters have a leaf '{extra[0]}', which its state lacks; build it by init(params)"
         )
-
-
-def check_number(who: str, name: str, value: Any, least: float = 0.0, most: float = math.inf) -> None:
-    """Raises a TaskError unless a setting is a traced scalar, or a finite number from `least` to `most`."""
-    if isinstance(value, jax.Array) and jnp.shape(value) == ():
-        return
-    number = float(value) if isinstance(value, numbers.Real | np.number) else math.nan
-    if not (math.isfinite(number) and least <= number <= most):
-        limits = f"{least:g} or more" if most == math.inf else f"within [{least:g}, {most:g}]"
-        raise TaskError(f"{who}: {name} must be a number, {limits}, not {value!r:.80}")
-
-
-def check_count(who: str, name: str, value: Any) -> None:
-    """Raises a TaskError unless a setting is a whole number above 0."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise TaskError(f"{who}: {name} must be a whole number, 1 or more, not {value!r:.80}")
 
 
 def is_left_out(node: Any) -> bool:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wsjax.methods.checks import check_number
 from wsjax.methods.layouts import Axes, Layout, flax_layout, kernels_of, map_layers
-from wsjax.methods.reinit import check_factor
 
 
 def parseval(params: Any, strength: Any = 1e-3, scale: Any = 1.0, *, layout: Layout = flax_layout) -> jax.Array:
@@ -35,7 +35,7 @@ def parseval(params: Any, strength: Any = 1e-3, scale: Any = 1.0, *, layout: Lay
         scale is none.
     """
     for name, factor in (("strength", strength), ("scale", scale)):
-        check_factor(name, factor)
+        check_number(name, factor)
 
     def squared(kernel: jax.Array) -> jax.Array:
         return jnp.sum(_off(kernel, scale) ** 2)
@@ -54,7 +54,7 @@ def add_parseval(
     layout = layout or flax_layout  # no default, for optax.inject_hyperparams takes a function for a schedule
 
     for name, factor in (("strength", strength), ("scale", scale)):
-        check_factor(name, factor)
+        check_number(name, factor)
 
     def added(_: Axes, update: jax.Array, kernel: jax.Array) -> jax.Array:
         return update + 4 * strength * jnp.einsum("nop,nspi->nsoi", _off(kernel, scale), kernel, precision=_EXACT)

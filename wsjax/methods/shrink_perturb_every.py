@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.leaves import check_count, is_left_out, towards
+from wsjax.methods.checks import check_count
+from wsjax.methods.leaves import is_left_out, towards
 from wsjax.methods.reinit import Where, shrink_perturb
 
 
@@ -47,7 +48,7 @@ def shrink_perturb_every(
       TaskError: `every` is no whole number above 0; in `update`, the params are missing.
       ValueError: in `update`, a factor is no number, or what is drawn is not like the params; it names the leaf.
     """
-    check_count("shrink_perturb_every", "every", every)
+    check_count("shrink_perturb_every: every", every)
 
     def init(params: Any) -> CountState:
         del params

@@ -20,8 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from wsjax.methods.reinit import Where, check_factor, is_inexact, shrink_perturb
+from wsjax.methods.checks import check_number
+from wsjax.methods.reinit import Where, is_inexact, shrink_perturb
 from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
 from wsjax.training.train import TrainState
 
@@ -36,7 +38,7 @@ def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, wher
       std: scalar, the noise's standard deviation in every leaf; 0 adds none.
       where: as for `shrink_perturb`.
     """
-    check_factor("std", std)
+    check_number("std", std)
     leaves, structure = jax.tree.flatten(params)
     noise = [
         jax.random.normal(jax.random.fold_in(key, i), leaf.shape, _drawn_in(leaf.dtype)) if is_inexact(leaf) else leaf
@@ -47,7 +49,8 @@ def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, wher
 
 def _drawn_in(dtype: Any) -> Any:
     """A leaf's dtype as JAX has it, and 32 bits for narrower ones: 16 have few numbers, and none far out."""
-    return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
+    own = {"g": np.dtype(float), "G": np.dtype(complex)}.get(dtype.char, dtype)  # JAX has no long doubles
+    return jnp.promote_types(jax.dtypes.canonicalize_dtype(own), jnp.float32)
 
 
 def gaussian_start(
@@ -80,5 +83,5 @@ def toward_initial(params: Any, initial: Any, rate: Any, *, where: Where | None 
       rate: scalar, the share of `initial`.
       where: as for `shrink_perturb`.
     """
-    check_factor("rate", rate)
+    check_number("rate", rate)
     return shrink_perturb(params, initial, 1 - rate, rate, where=where)
