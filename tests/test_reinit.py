@@ -10,7 +10,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsjax.methods.reinit import kernels_only, not_normalization, path_name, random_init, shrink_perturb, warm_start
+from wsjax.methods.reinit import kernels_only, not_normalization, random_init, shrink_perturb, warm_start
+from wsjax.trees import path_name
 
 DTYPES = {"float16": jnp.float16, "bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": np.float64}
 BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}

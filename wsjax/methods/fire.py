@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from wsjax.methods.checks import check_count
-from wsjax.methods.layouts import Axes, Layout, flax_layout, kernels_of, map_layers
+from wsjax.methods.layouts import EXACT, Axes, Layout, flax_layout, kernels_of, map_layers
 from wsjax.methods.reinit import check_match
 from wsjax.training.singular import svd
 
@@ -105,7 +105,7 @@ def _gain(kernel: jax.Array) -> float:
 def _newton_schulz(matrix: jax.Array, steps: int) -> jax.Array:
     x = _tall(matrix)
     for _ in range(steps):
-        x = 1.5 * x - 0.5 * jnp.matmul(x, _gram(x), precision=_EXACT)
+        x = 1.5 * x - 0.5 * jnp.matmul(x, _gram(x), precision=EXACT)
     return x if x.shape == matrix.shape else jnp.swapaxes(x, -1, -2)
 
 
@@ -113,7 +113,7 @@ def _polar(matrix: jax.Array) -> jax.Array:
     left, values, right = svd(matrix)
     # A singular value of 0 has no direction of its own: it stays 0, and so does a matrix of zeros.
     least = max(matrix.shape[-2:]) * jnp.finfo(matrix.dtype).eps * values[..., :1]
-    return jnp.matmul(left * (values > least)[..., None, :], right, precision=_EXACT)
+    return jnp.matmul(left * (values > least)[..., None, :], right, precision=EXACT)
 
 
 def _tall(matrix: jax.Array) -> jax.Array:
@@ -122,10 +122,7 @@ def _tall(matrix: jax.Array) -> jax.Array:
 
 
 def _gram(tall: jax.Array) -> jax.Array:
-    return jnp.matmul(jnp.swapaxes(tall, -1, -2), tall, precision=_EXACT)
-
-
-_EXACT = jax.lax.Precision.HIGHEST  # an accelerator would round the factors to 10 bits or fewer
+    return jnp.matmul(jnp.swapaxes(tall, -1, -2), tall, precision=EXACT)
 
 
 def _unit(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import optax
 
 from wsjax.methods.checks import check_number
-from wsjax.methods.leaves import check_params, kept, map_kept
+from wsjax.methods.leaves import check_params, chosen, map_chosen
 from wsjax.methods.reinit import Where
 
 
@@ -52,7 +52,7 @@ def l2_init(strength: Any, where: Where | None = None) -> optax.GradientTransfor
     check_number("l2_init: strength", strength, least=0)
 
     def init(params: Any) -> L2InitState:
-        return L2InitState(kept(params, where))
+        return L2InitState(chosen(params, where))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, L2InitState]:
         check_params("l2_init", params, state.anchor)
@@ -60,6 +60,6 @@ def l2_init(strength: Any, where: Where | None = None) -> optax.GradientTransfor
         def pulled(anchor: Any, update: Any, param: Any) -> Any:
             return (update + strength * (param - anchor)).astype(update.dtype)
 
-        return map_kept(pulled, state.anchor, updates, params), state
+        return map_chosen(pulled, state.anchor, updates, params), state
 
     return optax.GradientTransformation(init, update)

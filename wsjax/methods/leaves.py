@@ -9,25 +9,27 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.reinit import Where, path_name
+from wsjax.methods.reinit import Where
+from wsjax.trees import path_name, wide
 
 
-def kept(params: Any, where: Where | None = None, wide: bool = False) -> Any:
+def chosen(params: Any, where: Where | None = None, widened: bool = False) -> Any:
     """A copy of the floating-point leaves that `where` chooses by their path, with None for every other one.
 
-    It is a copy, for a training step that is given both may donate each; with `wide`, in 32 bits at least.
+    It is a copy, for a training step that is given both may donate each; with `widened`, in 32 bits at least.
     """
 
     def copy(path: Any, leaf: Any) -> Any:
         dtype = jnp.result_type(leaf)
-        chosen = jnp.issubdtype(dtype, jnp.inexact) and (where is None or where(path_name(path)))
-        return jnp.array(leaf, jnp.promote_types(dtype, jnp.float32) if wide else dtype) if chosen else None
+        if not jnp.issubdtype(dtype, jnp.inexact) or (where is not None and not where(path_name(path))):
+            return None
+        return jnp.array(leaf, wide(dtype) if widened else dtype)
 
     return jax.tree_util.tree_map_with_path(copy, params)
 
 
-def map_kept(function: Any, state: Any, first: Any, *others: Any) -> Any:
-    """Maps `function(kept leaf, leaf, ...)` over the leaves that are kept; the others stay as in `first`."""
+def map_chosen(function: Any, state: Any, first: Any, *others: Any) -> Any:
+    """Maps `function(state's leaf, leaf, ...)` over the leaves that were chosen; the others stay as in `first`."""
 
     def leaf(own: Any, *leaves: Any) -> Any:
         return leaves[0] if is_left_out(own) else function(own, *leaves)
@@ -43,10 +45,15 @@ def towards(when: Any, update: Any, moved: Any, target: Any) -> Any:
     return jnp.where(when & (moved != target), update + (target - moved).astype(update.dtype), update)
 
 
-def check_params(who: str, params: Any, state: Any) -> None:
-    """Raises a TaskError, which names the first such leaf, unless the params are those that a state was built for."""
+def need_params(who: str, params: Any) -> None:
+    """Raises a TaskError where an update was not given the params."""
     if params is None:
         raise TaskError(f"{who} needs the parameters: call update(updates, state, params)")
+
+
+def check_params(who: str, params: Any, state: Any) -> None:
+    """Raises a TaskError, which names the first such leaf, unless the params are those that a state was built for."""
+    need_params(who, params)
     old, new = ({path_name(path): leaf for path, leaf in _flat(tree)} for tree in (state, params))
     for name, leaf in old.items():
         if name not in new:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.methods.checks import check_number
+from wsjax.trees import path_name, wide
 
 Where = Callable[[str], bool]
 """Chooses leaves by their path, written as "block_0/conv/kernel"."""
@@ -98,11 +99,6 @@ def kernels_only(path: str) -> bool:
     return not_normalization(path) and bool(_KERNEL.search(path))
 
 
-def path_name(path: Any) -> str:
-    """Writes a JAX key path as its parts joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 @jax.custom_jvp
 @jax.jit
 def _mix(old: jax.Array, new: jax.Array, shrink: jax.Array, perturb: jax.Array) -> jax.Array:
@@ -128,8 +124,7 @@ def _mix_leaf(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> Any:
     if is_rounded(dtype):
         return _mix_on_host(name, old, new, shrink, perturb)
     # Narrower leaves are mixed in float32 and rounded once.
-    wide = dtype if dtype.itemsize >= 4 else jnp.float32
-    return _mix(*(jnp.asarray(x, wide) for x in (old, new, shrink, perturb))).astype(dtype)
+    return _mix(*(jnp.asarray(x, wide(dtype)) for x in (old, new, shrink, perturb))).astype(dtype)
 
 
 def _mix_on_host(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> np.ndarray:

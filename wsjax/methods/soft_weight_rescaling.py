@@ -15,7 +15,8 @@ import optax
 
 from wsjax.errors import TaskError
 from wsjax.methods.checks import check_number
-from wsjax.methods.reinit import path_name
+from wsjax.methods.leaves import need_params
+from wsjax.trees import path_name, wide
 
 
 class Layer(NamedTuple):
@@ -115,8 +116,7 @@ def soft_weight_rescaling(
         return RescalingState({layer.weight: _norm(leaves[layer.weight]) for layer in own})
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RescalingState]:
-        if params is None:
-            raise TaskError(f"{who} needs the parameters: call update(updates, state, params)")
+        need_params(who, params)
         moved = optax.apply_updates(params, updates)
         leaves, own = of(moved)
         if odd := state.norms.keys() ^ {layer.weight for layer in own}:
@@ -142,8 +142,8 @@ def soft_weight_rescaling(
 
 
 def _norm(weight: Any) -> jax.Array:
-    wide = jnp.promote_types(jnp.abs(jnp.zeros((), jnp.result_type(weight))).dtype, jnp.float32)
-    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(weight).astype(wide))))
+    size = jnp.abs(weight)
+    return jnp.sqrt(jnp.sum(jnp.square(size.astype(wide(size.dtype)))))
 
 
 def _leaves(params: Any) -> dict[str, Any]:

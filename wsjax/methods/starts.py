@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.errors import TaskError
-from wsjax.methods.reinit import Where, path_name
+from wsjax.methods.reinit import Where
 from wsjax.training.schedules import restarted
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Samples, Setup, TrainState
+from wsjax.trees import path_name
 
 Reinit = Callable[[Any, Any], Any]
 """`(params, fresh) -> params`, of two pytrees of one structure."""

@@ -19,13 +19,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wsjax.methods.checks import check_number
 from wsjax.methods.reinit import Where, is_inexact, shrink_perturb
 from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
 from wsjax.training.train import TrainState
+from wsjax.trees import wide
 
 
 def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, where: Where | None = None) -> Any:
@@ -50,7 +50,7 @@ def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, wher
 def _drawn_in(dtype: Any) -> Any:
     """A leaf's dtype as JAX has it, and 32 bits for narrower ones: 16 have few numbers, and none far out."""
     own = {"g": np.dtype(float), "G": np.dtype(complex)}.get(dtype.char, dtype)  # JAX has no long doubles
-    return jnp.promote_types(jax.dtypes.canonicalize_dtype(own), jnp.float32)
+    return wide(jax.dtypes.canonicalize_dtype(own))
 
 
 def gaussian_start(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wsjax.networks.kernels import on_cpu
+from wsjax.trees import wide
 
 Moments = tuple[Array, Array, Array]
 """The mean [C] and biased variance [C] over the rows that count, and how many values enter each of them []."""
@@ -52,7 +53,7 @@ def batch_norm(
 
 def moments(x: Array, weights: Array, axis_name: str | None = None) -> Moments:
     """The moments of images [B, H, W, C] over rows of weight 1, and over a mapped axis, if any."""
-    weights = weights.astype(jnp.promote_types(x.dtype, jnp.float32))
+    weights = weights.astype(wide(x.dtype))
     count = weights.sum() * (x.shape[1] * x.shape[2])
     channels = jax.ShapeDtypeStruct(x.shape[3:], weights.dtype)
     mean, squares = on_cpu("moments", (channels, channels), (x, weights), _moments, _moments)

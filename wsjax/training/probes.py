@@ -19,6 +19,7 @@ from wsjax.training.schedules import ScheduleState
 from wsjax.training.singular import singular_values
 from wsjax.training.task import Activations
 from wsjax.training.train import Batch, Metrics, Samples, Setup, TrainState, batch_gradient, over_batches
+from wsjax.trees import nodes, path_name, wide
 
 OLD, NEW = "old_gradient", "new_gradient"
 SAMPLES = 1000
@@ -57,8 +58,7 @@ def weights(power: int = 2, invariant: Callable[[str], bool] | None = None) -> P
 
     def probe(setup: Setup, state: TrainState, samples: Samples, key: jax.Array) -> Metrics:
         del key
-        leaves = jax.tree_util.tree_leaves_with_path(state.params)
-        named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+        named = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)]
         norms = {name.removesuffix("/kernel"): _norm(leaf) for name, leaf in named if leaf.ndim > 1}
         measured = {f"weight_norm/{name}": norm for name, norm in norms.items()}
         if setup.learning_rate is None or invariant is None:
@@ -236,11 +236,10 @@ def _norm(tree: Any) -> jax.Array:
 
 
 def _wide(leaf: Any) -> jax.Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(wide(leaf.dtype))
 
 
 def _count(state: TrainState) -> Any:
     """The steps of the learning rate's schedule so far; 0 where it has none."""
     kinds = (ScheduleState, optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
-    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, kinds))
-    return next((node.count for node in nodes if isinstance(node, kinds)), 0)
+    return next((node.count for node in nodes(state.opt_state, kinds)), 0)

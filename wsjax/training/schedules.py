@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
+from wsjax.trees import map_nodes
 
 
 class Schedule(NamedTuple):
@@ -95,8 +96,4 @@ def restarted(opt_state: Any) -> Any:
 
     The epochs of a schedule are a round's, and rounds have epochs of more and more steps.
     """
-    return jax.tree.map(
-        lambda node: ScheduleState(jnp.zeros_like(node.count)) if isinstance(node, ScheduleState) else node,
-        opt_state,
-        is_leaf=lambda node: isinstance(node, ScheduleState),
-    )
+    return map_nodes(lambda node: ScheduleState(jnp.zeros_like(node.count)), opt_state, ScheduleState)

@@ -18,6 +18,7 @@ from wsjax.errors import TaskError
 from wsjax.kept import kept
 from wsjax.training.schedules import Schedule, scale_by_schedule
 from wsjax.training.task import BatchStats, Params, Task
+from wsjax.trees import wide
 
 Metrics = dict[str, Any]
 Data = tuple[Any, Any]
@@ -329,7 +330,7 @@ def _means(setup: Setup, state: TrainState, data: Data, samples: Samples, train:
 
 def wide_zeros(tree: Any) -> Any:
     """Zeros like the leaves of a tree, in 32 bits at least: for sums of many small parts, which 16 do not take in."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), tree)
 
 
 def score_each(setup: Setup, state: TrainState) -> jax.Array:
