@@ -56,7 +56,7 @@ def moments(x: Array, weights: Array, axis_name: str | None = None) -> Moments:
     weights = weights.astype(wide(x.dtype))
     count = weights.sum() * (x.shape[1] * x.shape[2])
     channels = jax.ShapeDtypeStruct(x.shape[3:], weights.dtype)
-    mean, squares = on_cpu("moments", (channels, channels), (x, weights), _moments, _moments)
+    mean, squares = on_cpu("moments", (channels, channels), (x, weights), _moments)
     if axis_name is None:
         return mean, squares / jnp.maximum(count, 1), count
     # The parts' moments merged (Chan, Golub and LeVeque 1979).
@@ -99,7 +99,7 @@ def _batch_norm_backward(_: float, relu: bool, axis_name: str | None, saved: Any
     results = jax.ShapeDtypeStruct(x.shape if relu else (0,), x.dtype), channels, channels
     plain = partial(_normalise_gradient, relu)
     arrays = dz, z if relu else empty, x, mean
-    masked, sums, products = on_cpu("normalise_gradient", results, arrays, plain, plain)
+    masked, sums, products = on_cpu("normalise_gradient", results, arrays, plain)
     dy = masked if relu else dz
     dbias, dscale = sums, products * inverse
     if axis_name is not None:
@@ -133,7 +133,7 @@ def _normalise(
     def plain(*_: Array) -> Array:
         return _normalise_plain(x, mean, var, scale, bias, shortcut, epsilon, relu)
 
-    return on_cpu("normalise", jax.ShapeDtypeStruct(x.shape, x.dtype), arrays, plain, plain, relu=int(relu))
+    return on_cpu("normalise", jax.ShapeDtypeStruct(x.shape, x.dtype), arrays, plain, relu=int(relu))
 
 
 def _normalise_plain(
