@@ -15,8 +15,8 @@ from wsjax.errors import TaskError
 from wsjax.methods.checks import check_count, check_number
 from wsjax.methods.layouts import Axes, Layout, flax_layout, is_kernel, map_layers
 from wsjax.methods.reinit import check_match
-from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
-from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, wide_zeros
+from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, lifted
+from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, total, wide_zeros
 
 Granularity = Literal["authors", "unit", "kernel"]
 
@@ -85,18 +85,16 @@ def dash_start(
       opt_state: the optimiser's state, likewise. The authors keep it.
     """
     check_number("shrink", shrink, least=0, most=1)
-    check_choices(batch_stats, opt_state)
     check_number("decay", decay)
     if not 0 < decay <= 1:
         raise TaskError(f"decay must lie in (0, 1], not {decay}")
     check_count("chunk", chunk)
 
-    def start(boundary: Boundary) -> TrainState:
+    def shrunk(boundary: Boundary) -> Any:
         direction = falling(boundary.setup, boundary.old, boundary.samples, chunk, decay)
-        params = dash(boundary.old.params, direction, shrink=shrink, layout=layout, granularity=granularity)
-        return started(boundary, params, batch_stats, opt_state)
+        return dash(boundary.old.params, direction, shrink=shrink, layout=layout, granularity=granularity)
 
-    return start
+    return lifted(shrunk, batch_stats, opt_state)
 
 
 def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay: float) -> Any:
@@ -110,27 +108,21 @@ def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay
     batches of the setup's size, however large the chunks are. (Not so by a task that is evaluated with each batch's own
     statistics, `with_batch_statistics`: give the setup the task itself.)
     """
-    inputs, targets = setup.train
-    count = jax.tree.leaves(setup.train)[0].shape[0]
-    arrival = jnp.zeros(count, jnp.int32).at[samples.order].set(jnp.arange(samples.order.shape[0], dtype=jnp.int32))
     last = (samples.size - 1) // chunk
 
-    def body(_: jax.Array, total: Any, batch: Batch) -> Any:
-        own_targets, position = batch.targets
-        number = position // chunk
+    def body(_: jax.Array, fallen: Any, batch: Batch) -> Any:
+        number = batch.position // chunk
         length = jnp.clip(samples.size - number * chunk, 1, chunk)
         share = batch.weights * decay * jnp.power(1.0 - decay, jnp.maximum(last - number, 0)) / length
 
         def loss(params: Any) -> jax.Array:
             outputs, _ = setup.task.apply(params, state.batch_stats, batch.inputs, batch.weights, False, None)
-            return jnp.sum(setup.task.loss(outputs, own_targets) * share)
+            return jnp.sum(setup.task.loss(outputs, batch.targets) * share)
 
-        return jax.tree.map(jnp.subtract, total, jax.grad(loss)(state.params))
+        return jax.tree.map(jnp.subtract, fallen, jax.grad(loss)(state.params))
 
-    data = inputs, (targets, arrival)
-    total = over_batches(body, wide_zeros(state.params), data, samples, setup.batch_size, setup.axis_name)
-    total = total if setup.axis_name is None else jax.lax.psum(total, setup.axis_name)
-    return jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), total, state.params)
+    fallen = over_batches(body, wide_zeros(state.params), setup.train, samples, setup.batch_size, setup.axis_name)
+    return jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), total(fallen, setup.axis_name), state.params)
 
 
 def _shared(axes: Axes, granularity: Granularity) -> tuple[int, ...]:

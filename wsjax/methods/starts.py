@@ -93,6 +93,12 @@ def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: Opt
     return Mixed(reinit, batch_stats, opt_state)
 
 
+def lifted(params: Callable[[Boundary], Any], batch_stats: BatchStatsChoice, opt_state: OptStateChoice) -> Start:
+    """A start from the params that are made of the boundary, with the rest as `mixed` says."""
+    check_choices(batch_stats, opt_state)
+    return lambda boundary: started(boundary, params(boundary), batch_stats, opt_state)
+
+
 def check_choices(batch_stats: str, opt_state: str) -> None:
     """Raises a TaskError where one is not among its choices."""
     choices = {"batch_stats": (batch_stats, BatchStatsChoice), "opt_state": (opt_state, OptStateChoice)}

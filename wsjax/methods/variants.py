@@ -23,8 +23,7 @@ import numpy as np
 
 from wsjax.methods.checks import check_number
 from wsjax.methods.reinit import Where, is_inexact, shrink_perturb
-from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
-from wsjax.training.train import TrainState
+from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, lifted
 from wsjax.trees import wide
 
 
@@ -62,13 +61,11 @@ def gaussian_start(
     opt_state: OptStateChoice = "rebuild",
 ) -> Start:
     """A start by `gaussian_perturb`, with the boundary's key; batch_stats and opt_state are as for `mixed`."""
-    check_choices(batch_stats, opt_state)
 
-    def start(boundary: Boundary) -> TrainState:
-        params = gaussian_perturb(boundary.old.params, boundary.key, shrink, std, where=where)
-        return started(boundary, params, batch_stats, opt_state)
+    def perturbed(boundary: Boundary) -> Any:
+        return gaussian_perturb(boundary.old.params, boundary.key, shrink, std, where=where)
 
-    return start
+    return lifted(perturbed, batch_stats, opt_state)
 
 
 def toward_initial(params: Any, initial: Any, rate: Any, *, where: Where | None = None) -> Any:

@@ -18,7 +18,7 @@ from wsjax.training import anchors
 from wsjax.training.schedules import ScheduleState
 from wsjax.training.singular import singular_values
 from wsjax.training.task import Activations
-from wsjax.training.train import Batch, Metrics, Samples, Setup, TrainState, batch_gradient, over_batches
+from wsjax.training.train import Batch, Metrics, Samples, Setup, TrainState, batch_gradient, each, over_batches
 from wsjax.trees import nodes, path_name, wide
 
 OLD, NEW = "old_gradient", "new_gradient"
@@ -207,27 +207,13 @@ def _on_samples(setup: Setup, state: TrainState, samples: Samples, function: Cal
     # number * size / count, rounded down, without a product that might not fit into 32 bits.
     places = number * (samples.size // count) + number * (samples.size % count) // count
     order = samples.order[jnp.minimum(places, samples.order.shape[0] - 1)]
-    size = min(setup.batch_size, most)
 
     def measured(batch: Batch) -> Any:
         values = function(activations(state.params, state.batch_stats, batch.inputs))
         counts = batch.weights > 0
         return jax.tree.map(lambda x: jnp.where(counts.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)), values)
 
-    def body(i: jax.Array, room: Any, batch: Batch) -> Any:
-        return jax.tree.map(
-            lambda own, new: jax.lax.dynamic_update_slice_in_dim(own, new.astype(own.dtype), i * size, 0),
-            room,
-            measured(batch),
-        )
-
-    inputs, targets = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), setup.train)
-    counts: Any = jax.ShapeDtypeStruct((size,), jnp.float32)
-    like = jax.eval_shape(measured, Batch(inputs, targets, counts))
-    room = jax.tree.map(lambda x: jnp.zeros((-(-most // size) * size, *x.shape[1:]), x.dtype), like)
-    chosen = Samples(order, count, jnp.zeros_like(count))
-    rows = over_batches(body, room, setup.train, chosen, setup.batch_size)
-    return jax.tree.map(lambda x: x[:most], rows)
+    return each(measured, setup.train, Samples(order, count, jnp.zeros_like(count)), setup.batch_size)
 
 
 def _norm(tree: Any) -> jax.Array:
