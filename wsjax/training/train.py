@@ -244,6 +244,7 @@ def over_batches(
         rows = samples.order[jnp.minimum(position, jnp.maximum(samples.size - 1, 0))]
         inputs, targets = jax.tree.map(lambda x: x[rows], data)
         weights = (position < samples.size).astype(jnp.float32)
+        # The first of two keys, as in all runs so far: another one would draw otherwise.
         keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key)[0], position)
         return body(i, carry, Batch(inputs, targets, weights, keys, position))
 
