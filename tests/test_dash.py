@@ -150,7 +150,9 @@ def test_what_cannot_be_shrunk_is_refused_in_one_line():
     refused(r"leaf 'head/kernel' differs: .* in params, shape \(6, 5\) of float32 in direction", tree(), other)
     for match, options in (
         (r"decay must lie in \(0, 1\], not 0", {"decay": 0}),
-        ("chunk must be positive, not 0", {"chunk": 0}),
+        ("decay must be a real number, not 'a'", {"decay": "a"}),
+        ("chunk must be a whole number, 1 or more, not 0", {"chunk": 0}),
+        ("chunk must be a whole number, 1 or more, not 2.5", {"chunk": 2.5}),
         ("unknown batch_stats 'rest'; available: keep, reset, reestimate", {"batch_stats": "rest"}),
     ):
         refused(match, call=dash_start, kind=TaskError, **options)

@@ -167,7 +167,9 @@ def test_how_far_it_is_from_an_isometry():
 
 def test_what_cannot_be_done_is_refused_in_one_line():
     for match, call in (
-        ("steps must be 0 or more, or None, not -1", lambda: fire(tree(), steps=-1)),
+        ("steps must be a whole number, 0 or more, not -1", lambda: fire(tree(), steps=-1)),
+        ("steps must be a whole number, 0 or more, not 2.5", lambda: fire(tree(), steps=2.5)),  # type: ignore[arg-type]
+        ("leaf 'kernel' is float128, which JAX rounds here", lambda: fire({"kernel": np.ones((2, 2), np.longdouble)})),
         ("no leaf is a kernel by flax_layout; the first one is 'a'", lambda: fire({"a": jnp.ones(3)})),
         ("unknown each 'row'; available: kernel, matrix", lambda: with_norms_of(tree(), tree(), each="row")),
         ("trees differ: only params has leaf 'b'", lambda: with_norms_of({"a": 1.0, "b": 1.0}, {"a": 1.0})),

@@ -132,6 +132,16 @@ def test_the_slow_copy_of_16_bits_moves_as_that_of_32():
     np.testing.assert_array_equal(np.asarray(narrow, np.float32), np.asarray(states[1].slow))
 
 
+def test_a_momentum_that_may_be_set_is_not_rounded_to_16_bits():
+    """As docs/methods.md has it; without `hyperparam_dtype` 0.999 would be 1."""
+    inject = optax.inject_hyperparams
+    own = inject(hare_tortoise, static_args=("every", "first"), hyperparam_dtype=jnp.float32)(0.999, every=10)
+    params = jnp.asarray(START, jnp.bfloat16)
+    state = own.init(params)
+    _, new = own.update(jnp.ones_like(params), state, params)
+    assert np.all(np.asarray(new.inner_state.slow) != np.asarray(state.inner_state.slow))
+
+
 def test_params_of_16_bits_become_the_slow_copy_to_the_bit_in_a_compiled_step_too():
     """XLA fuses a bfloat16 sum with what follows, and rounds it once less."""
     optimizer = optax.chain(optax.sgd(0.1), hare_tortoise(0.9, every=3))

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from wsjax.methods.layouts import Axes, equinox_layout, flax_layout, kernels_of, map_layers, wsjax_layout
-from wsjax.methods.reinit import path_name
 from wsjax.networks import models
+from wsjax.trees import path_name
 
 
 class Net(nn.Module):

@@ -65,10 +65,14 @@ def test_a_script_runs_and_continues_them(script, tmp_path):
         ("--dash_chunk=0", "--dash_chunk must be positive, not 0"),
         ("--fire_steps=-1", "--fire_steps must lie in [0, 1000] or be None, not -1"),
         ("--batch_stats=lose", "keep, reset, reestimate"),
+        (
+            "--model=resnet18 --methods DASH --evaluation=batch",
+            "--evaluation=batch: DASH's gradients are by running statistics; leave DASH or that out",
+        ),
     ],
 )
 def test_bad_flags_get_one_line(script, flag, said):
-    code, _, err = script("offline", flag)
+    code, _, err = script("offline", *flag.split())
     assert code == 2
     assert said in err
     assert err.strip().count("\n") == 0

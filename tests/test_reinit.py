@@ -10,7 +10,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsjax.methods.reinit import kernels_only, not_normalization, path_name, random_init, shrink_perturb, warm_start
+from wsjax.methods.reinit import kernels_only, not_normalization, random_init, shrink_perturb, warm_start
+from wsjax.trees import path_name
 
 DTYPES = {"float16": jnp.float16, "bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": np.float64}
 BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -556,7 +557,7 @@ def test_it_compiles_once_for_all_factors():
 
 def test_a_factor_of_a_complex_array_is_refused():
     for shrink in (jnp.complex64(0.5), jnp.asarray(0.5 + 0j)):
-        with pytest.raises(ValueError, match=r"^shrink must be a real number, not one of complex64"):
+        with pytest.raises(ValueError, match=r"^shrink must be a real number, not .*complex64"):
             shrink_perturb({"w": jnp.ones(2)}, {"w": jnp.ones(2)}, shrink, 0.1)
 
 

@@ -17,7 +17,7 @@ from test_offline import timeless
 from test_train import KEY, images, small_resnet_task
 
 from wsjax import parallel
-from wsjax.data.datasets import digits, take
+from wsjax.data.datasets import load, take
 from wsjax.errors import RunError
 from wsjax.networks import models
 from wsjax.results import shrinking
@@ -177,7 +177,7 @@ def test_a_resnet_has_a_curve_for_each_evaluation(script, tmp_path, monkeypatch)
 @pytest.mark.parametrize("main", [True, False])
 def test_one_of_several_processes_measures_by_itself(monkeypatch, capfd, main):
     monkeypatch.setattr(models, "resnet18", lambda classes, **more: models.ResNet(classes, stage_sizes=(1,), **more))
-    dataset = take(KEY, digits(), 16, 8)
+    dataset = take(KEY, load("digits"), 16, 8)
     config = Common(model="resnet18", width=2)
     setup = build.build_setup(config, dataset)
     state = init_state(setup.task, setup.optimizer, KEY)

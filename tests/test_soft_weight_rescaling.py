@@ -136,6 +136,13 @@ def test_the_order_of_the_study_s_networks():
     assert len(named) == len(jax.tree.leaves(params))  # none is left out
 
 
+def test_a_state_of_other_layers_is_refused_by_name():
+    _, params = mlp()
+    own, other = (soft_weight_rescaling(0.1, [Layer(f"{name}/kernel")]) for name in ("hidden1", "hidden2"))
+    with pytest.raises(TaskError, match="its state and the network differ in 'hidden1/kernel', 'hidden2/kernel'"):
+        own.update(params, other.init(params), params)
+
+
 def test_layers_that_there_are_not_are_refused_by_name():
     _, params = mlp()
     with pytest.raises(TaskError, match="the parameters have no leaf 'body/kernel'; there is head/bias, head/kernel"):

@@ -184,10 +184,13 @@ def test_parameters_of_another_network_are_refused_by_the_leafs_name(way):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: l2_init(-1.0), "l2_init: strength must be a number, 0 or more, not -1.0"),
-        (lambda: l2_init("much"), "l2_init: strength must be a number, 0 or more, not 'much'"),
-        (lambda: soft_weight_rescaling(1.5), r"soft_weight_rescaling: rate must be a number, within \[0, 1\], not 1.5"),
-        (lambda: hare_tortoise(float("nan"), 3), r"hare_tortoise: momentum must be a number, within \[0, 1\], not nan"),
+        (lambda: l2_init(-1.0), "l2_init: strength must be 0 or more, not -1.0"),
+        (lambda: l2_init("much"), "l2_init: strength must be a real number, not 'much'"),
+        (lambda: l2_init(jnp.float32("nan")), "l2_init: strength must be finite, not nan"),
+        (lambda: hare_tortoise(jnp.float32(-3), 2), r"hare_tortoise: momentum must lie in \[0, 1\], not -3.0"),
+        (lambda: add_parseval(float("inf")), "strength must be finite, not inf"),
+        (lambda: soft_weight_rescaling(1.5), r"soft_weight_rescaling: rate must lie in \[0, 1\], not 1.5"),
+        (lambda: hare_tortoise(float("nan"), 3), r"hare_tortoise: momentum must be finite, not nan"),
         (lambda: hare_tortoise(0.5, 0), "hare_tortoise: every must be a whole number, 1 or more, not 0"),
         (
             lambda: shrink_perturb_every(1.5, 1, 0, None, KEY),  # type: ignore[arg-type]
@@ -198,6 +201,11 @@ def test_parameters_of_another_network_are_refused_by_the_leafs_name(way):
 def test_settings_that_are_none_are_refused(make, message):
     with pytest.raises(TaskError, match=f"^{message}$"):
         make()
+
+
+@pytest.mark.parametrize("number", [np.asarray(0.5), np.float32(0.5), jnp.bfloat16(0.5), True, 1])
+def test_any_real_scalar_is_a_factor(number):
+    l2_init(number), soft_weight_rescaling(number), hare_tortoise(number, 1)
 
 
 @pytest.mark.parametrize(

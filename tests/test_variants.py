@@ -87,6 +87,13 @@ def test_what_cannot_be_done_is_refused():
         gaussian_start(0.3, 0.01, opt_state="new")
 
 
+@pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])
+def test_numpy_s_long_doubles_get_noise_too(dtype):
+    new = gaussian_perturb({"a": np.ones(1000, dtype)}, jax.random.key(0), 0.5, 0.1)["a"]
+    assert new.dtype == dtype
+    assert 0.08 < new.std() < 0.12
+
+
 def test_noise_of_16_bits_is_drawn_in_32_and_rounded_once():
     """bfloat16's own draws have a few hundred values: rounding hides that, but not where they are scaled up."""
     params = jnp.zeros(20_000, jnp.bfloat16)

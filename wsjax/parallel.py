@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wsjax.errors import ProcessLost
+from wsjax.trees import path_name
 
 DATA, REPLICAS = "data", "replicas"
 JOIN_WITHIN = 60
@@ -116,7 +117,7 @@ def unlike(tree: Any) -> str | None:
         for shard in shards if len(shards) > 1 else []:
             own = np.asarray(shard.data).tobytes()
             if copies.setdefault(str(shard.index), own) != own:
-                return jax.tree_util.keystr(path, simple=True, separator="/")
+                return path_name(path)
     return None
 
 

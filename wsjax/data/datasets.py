@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.data import embedded, folders, prepared, sources
-from wsjax.data.embedded import DIGITS_NOISE, EMBEDDED
+from wsjax.data import folders, prepared, sources
+from wsjax.data.embedded import EMBEDDED
 from wsjax.data.image_files import IMAGE_SIZE, LARGEST_SIZE
 from wsjax.data.prepared import SOURCES, Source
 from wsjax.data.sources import Images
@@ -173,25 +173,6 @@ def read_images(path: str | os.PathLike[str], max_gigabytes: float = sources.MAX
         if names is not None and labels.max() >= len(names):
             raise DataError(f"labels has {labels.max()}, but class_names allow only 0 to {len(names) - 1}")
     return Images(images, labels.astype(np.int32), names, hashlib.sha256(content).hexdigest())
-
-
-def digits(noise: float = DIGITS_NOISE) -> Dataset:
-    """The 1,797 handwritten 8x8 digits that come with scikit-learn, made harder by fixed Gaussian pixel noise.
-
-    Without noise every method reaches about 98 % and nothing can be told apart. A pixel x in [0, 16] is kept as
-    `clip(round((x / 16 + noise * eps + 1.5) / 4 * 255), 0, 255)`: the range [-1.5, 2.5] fills the 256 values, so at
-    noise 0.5 three standard deviations fit on either side of [0, 1] and the noise stays Gaussian instead of being
-    clipped. Noise and split are the same at every call.
-
-    Args:
-        noise: standard deviation of the noise, where paper is 0 and ink 1.
-
-    Returns:
-        Images [600, 8, 8, 1] to train and [1197, 8, 8, 1] to test.
-    """
-    if not (math.isfinite(noise) and noise >= 0):
-        raise DataError(f"noise must be a finite number, 0 or more, got {noise}")
-    return _dataset("digits", embedded.noisy_digits(noise=noise), "scikit-learn's digits")
 
 
 def take(key: jax.Array, dataset: Dataset, num_train: int | None = None, num_test: int | None = None) -> Dataset:

@@ -18,7 +18,12 @@ SHIFTED_DIGITS = 300  # of the digits, each at nine places
 
 
 def noisy_digits(classes: Collection[int] = range(10), noise: float = DIGITS_NOISE) -> dict[str, np.ndarray]:
-    """The images and labels of some of the digits, split and noisy as `wsjax.data.datasets.digits` says.
+    """The images and labels of some of the 1,797 digits of 8x8 pixels, made harder by fixed Gaussian noise.
+
+    Without noise every method reaches about 98 % and nothing can be told apart. A pixel x in [0, 16] is kept as
+    `clip(round((x / 16 + noise * eps + 1.5) / 4 * 255), 0, 255)`: the range [-1.5, 2.5] fills the 256 values, so at
+    noise 0.5 three standard deviations fit on either side of [0, 1] and the noise stays Gaussian instead of being
+    clipped. Noise and split, 600 to train and 1,197 to test of all, are the same at every call.
 
     An image of a part of the digits is the one that the whole has, in the same split; labels count from the part's
     first class.

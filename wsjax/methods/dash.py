@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from wsjax.errors import TaskError
+from wsjax.methods.checks import check_count, check_number
 from wsjax.methods.layouts import Axes, Layout, flax_layout, is_kernel, map_layers
-from wsjax.methods.reinit import check_factor, check_match
-from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
-from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, wide_zeros
+from wsjax.methods.reinit import check_match
+from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, lifted
+from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, total, wide_zeros
 
 Granularity = Literal["authors", "unit", "kernel"]
 
@@ -49,7 +50,7 @@ def dash(
       ValueError: the trees differ; no leaf is a kernel, or one is of numbers that cannot be worked with (the first such
         leaf is named); or shrink or granularity is none.
     """
-    check_shrink(shrink)
+    check_number("shrink", shrink, least=0, most=1)
     if granularity not in get_args(Granularity):
         raise ValueError(f"unknown granularity '{granularity}'; available: {', '.join(get_args(Granularity))}")
     check_match(params, direction, "direction")
@@ -83,19 +84,17 @@ def dash_start(
       batch_stats: BatchNorm's running statistics: as for `mixed`. The authors keep them; they are wrong by then.
       opt_state: the optimiser's state, likewise. The authors keep it.
     """
-    check_shrink(shrink)
-    check_choices(batch_stats, opt_state)
+    check_number("shrink", shrink, least=0, most=1)
+    check_number("decay", decay)
     if not 0 < decay <= 1:
         raise TaskError(f"decay must lie in (0, 1], not {decay}")
-    if chunk < 1:
-        raise TaskError(f"chunk must be positive, not {chunk}")
+    check_count("chunk", chunk)
 
-    def start(boundary: Boundary) -> TrainState:
+    def shrunk(boundary: Boundary) -> Any:
         direction = falling(boundary.setup, boundary.old, boundary.samples, chunk, decay)
-        params = dash(boundary.old.params, direction, shrink=shrink, layout=layout, granularity=granularity)
-        return started(boundary, params, batch_stats, opt_state)
+        return dash(boundary.old.params, direction, shrink=shrink, layout=layout, granularity=granularity)
 
-    return start
+    return lifted(shrunk, batch_stats, opt_state)
 
 
 def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay: float) -> Any:
@@ -106,36 +105,24 @@ def falling(setup: Setup, state: TrainState, samples: Samples, chunk: int, decay
     and with nothing random.
 
     Samples do not depend on each other then: this is one sum over them, each with its chunk's share, and is taken in
-    batches of the setup's size, however large the chunks are.
+    batches of the setup's size, however large the chunks are. (Not so by a task that is evaluated with each batch's own
+    statistics, `with_batch_statistics`: give the setup the task itself.)
     """
-    inputs, targets = setup.train
-    count = jax.tree.leaves(setup.train)[0].shape[0]
-    arrival = jnp.zeros(count, jnp.int32).at[samples.order].set(jnp.arange(samples.order.shape[0], dtype=jnp.int32))
     last = (samples.size - 1) // chunk
 
-    def body(_: jax.Array, total: Any, batch: Batch) -> Any:
-        own_targets, position = batch.targets
-        number = position // chunk
+    def body(_: jax.Array, fallen: Any, batch: Batch) -> Any:
+        number = batch.position // chunk
         length = jnp.clip(samples.size - number * chunk, 1, chunk)
         share = batch.weights * decay * jnp.power(1.0 - decay, jnp.maximum(last - number, 0)) / length
 
         def loss(params: Any) -> jax.Array:
             outputs, _ = setup.task.apply(params, state.batch_stats, batch.inputs, batch.weights, False, None)
-            return jnp.sum(setup.task.loss(outputs, own_targets) * share)
+            return jnp.sum(setup.task.loss(outputs, batch.targets) * share)
 
-        return jax.tree.map(jnp.subtract, total, jax.grad(loss)(state.params))
+        return jax.tree.map(jnp.subtract, fallen, jax.grad(loss)(state.params))
 
-    data = inputs, (targets, arrival)
-    total = over_batches(body, wide_zeros(state.params), data, samples, setup.batch_size, setup.axis_name)
-    total = total if setup.axis_name is None else jax.lax.psum(total, setup.axis_name)
-    return jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), total, state.params)
-
-
-def check_shrink(shrink: Any) -> None:
-    """Raises a ValueError unless the least factor is a scalar and, where its value is known, in [0, 1]."""
-    check_factor("shrink", shrink)
-    if not isinstance(shrink, jax.Array) and not 0 <= shrink <= 1:
-        raise ValueError(f"shrink must lie in [0, 1], not {shrink}")
+    fallen = over_batches(body, wide_zeros(state.params), setup.train, samples, setup.batch_size, setup.axis_name)
+    return jax.tree.map(lambda own, leaf: own.astype(leaf.dtype), total(fallen, setup.axis_name), state.params)
 
 
 def _shared(axes: Axes, granularity: Granularity) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from wsjax.methods.layouts import Axes, Layout, flax_layout, kernels_of, map_layers
+from wsjax.methods.checks import check_count
+from wsjax.methods.layouts import EXACT, Axes, Layout, flax_layout, kernels_of, map_layers
 from wsjax.methods.reinit import check_match
 from wsjax.training.singular import svd
 
@@ -37,11 +38,12 @@ def fire(params: Any, fresh: Any = None, *, steps: int | None = 10, layout: Layo
       and vmap.
 
     Raises:
-      ValueError: steps is negative, no leaf is a kernel, or one is of numbers that cannot be worked with (it is named).
+      ValueError: steps is no such number; no leaf is a kernel, or one is of numbers that cannot be worked with (it is
+        named).
     """
     del fresh
-    if steps is not None and steps < 0:
-        raise ValueError(f"steps must be 0 or more, or None, not {steps}")
+    if steps is not None:
+        check_count("steps", steps, least=0)
 
     def isometry(_: Axes, kernel: jax.Array) -> jax.Array:
         unit = _unit(kernel, (-2, -1))
@@ -103,7 +105,7 @@ def _gain(kernel: jax.Array) -> float:
 def _newton_schulz(matrix: jax.Array, steps: int) -> jax.Array:
     x = _tall(matrix)
     for _ in range(steps):
-        x = 1.5 * x - 0.5 * jnp.matmul(x, _gram(x), precision=_EXACT)
+        x = 1.5 * x - 0.5 * jnp.matmul(x, _gram(x), precision=EXACT)
     return x if x.shape == matrix.shape else jnp.swapaxes(x, -1, -2)
 
 
@@ -111,7 +113,7 @@ def _polar(matrix: jax.Array) -> jax.Array:
     left, values, right = svd(matrix)
     # A singular value of 0 has no direction of its own: it stays 0, and so does a matrix of zeros.
     least = max(matrix.shape[-2:]) * jnp.finfo(matrix.dtype).eps * values[..., :1]
-    return jnp.matmul(left * (values > least)[..., None, :], right, precision=_EXACT)
+    return jnp.matmul(left * (values > least)[..., None, :], right, precision=EXACT)
 
 
 def _tall(matrix: jax.Array) -> jax.Array:
@@ -120,10 +122,7 @@ def _tall(matrix: jax.Array) -> jax.Array:
 
 
 def _gram(tall: jax.Array) -> jax.Array:
-    return jnp.matmul(jnp.swapaxes(tall, -1, -2), tall, precision=_EXACT)
-
-
-_EXACT = jax.lax.Precision.HIGHEST  # an accelerator would round the factors to 10 bits or fewer
+    return jnp.matmul(jnp.swapaxes(tall, -1, -2), tall, precision=EXACT)
 
 
 def _unit(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.leaves import check_count, check_number, check_params, kept, map_kept, towards
+from wsjax.methods.checks import check_count, check_number
+from wsjax.methods.leaves import check_params, chosen, map_chosen, towards
 from wsjax.methods.starts import Boundary, Start
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Samples, Setup, TrainState
+from wsjax.trees import map_nodes, nodes
 
 
 class TortoiseState(NamedTuple):
@@ -36,7 +38,9 @@ def hare_tortoise(
     the optimiser anew when data come and keep the slow copy: a round's start is then `tortoise_kept`.
 
     Args:
-      momentum: in [0, 1], or a traced scalar; the authors' is 0.999. With 0 the slow copy is the params.
+      momentum: in [0, 1], or a traced scalar; the authors' is 0.999. With 0 the slow copy is the params. As one of
+        `optax.inject_hyperparams` it needs `hyperparam_dtype=jnp.float32` where params are of 16 bits: there 0.999 is
+        1, and the slow copy would never move.
       every: steps between two times at which the params become the slow copy.
       first: steps until the first such time; None for `every`.
       in_epochs: whether these two are epochs; `update` is then given `epoch_steps`, as `wsjax.run_rounds` does. The
@@ -50,13 +54,13 @@ def hare_tortoise(
         network's.
     """
     who = "hare_tortoise"
-    check_number(who, "momentum", momentum, most=1)
-    for name, value in (("every", every), ("first", every if first is None else first)):
-        check_count(who, name, value)
     offset = every if first is None else first
+    check_number(f"{who}: momentum", momentum, least=0, most=1)
+    check_count(f"{who}: every", every)
+    check_count(f"{who}: first", offset)
 
     def init(params: Any) -> TortoiseState:
-        return TortoiseState(kept(params, wide=True), jnp.zeros((), jnp.int32))
+        return TortoiseState(chosen(params, widened=True), jnp.zeros((), jnp.int32))
 
     def update(
         updates: Any, state: Any, params: Any = None, *, epoch_steps: Any = None, **_: Any
@@ -67,12 +71,12 @@ def hare_tortoise(
         unit, count = epoch_steps if in_epochs else 1, state.steps + 1
         back = (count >= offset * unit) & ((count - offset * unit) % (every * unit) == 0)
         fast = optax.apply_updates(params, updates)
-        slow = map_kept(partial(_average, momentum), state.slow, fast)
-        near = map_kept(_rounded, slow, fast)
-        updates = map_kept(lambda _, *leaves: _pinned(towards(back, *leaves)), slow, updates, fast, near)
+        slow = map_chosen(partial(_average, momentum), state.slow, fast)
+        near = map_chosen(_rounded, slow, fast)
+        updates = map_chosen(lambda _, *leaves: _pinned(towards(back, *leaves)), slow, updates, fast, near)
         # What the params become is rounded: where they become the slow copy, it is exactly that.
         new = jax.tree.map(_pinned, optax.apply_updates(params, updates))
-        slow = map_kept(lambda own, new: jnp.where(back, new, own), slow, new)
+        slow = map_chosen(lambda own, new: jnp.where(back, new, own), slow, new)
         return updates, TortoiseState(slow, count)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -85,11 +89,11 @@ def tortoise(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
     no running statistics: so only the slow copy's, for its test, are wanted, and these are re-estimated under its own
     parameters by a pass over the round's samples.
     """
-    found, params = _found(state.opt_state), state.params
+    found, params = nodes(state.opt_state, TortoiseState), state.params
     if not found:
         raise TaskError("tortoise: the optimiser keeps no slow copy; put wsjax.hare_tortoise last in its chain")
     for own in found:  # several where an optimiser is one of parts, each of which keeps its own leaves
-        params = map_kept(_rounded, own.slow, params)
+        params = map_chosen(_rounded, own.slow, params)
     return reestimated(setup, state._replace(params=params), samples)
 
 
@@ -100,18 +104,14 @@ def tortoise_kept(start: Start) -> Start:
     """
 
     def started(boundary: Boundary) -> TrainState:
-        state, old = start(boundary), _found(boundary.old.opt_state)
+        state, old = start(boundary), nodes(boundary.old.opt_state, TortoiseState)
         if not old:
             return state
-
-        if len(old) != (own := len(_found(state.opt_state))):
+        if len(old) != (own := len(nodes(state.opt_state, TortoiseState))):
             raise TaskError(f"tortoise_kept: {own} slow copies cannot go on from {len(old)} of the round before")
         left = iter(old)
-
-        def put(node: Any) -> Any:
-            return node._replace(slow=next(left).slow) if _is_tortoise(node) else node
-
-        return state._replace(opt_state=jax.tree.map(put, state.opt_state, is_leaf=_is_tortoise))
+        opt_state = map_nodes(lambda own: own._replace(slow=next(left).slow), state.opt_state, TortoiseState)
+        return state._replace(opt_state=opt_state)
 
     return started
 
@@ -133,11 +133,3 @@ def _pinned(leaf: Any) -> Any:
     if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 2:
         return leaf
     return jax.lax.reduce_precision(leaf, jnp.finfo(dtype).nexp, jnp.finfo(dtype).nmant)
-
-
-def _is_tortoise(node: Any) -> bool:
-    return isinstance(node, TortoiseState)
-
-
-def _found(opt_state: Any) -> list[Any]:
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_tortoise) if _is_tortoise(node)]

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import optax
 
-from wsjax.methods.leaves import check_number, check_params, kept, map_kept
+from wsjax.methods.checks import check_number
+from wsjax.methods.leaves import check_params, chosen, map_chosen
 from wsjax.methods.reinit import Where
 
 
@@ -26,7 +27,8 @@ def l2_init(strength: Any, where: Where | None = None) -> optax.GradientTransfor
     The anchor is what `init` was called with: built with the first network's parameters, it stays that network
     whatever the parameters are replaced by. `wsjax.anchored` is the start of a round that keeps it so.
 
-    Kumar et al. write their loss with lambda * sum((params - anchor)^2): `strength` is twice their lambda.
+    Kumar et al. write their loss with lambda * sum((params - anchor)^2), of which `strength` would be twice the lambda;
+    their code, by which their numbers were made, has lambda / 2 there, and `strength` is its lambda.
 
     Where it stands in the chain decides what it is. First of all, it is part of the loss, as its authors have it:
 
@@ -47,10 +49,10 @@ def l2_init(strength: Any, where: Where | None = None) -> optax.GradientTransfor
     Raises:
       TaskError: strength is no such number; in `update`, the params are missing or another network's.
     """
-    check_number("l2_init", "strength", strength)
+    check_number("l2_init: strength", strength, least=0)
 
     def init(params: Any) -> L2InitState:
-        return L2InitState(kept(params, where))
+        return L2InitState(chosen(params, where))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, L2InitState]:
         check_params("l2_init", params, state.anchor)
@@ -58,6 +60,6 @@ def l2_init(strength: Any, where: Where | None = None) -> optax.GradientTransfor
         def pulled(anchor: Any, update: Any, param: Any) -> Any:
             return (update + strength * (param - anchor)).astype(update.dtype)
 
-        return map_kept(pulled, state.anchor, updates, params), state
+        return map_chosen(pulled, state.anchor, updates, params), state
 
     return optax.GradientTransformation(init, update)

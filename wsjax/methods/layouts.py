@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.methods.reinit import is_inexact, kernels_only, not_normalization, path_name
+from wsjax.methods.reinit import is_inexact, is_rounded, kernels_only, not_normalization
+from wsjax.trees import path_name, wide
 
 
 class Axes(NamedTuple):
@@ -31,6 +32,9 @@ class Axes(NamedTuple):
     input: tuple[int, ...] = ()
     space: tuple[int, ...] = ()
 
+
+EXACT = jax.lax.Precision.HIGHEST
+"""Of a product of kernels: an accelerator would round the factors to 10 bits or fewer."""
 
 Layout = Callable[[str, Any], Axes | None]
 """`(path, leaf) -> Axes`, or None for a leaf that is neither kernel nor bias. The path is written "conv/kernel"."""
@@ -94,7 +98,7 @@ def map_layers(
             return old
         order, _ = _order(axes, old)
         new = function(axes, *(_laid_out(x, axes) for x in (old, *more)))
-        back = [order.index(axis) for axis in range(old.ndim)]
+        back = np.argsort(order).tolist()
         return jnp.transpose(new.reshape([old.shape[axis] for axis in order]), back).astype(old.dtype)
 
     found, more = _leaves(layout, params), map(structure.flatten_up_to, others)
@@ -122,7 +126,7 @@ def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:
         raise ValueError(f"leaf '{path}' of shape {leaf.shape} cannot have {axes}: name each axis once, by its number")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(f"leaf '{path}' is {leaf.dtype}; kernels and biases must be of real numbers")
-    if jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+    if is_rounded(leaf.dtype):
         raise ValueError(f"leaf '{path}' is {leaf.dtype}, which JAX rounds here; set jax_enable_x64, or cast it")
     return axes
 
@@ -140,8 +144,7 @@ def _leaves(layout: Layout, params: Any) -> list[tuple[str, Any, Axes | None]]:
 def _laid_out(leaf: Any, axes: Axes) -> jax.Array:
     """The leaf as [stack, space, out, in]."""
     order, shape = _order(axes, leaf)
-    wide = np.dtype(leaf.dtype) if leaf.dtype.itemsize >= 4 else jnp.float32
-    return jnp.transpose(jnp.asarray(leaf, wide), order).reshape(shape)
+    return jnp.transpose(jnp.asarray(leaf, wide(leaf.dtype)), order).reshape(shape)
 
 
 def _order(axes: Axes, leaf: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

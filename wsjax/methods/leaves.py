@@ -1,36 +1,35 @@
-"""What the optimiser-side methods share: the leaves that a transformation is for, and checks of what it is given."""
+"""What the optimiser-side methods share: the leaves that a transformation is for, and a check that they are there."""
 
 from __future__ import annotations
 
-import math
-import numbers
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.reinit import Where, path_name
+from wsjax.methods.reinit import Where
+from wsjax.trees import path_name, wide
 
 
-def kept(params: Any, where: Where | None = None, wide: bool = False) -> Any:
+def chosen(params: Any, where: Where | None = None, widened: bool = False) -> Any:
     """A copy of the floating-point leaves that `where` chooses by their path, with None for every other one.
 
-    It is a copy, for a training step that is given both may donate each; with `wide`, in 32 bits at least.
+    It is a copy, for a training step that is given both may donate each; with `widened`, in 32 bits at least.
     """
 
     def copy(path: Any, leaf: Any) -> Any:
         dtype = jnp.result_type(leaf)
-        chosen = jnp.issubdtype(dtype, jnp.inexact) and (where is None or where(path_name(path)))
-        return jnp.array(leaf, jnp.promote_types(dtype, jnp.float32) if wide else dtype) if chosen else None
+        if not jnp.issubdtype(dtype, jnp.inexact) or (where is not None and not where(path_name(path))):
+            return None
+        return jnp.array(leaf, wide(dtype) if widened else dtype)
 
     return jax.tree_util.tree_map_with_path(copy, params)
 
 
-def map_kept(function: Any, state: Any, first: Any, *others: Any) -> Any:
-    """Maps `function(kept leaf, leaf, ...)` over the leaves that are kept; the others stay as in `first`."""
+def map_chosen(function: Any, state: Any, first: Any, *others: Any) -> Any:
+    """Maps `function(state's leaf, leaf, ...)` over the leaves that were chosen; the others stay as in `first`."""
 
     def leaf(own: Any, *leaves: Any) -> Any:
         return leaves[0] if is_left_out(own) else function(own, *leaves)
@@ -46,10 +45,15 @@ def towards(when: Any, update: Any, moved: Any, target: Any) -> Any:
     return jnp.where(when & (moved != target), update + (target - moved).astype(update.dtype), update)
 
 
-def check_params(who: str, params: Any, state: Any) -> None:
-    """Raises a TaskError, which names the first such leaf, unless the params are those that a state was built for."""
+def need_params(who: str, params: Any) -> None:
+    """Raises a TaskError where an update was not given the params."""
     if params is None:
         raise TaskError(f"{who} needs the parameters: call update(updates, state, params)")
+
+
+def check_params(who: str, params: Any, state: Any) -> None:
+    """Raises a TaskError, which names the first such leaf, unless the params are those that a state was built for."""
+    need_params(who, params)
     old, new = ({path_name(path): leaf for path, leaf in _flat(tree)} for tree in (state, params))
     for name, leaf in old.items():
         if name not in new:
@@ -63,22 +67,6 @@ def check_params(who: str, params: Any, state: Any) -> None:
         raise TaskError(
             f"{who}: the parameters have a leaf '{extra[0]}', which its state lacks; build it by init(params)"
         )
-
-
-def check_number(who: str, name: str, value: Any, least: float = 0.0, most: float = math.inf) -> None:
-    """Raises a TaskError unless a setting is a traced scalar, or a finite number from `least` to `most`."""
-    if isinstance(value, jax.Array) and jnp.shape(value) == ():
-        return
-    number = float(value) if isinstance(value, numbers.Real | np.number) else math.nan
-    if not (math.isfinite(number) and least <= number <= most):
-        limits = f"{least:g} or more" if most == math.inf else f"within [{least:g}, {most:g}]"
-        raise TaskError(f"{who}: {name} must be a number, {limits}, not {value!r:.80}")
-
-
-def check_count(who: str, name: str, value: Any) -> None:
-    """Raises a TaskError unless a setting is a whole number above 0."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        raise TaskError(f"{who}: {name} must be a whole number, 1 or more, not {value!r:.80}")
 
 
 def is_left_out(node: Any) -> bool:

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.methods.layouts import Axes, Layout, flax_layout, kernels_of, map_layers
-from wsjax.methods.reinit import check_factor
+from wsjax.methods.checks import check_number
+from wsjax.methods.layouts import EXACT, Axes, Layout, flax_layout, kernels_of, map_layers
+from wsjax.methods.leaves import need_params
 
 
 def parseval(params: Any, strength: Any = 1e-3, scale: Any = 1.0, *, layout: Layout = flax_layout) -> jax.Array:
@@ -35,7 +36,7 @@ def parseval(params: Any, strength: Any = 1e-3, scale: Any = 1.0, *, layout: Lay
         scale is none.
     """
     for name, factor in (("strength", strength), ("scale", scale)):
-        check_factor(name, factor)
+        check_number(name, factor)
 
     def squared(kernel: jax.Array) -> jax.Array:
         return jnp.sum(_off(kernel, scale) ** 2)
@@ -54,23 +55,19 @@ def add_parseval(
     layout = layout or flax_layout  # no default, for optax.inject_hyperparams takes a function for a schedule
 
     for name, factor in (("strength", strength), ("scale", scale)):
-        check_factor(name, factor)
+        check_number(name, factor)
 
     def added(_: Axes, update: jax.Array, kernel: jax.Array) -> jax.Array:
-        return update + 4 * strength * jnp.einsum("nop,nspi->nsoi", _off(kernel, scale), kernel, precision=_EXACT)
+        return update + 4 * strength * jnp.einsum("nop,nspi->nsoi", _off(kernel, scale), kernel, precision=EXACT)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if params is None:
-            raise ValueError("add_parseval needs the parameters: call update(updates, state, params)")
+        need_params("add_parseval", params)
         return map_layers(added, layout, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-_EXACT = jax.lax.Precision.HIGHEST  # an accelerator would round the factors to 10 bits or fewer
-
-
 def _off(kernel: jax.Array, scale: Any) -> jax.Array:
     """`W Wᵀ - scale * I`, [stack, out, out], of a kernel [stack, space, out, in]."""
-    gram = jnp.einsum("nsoi,nspi->nop", kernel, kernel, precision=_EXACT)
+    gram = jnp.einsum("nsoi,nspi->nop", kernel, kernel, precision=EXACT)
     return gram - scale * jnp.eye(gram.shape[-1], dtype=gram.dtype)

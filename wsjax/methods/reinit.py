@@ -7,8 +7,6 @@ so far, and those of a newly drawn network. `functools.partial(shrink_perturb, s
 
 from __future__ import annotations
 
-import math
-import numbers
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+
+from wsjax.methods.checks import check_number
+from wsjax.trees import path_name, wide
 
 Where = Callable[[str], bool]
 """Chooses leaves by their path, written as "block_0/conv/kernel"."""
@@ -48,10 +49,10 @@ def shrink_perturb(params: Any, fresh: Any, shrink: Any, perturb: Any, *, where:
     Raises:
       ValueError: the trees differ in structure, or in a leaf's shape or kind of dtype; a leaf is an array without
         values to mix: another library's, a mere shape, or one that was donated (the first such leaf is named); or
-        shrink or perturb is no real number or a Python number that is not finite.
+        shrink or perturb is no real number or, where it is not traced, not finite.
     """
     for name, factor in (("shrink", shrink), ("perturb", perturb)):
-        check_factor(name, factor)
+        check_number(name, factor)
     check_match(params, fresh)
 
     def leaf(path: Any, old: Any, new: Any) -> Any:
@@ -98,11 +99,6 @@ def kernels_only(path: str) -> bool:
     return not_normalization(path) and bool(_KERNEL.search(path))
 
 
-def path_name(path: Any) -> str:
-    """Writes a JAX key path as its parts joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 @jax.custom_jvp
 @jax.jit
 def _mix(old: jax.Array, new: jax.Array, shrink: jax.Array, perturb: jax.Array) -> jax.Array:
@@ -125,11 +121,10 @@ def _mix_jvp(primals: Any, tangents: Any) -> Any:
 
 def _mix_leaf(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> Any:
     dtype = np.dtype(old.dtype)
-    if dtype.char in "gG" or jax.dtypes.canonicalize_dtype(dtype) != dtype:  # g and G: NumPy's long double
+    if is_rounded(dtype):
         return _mix_on_host(name, old, new, shrink, perturb)
     # Narrower leaves are mixed in float32 and rounded once.
-    wide = dtype if dtype.itemsize >= 4 else jnp.float32
-    return _mix(*(jnp.asarray(x, wide) for x in (old, new, shrink, perturb))).astype(dtype)
+    return _mix(*(jnp.asarray(x, wide(dtype)) for x in (old, new, shrink, perturb))).astype(dtype)
 
 
 def _mix_on_host(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> np.ndarray:
@@ -140,6 +135,11 @@ def _mix_on_host(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> np
     with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN pass silently, as they do in JAX
         kept, *more = [x if factor == 1 else factor * x for factor, x in terms if factor != 0] or [np.zeros_like(old)]
         return kept + more[0] if more else kept
+
+
+def is_rounded(dtype: np.dtype[Any]) -> bool:
+    """Whether JAX would round numbers of a dtype, or does not know it."""
+    return dtype.char in "gG" or jax.dtypes.canonicalize_dtype(dtype) != dtype  # g and G: NumPy's long doubles
 
 
 def _is_array(leaf: Any) -> bool:
@@ -156,24 +156,6 @@ def _kind(leaf: Any) -> str:
         return "no array"
     kinds = (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_)
     return next((kind.__name__ for kind in kinds if jnp.issubdtype(leaf.dtype, kind)), str(leaf.dtype))
-
-
-def check_factor(name: str, factor: Any) -> None:
-    """Raises a ValueError unless a factor is a finite real number, or an array of shape [], of any value."""
-    if np.shape(factor) != ():
-        raise ValueError(f"{name} must be a scalar, not an array of shape {np.shape(factor)}; use jax.vmap for a grid")
-    if isinstance(factor, jax.Array):
-        if not _is_real(factor.dtype):
-            raise ValueError(f"{name} must be a real number, not one of {factor.dtype}")
-        return
-    if not isinstance(factor, numbers.Real | np.generic | np.ndarray) or np.asarray(factor).dtype.kind not in "biufV":
-        raise ValueError(f"{name} must be a real number, not {factor!r}")
-    if not math.isfinite(factor):
-        raise ValueError(f"{name} must be finite, not {factor}")
-
-
-def _is_real(dtype: Any) -> bool:
-    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:

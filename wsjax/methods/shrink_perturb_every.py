@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.errors import TaskError
-from wsjax.methods.leaves import check_count, is_left_out, towards
+from wsjax.methods.checks import check_count
+from wsjax.methods.leaves import is_left_out, need_params, towards
 from wsjax.methods.reinit import Where, shrink_perturb
+from wsjax.trees import wide
 
 
 class CountState(NamedTuple):
@@ -47,15 +48,14 @@ def shrink_perturb_every(
       TaskError: `every` is no whole number above 0; in `update`, the params are missing.
       ValueError: in `update`, a factor is no number, or what is drawn is not like the params; it names the leaf.
     """
-    check_count("shrink_perturb_every", "every", every)
+    check_count("shrink_perturb_every: every", every)
 
     def init(params: Any) -> CountState:
         del params
         return CountState(jnp.zeros((), jnp.int32))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, CountState]:
-        if params is None:
-            raise TaskError("shrink_perturb_every needs the parameters: call update(updates, state, params)")
+        need_params("shrink_perturb_every", params)
         count = jnp.asarray(state.steps) + 1
         updates = jax.tree.map(_wide, updates)
 
@@ -74,7 +74,7 @@ def shrink_perturb_every(
 def _wide(update: Any) -> Any:
     """In 32 bits: the sum of a leaf and an update, both of 16, would not be what the leaf is to become."""
     dtype = jnp.result_type(update)
-    return jnp.asarray(update, jnp.promote_types(dtype, jnp.float32)) if jnp.issubdtype(dtype, jnp.inexact) else update
+    return jnp.asarray(update, wide(dtype)) if jnp.issubdtype(dtype, jnp.inexact) else update
 
 
 def _as_kept(moved: Any, drawn: Any) -> Any:

@@ -1,6 +1,6 @@
 """Soft weight rescaling: after every step each layer's norm is drawn a little towards what it was when drawn.
 
-Oh et al., "Soft Weight Rescaling" (https://arxiv.org/abs/2507.04683).
+Oh et al., "Recovering Plasticity of Neural Networks via Soft Weight Rescaling" (https://arxiv.org/abs/2507.04683).
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.leaves import check_number
-from wsjax.methods.reinit import path_name
+from wsjax.methods.checks import check_number
+from wsjax.methods.leaves import need_params
+from wsjax.trees import path_name, wide
 
 
 class Layer(NamedTuple):
@@ -36,9 +37,9 @@ Layers = Sequence[Layer] | Callable[[Any], Sequence[Layer]]
 
 
 class RescalingState(NamedTuple):
-    """`norms`: the norm [] that each layer's weight had when it was drawn, in the order of the layers."""
+    """`norms`: the norm [] that each layer's weight had when it was drawn, by the weight's path."""
 
-    norms: tuple[jax.Array, ...]
+    norms: dict[str, jax.Array]
 
 
 def model_layers(params: Any) -> list[Layer]:
@@ -101,7 +102,7 @@ def soft_weight_rescaling(
     who, layers = "soft_weight_rescaling", layers or model_layers
     rates = rate, rate if head_rate is None else head_rate
     for name, value in (("rate", rate), ("head_rate", rates[1])):
-        check_number(who, name, value, most=1)
+        check_number(f"{who}: {name}", value, least=0, most=1)
 
     def of(params: Any) -> tuple[dict[str, Any], Sequence[Layer]]:
         leaves, own = _leaves(params), layers(params) if callable(layers) else layers
@@ -112,20 +113,19 @@ def soft_weight_rescaling(
 
     def init(params: Any) -> RescalingState:
         leaves, own = of(params)
-        return RescalingState(tuple(_norm(leaves[layer.weight]) for layer in own))
+        return RescalingState({layer.weight: _norm(leaves[layer.weight]) for layer in own})
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RescalingState]:
-        if params is None:
-            raise TaskError(f"{who} needs the parameters: call update(updates, state, params)")
+        need_params(who, params)
         moved = optax.apply_updates(params, updates)
         leaves, own = of(moved)
-        if len(own) != len(state.norms):
-            last = own[-1].weight if own else "nothing"
-            raise TaskError(f"{who}: {len(own)} layers up to '{last}', but its state is of {len(state.norms)}")
+        if odd := state.norms.keys() ^ {layer.weight for layer in own}:
+            listed = ", ".join(f"'{name}'" for name in sorted(odd))
+            raise TaskError(f"{who}: its state and the network differ in {listed:.200}; build it by init(params)")
         excess: dict[str, Any] = {}  # what each leaf is to be multiplied by, less 1
         before: Any = 0.0  # the product's, likewise: the difference from 1 is what a small rate leaves
-        for i, (layer, drawn) in enumerate(zip(own, state.norms, strict=True)):
-            norm = _norm(leaves[layer.weight])
+        for i, layer in enumerate(own):
+            norm, drawn = _norm(leaves[layer.weight]), state.norms[layer.weight]
             factor = rates[i == len(own) - 1] * jnp.where(norm > 0, (drawn - norm) / jnp.where(norm > 0, norm, 1), 0)
             before = factor if layer.normalises else factor + before + factor * before
             excess[layer.weight] = factor
@@ -142,8 +142,8 @@ def soft_weight_rescaling(
 
 
 def _norm(weight: Any) -> jax.Array:
-    wide = jnp.promote_types(jnp.abs(jnp.zeros((), jnp.result_type(weight))).dtype, jnp.float32)
-    return jnp.sqrt(jnp.sum(jnp.square(jnp.abs(weight).astype(wide))))
+    size = jnp.abs(weight)
+    return jnp.sqrt(jnp.sum(jnp.square(size.astype(wide(size.dtype)))))
 
 
 def _leaves(params: Any) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.errors import TaskError
-from wsjax.methods.reinit import Where, path_name
+from wsjax.methods.reinit import Where
 from wsjax.training.schedules import restarted
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Samples, Setup, TrainState
+from wsjax.trees import path_name
 
 Reinit = Callable[[Any, Any], Any]
 """`(params, fresh) -> params`, of two pytrees of one structure."""
@@ -90,6 +91,12 @@ def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: Opt
     """
     check_choices(batch_stats, opt_state)
     return Mixed(reinit, batch_stats, opt_state)
+
+
+def lifted(params: Callable[[Boundary], Any], batch_stats: BatchStatsChoice, opt_state: OptStateChoice) -> Start:
+    """A start from the params that are made of the boundary, with the rest as `mixed` says."""
+    check_choices(batch_stats, opt_state)
+    return lambda boundary: started(boundary, params(boundary), batch_stats, opt_state)
 
 
 def check_choices(batch_stats: str, opt_state: str) -> None:

@@ -19,11 +19,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from wsjax.methods.reinit import Where, check_factor, is_inexact, shrink_perturb
-from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, check_choices, started
-from wsjax.training.train import TrainState
+from wsjax.methods.checks import check_number
+from wsjax.methods.reinit import Where, is_inexact, shrink_perturb
+from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, lifted
+from wsjax.trees import wide
 
 
 def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, where: Where | None = None) -> Any:
@@ -36,7 +37,7 @@ def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, wher
       std: scalar, the noise's standard deviation in every leaf; 0 adds none.
       where: as for `shrink_perturb`.
     """
-    check_factor("std", std)
+    check_number("std", std)
     leaves, structure = jax.tree.flatten(params)
     noise = [
         jax.random.normal(jax.random.fold_in(key, i), leaf.shape, _drawn_in(leaf.dtype)) if is_inexact(leaf) else leaf
@@ -47,7 +48,8 @@ def gaussian_perturb(params: Any, key: jax.Array, shrink: Any, std: Any, *, wher
 
 def _drawn_in(dtype: Any) -> Any:
     """A leaf's dtype as JAX has it, and 32 bits for narrower ones: 16 have few numbers, and none far out."""
-    return jnp.promote_types(jax.dtypes.canonicalize_dtype(dtype), jnp.float32)
+    own = {"g": np.dtype(float), "G": np.dtype(complex)}.get(dtype.char, dtype)  # JAX has no long doubles
+    return wide(jax.dtypes.canonicalize_dtype(own))
 
 
 def gaussian_start(
@@ -59,13 +61,11 @@ def gaussian_start(
     opt_state: OptStateChoice = "rebuild",
 ) -> Start:
     """A start by `gaussian_perturb`, with the boundary's key; batch_stats and opt_state are as for `mixed`."""
-    check_choices(batch_stats, opt_state)
 
-    def start(boundary: Boundary) -> TrainState:
-        params = gaussian_perturb(boundary.old.params, boundary.key, shrink, std, where=where)
-        return started(boundary, params, batch_stats, opt_state)
+    def perturbed(boundary: Boundary) -> Any:
+        return gaussian_perturb(boundary.old.params, boundary.key, shrink, std, where=where)
 
-    return start
+    return lifted(perturbed, batch_stats, opt_state)
 
 
 def toward_initial(params: Any, initial: Any, rate: Any, *, where: Where | None = None) -> Any:
@@ -80,5 +80,5 @@ def toward_initial(params: Any, initial: Any, rate: Any, *, where: Where | None 
       rate: scalar, the share of `initial`.
       where: as for `shrink_perturb`.
     """
-    check_factor("rate", rate)
+    check_number("rate", rate)
     return shrink_perturb(params, initial, 1 - rate, rate, where=where)

@@ -152,7 +152,7 @@ def max_pool(x: Array) -> Array:
     """
     batch, height, width, channels = x.shape
     result = jax.ShapeDtypeStruct((batch, (height + 1) // 2, (width + 1) // 2, channels), x.dtype)
-    return on_cpu("max_pool", result, (x,), _max_pool_taps, _max_pool_taps)
+    return on_cpu("max_pool", result, (x,), _max_pool_taps)
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, Array]:
@@ -161,7 +161,7 @@ def _max_pool_forward(x: Array) -> tuple[Array, Array]:
 
 def _max_pool_backward(x: Array, dy: Array) -> tuple[Array]:
     result = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return (on_cpu("max_pool_gradient", result, (x, dy), _max_pool_gradient, _max_pool_gradient),)
+    return (on_cpu("max_pool_gradient", result, (x, dy), _max_pool_gradient),)
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -178,10 +178,10 @@ def _max_pool_gradient(x: Array, dy: Array) -> Array:
         return jnp.where(winner == tap, dy, 0)
 
     def below(values: Array) -> Array:
-        return _shift(values, 1, axis=1)
+        return _next(values, axis=1)
 
     def right(values: Array) -> Array:
-        return _shift(values, 1, axis=2)
+        return _next(values, axis=2)
 
     # Window (a, b) has pixel (2a, 2b) in its middle, at tap 4 of 3x3. A pixel of odd row or column lies in several.
     even_rows = jnp.stack([sent(4), sent(5) + right(sent(3))], 3)
@@ -208,13 +208,8 @@ def _pool_winner(x: Array) -> Array:
     return winner
 
 
-def _shift(x: Array, offset: int, axis: int) -> Array:
-    """x[n + offset] at every n along the axis, and zero beyond the edge."""
-    if offset == 0:
-        return x
-    size, steps = x.shape[axis], abs(offset)
+def _next(x: Array, axis: int) -> Array:
+    """x[n + 1] at every n along the axis, and zero beyond the edge."""
     # A concatenation: XLA's CPU code for it is faster than for a pad.
-    zeros = jnp.zeros_like(lax.slice_in_dim(x, 0, steps, axis=axis))
-    if offset > 0:
-        return jnp.concatenate([lax.slice_in_dim(x, steps, size, axis=axis), zeros], axis)
-    return jnp.concatenate([zeros, lax.slice_in_dim(x, 0, size - steps, axis=axis)], axis)
+    zeros = jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis))
+    return jnp.concatenate([lax.slice_in_dim(x, 1, None, axis=axis), zeros], axis)

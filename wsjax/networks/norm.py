@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from wsjax.networks.kernels import on_cpu
+from wsjax.trees import wide
 
 Moments = tuple[Array, Array, Array]
 """The mean [C] and biased variance [C] over the rows that count, and how many values enter each of them []."""
@@ -52,10 +53,10 @@ def batch_norm(
 
 def moments(x: Array, weights: Array, axis_name: str | None = None) -> Moments:
     """The moments of images [B, H, W, C] over rows of weight 1, and over a mapped axis, if any."""
-    weights = weights.astype(jnp.promote_types(x.dtype, jnp.float32))
+    weights = weights.astype(wide(x.dtype))
     count = weights.sum() * (x.shape[1] * x.shape[2])
     channels = jax.ShapeDtypeStruct(x.shape[3:], weights.dtype)
-    mean, squares = on_cpu("moments", (channels, channels), (x, weights), _moments, _moments)
+    mean, squares = on_cpu("moments", (channels, channels), (x, weights), _moments)
     if axis_name is None:
         return mean, squares / jnp.maximum(count, 1), count
     # The parts' moments merged (Chan, Golub and LeVeque 1979).
@@ -98,7 +99,7 @@ def _batch_norm_backward(_: float, relu: bool, axis_name: str | None, saved: Any
     results = jax.ShapeDtypeStruct(x.shape if relu else (0,), x.dtype), channels, channels
     plain = partial(_normalise_gradient, relu)
     arrays = dz, z if relu else empty, x, mean
-    masked, sums, products = on_cpu("normalise_gradient", results, arrays, plain, plain)
+    masked, sums, products = on_cpu("normalise_gradient", results, arrays, plain)
     dy = masked if relu else dz
     dbias, dscale = sums, products * inverse
     if axis_name is not None:
@@ -132,7 +133,7 @@ def _normalise(
     def plain(*_: Array) -> Array:
         return _normalise_plain(x, mean, var, scale, bias, shortcut, epsilon, relu)
 
-    return on_cpu("normalise", jax.ShapeDtypeStruct(x.shape, x.dtype), arrays, plain, plain, relu=int(relu))
+    return on_cpu("normalise", jax.ShapeDtypeStruct(x.shape, x.dtype), arrays, plain, relu=int(relu))
 
 
 def _normalise_plain(

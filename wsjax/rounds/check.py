@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.errors import TaskError
-from wsjax.methods.reinit import path_name
 from wsjax.rounds.legs import Method, Round, Settings
 from wsjax.storage.rows import FIRST
 from wsjax.training.task import correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState
+from wsjax.trees import path_name
 
 
 def check(

@@ -127,12 +127,13 @@ class Training(Model):
     learning_rate: float = 0.001
     """Step size."""
     warmup: int = 0
-    """Steps over which the learning rate rises to its height, wherever the optimiser's state is new."""
+    """Steps over which the learning rate rises to its height: where the optimiser's state is new and, with --schedule
+    or --warmup_share, in every round."""
     warmup_share: float = 0.0
-    """The same as a share of a round's --epochs, in [0, 1)."""
+    """The same as a share of a round's --epochs, in [0, 1); in every round."""
     schedule: str = "constant"
-    """The learning rate in a round, which begins again wherever the optimiser's state is new: constant, cosine (down to
-    0) or steps. It runs over the round's cap on epochs, and is cut short where another rule ends the round."""
+    """The learning rate in a round, which begins again in every round: constant, cosine (down to 0) or steps. It
+    runs over the round's cap on epochs, and is cut short where another rule ends the round."""
     milestones: tuple[int, ...] = ()
     """Schedule steps: the epochs at whose start the rate falls."""
     rate_decay: float = 0.1
@@ -273,6 +274,11 @@ def check_config(config: Common) -> None:
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
     check_factors(config)
+    by_batch = config.model == "resnet18" and config.evaluation == "batch"
+    check(
+        not by_batch or "DASH" not in {_split(method)[0] for method in config.methods},
+        "--evaluation=batch: DASH's gradients are by running statistics; leave DASH or that out",
+    )
     check(0 < config.dash_decay <= 1, f"--dash_decay must lie in (0, 1], not {config.dash_decay}")
     check_positive("dash_chunk", config.dash_chunk, 2**31 - 1)
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")

@@ -97,7 +97,8 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
         "tortoise_every": 10,
         "seeds": (1, 2, 3, 4, 5),
     },
-    # Oh et al., "Soft Weight Rescaling" (https://arxiv.org/abs/2507.04683): half of the data, then all.
+    # Oh et al., "Recovering Plasticity of Neural Networks via Soft Weight Rescaling"
+    # (https://arxiv.org/abs/2507.04683): half of the data, then all.
     "offline-50": _RESNET
     | {
         "optimizer": "adam",

@@ -12,6 +12,7 @@ import optax
 
 from wsjax.errors import TaskError
 from wsjax.training.train import Setup, TrainState
+from wsjax.trees import map_nodes, nodes
 
 
 class Anchors(NamedTuple):
@@ -31,19 +32,15 @@ def optimizer_of(setup: Setup) -> optax.GradientTransformation:
 
 def put(state: TrainState, first: Any) -> TrainState:
     """A state that starts a round, with its own parameters and those of the first network as its anchors."""
-
-    def replaced(node: Any) -> Any:
-        return Anchors(first, state.params) if _is_anchors(node) else node
-
-    return state._replace(opt_state=jax.tree.map(replaced, state.opt_state, is_leaf=_is_anchors))
+    own = Anchors(first, state.params)
+    return state._replace(opt_state=map_nodes(lambda _: own, state.opt_state, Anchors))
 
 
 def of(state: TrainState) -> Anchors:
     """The anchors of a state. Raises a TaskError where it keeps none."""
-    for node in jax.tree.leaves(state.opt_state, is_leaf=_is_anchors):
-        if _is_anchors(node):
-            return node
-    raise TaskError("the state keeps no anchors to measure distances from: give the setup anchors=True")
+    if not (found := nodes(state.opt_state, Anchors)):
+        raise TaskError("the state keeps no anchors to measure distances from: give the setup anchors=True")
+    return found[0]
 
 
 def _keep() -> optax.GradientTransformation:
@@ -53,7 +50,3 @@ def _keep() -> optax.GradientTransformation:
         return Anchors(*(jax.tree.map(lambda x: x.copy(), params) for _ in Anchors._fields))
 
     return optax.GradientTransformation(init, lambda updates, state, params=None: (updates, state))
-
-
-def _is_anchors(node: Any) -> bool:
-    return isinstance(node, Anchors)

@@ -18,7 +18,8 @@ from wsjax.training import anchors
 from wsjax.training.schedules import ScheduleState
 from wsjax.training.singular import singular_values
 from wsjax.training.task import Activations
-from wsjax.training.train import Batch, Metrics, Samples, Setup, TrainState, batch_gradient, over_batches
+from wsjax.training.train import Batch, Metrics, Samples, Setup, TrainState, batch_gradient, each, over_batches
+from wsjax.trees import nodes, path_name, wide
 
 OLD, NEW = "old_gradient", "new_gradient"
 SAMPLES = 1000
@@ -57,8 +58,7 @@ def weights(power: int = 2, invariant: Callable[[str], bool] | None = None) -> P
 
     def probe(setup: Setup, state: TrainState, samples: Samples, key: jax.Array) -> Metrics:
         del key
-        leaves = jax.tree_util.tree_leaves_with_path(state.params)
-        named = [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+        named = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)]
         norms = {name.removesuffix("/kernel"): _norm(leaf) for name, leaf in named if leaf.ndim > 1}
         measured = {f"weight_norm/{name}": norm for name, norm in norms.items()}
         if setup.learning_rate is None or invariant is None:
@@ -207,27 +207,13 @@ def _on_samples(setup: Setup, state: TrainState, samples: Samples, function: Cal
     # number * size / count, rounded down, without a product that might not fit into 32 bits.
     places = number * (samples.size // count) + number * (samples.size % count) // count
     order = samples.order[jnp.minimum(places, samples.order.shape[0] - 1)]
-    size = min(setup.batch_size, most)
 
     def measured(batch: Batch) -> Any:
         values = function(activations(state.params, state.batch_stats, batch.inputs))
         counts = batch.weights > 0
         return jax.tree.map(lambda x: jnp.where(counts.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)), values)
 
-    def body(i: jax.Array, room: Any, batch: Batch) -> Any:
-        return jax.tree.map(
-            lambda own, new: jax.lax.dynamic_update_slice_in_dim(own, new.astype(own.dtype), i * size, 0),
-            room,
-            measured(batch),
-        )
-
-    inputs, targets = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), setup.train)
-    counts: Any = jax.ShapeDtypeStruct((size,), jnp.float32)
-    like = jax.eval_shape(measured, Batch(inputs, targets, counts))
-    room = jax.tree.map(lambda x: jnp.zeros((-(-most // size) * size, *x.shape[1:]), x.dtype), like)
-    chosen = Samples(order, count, jnp.zeros_like(count))
-    rows = over_batches(body, room, setup.train, chosen, setup.batch_size)
-    return jax.tree.map(lambda x: x[:most], rows)
+    return each(measured, setup.train, Samples(order, count, jnp.zeros_like(count)), setup.batch_size)
 
 
 def _norm(tree: Any) -> jax.Array:
@@ -236,11 +222,10 @@ def _norm(tree: Any) -> jax.Array:
 
 
 def _wide(leaf: Any) -> jax.Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(wide(leaf.dtype))
 
 
 def _count(state: TrainState) -> Any:
     """The steps of the learning rate's schedule so far; 0 where it has none."""
     kinds = (ScheduleState, optax.ScaleByScheduleState, optax.InjectStatefulHyperparamsState)
-    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, kinds))
-    return next((node.count for node in nodes if isinstance(node, kinds)), 0)
+    return next((node.count for node in nodes(state.opt_state, kinds)), 0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
+from wsjax.trees import map_nodes
 
 
 class Schedule(NamedTuple):
@@ -62,7 +63,8 @@ def scale_by_schedule(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies updates by `-learning_rate * factor`; the last of a chain, whose update is given `epoch_steps`.
 
-    Its state is the number of steps: where the optimiser's state is new or `restarted`, the schedule begins again.
+    Its state is the number of steps: where the optimiser's state is new or `restarted`, the schedule begins again, and
+    the warm-up with it.
 
     Raises:
       TaskError: the schedule is none, or `update` is not told how many steps an epoch has.
@@ -94,8 +96,4 @@ def restarted(opt_state: Any) -> Any:
 
     The epochs of a schedule are a round's, and rounds have epochs of more and more steps.
     """
-    return jax.tree.map(
-        lambda node: ScheduleState(jnp.zeros_like(node.count)) if isinstance(node, ScheduleState) else node,
-        opt_state,
-        is_leaf=lambda node: isinstance(node, ScheduleState),
-    )
+    return map_nodes(lambda node: ScheduleState(jnp.zeros_like(node.count)), opt_state, ScheduleState)

@@ -6,9 +6,6 @@ batches are under way, as for a network's kernels, all threads may wait and none
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -16,15 +13,10 @@ import jax.numpy as jnp
 def svd(matrices: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The thin decomposition (U [..., m, k], s [..., k], V [..., k, n]) of matrices [..., m, n], k = min(m, n)."""
     one = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.svd(matrix, full_matrices=False)))
-    return _over_leading(one, matrices)
+    return jnp.vectorize(one, signature="(m,n)->(m,k),(k),(k,n)")(matrices)
 
 
 def singular_values(matrices: jax.Array) -> jax.Array:
     """The singular values [..., k], falling, of matrices [..., m, n]."""
-    return _over_leading(jax.custom_batching.sequential_vmap(lambda m: jnp.linalg.svd(m, compute_uv=False)), matrices)
-
-
-def _over_leading(one: Callable[[jax.Array], Any], matrices: jax.Array) -> Any:
-    for _ in range(matrices.ndim - 2):
-        one = jax.vmap(one)
-    return one(matrices)
+    one = jax.custom_batching.sequential_vmap(lambda matrix: jnp.linalg.svd(matrix, compute_uv=False))
+    return jnp.vectorize(one, signature="(m,n)->(k)")(matrices)

@@ -125,8 +125,8 @@ def _image_task(
 
     def activations(params: Params, batch_stats: BatchStats, inputs: jax.Array) -> Activations:
         variables = {"params": params, "batch_stats": batch_stats}
-        _, kept = model.apply(variables, normalised(inputs), train=False, mutable=["intermediates"])
-        flat: dict[Any, Any] = flatten_dict(kept.get("intermediates", {}))
+        _, noted = model.apply(variables, normalised(inputs), train=False, mutable=["intermediates"])
+        flat: dict[Any, Any] = flatten_dict(noted.get("intermediates", {}))
         found = {"/".join(path): values[0] for path, values in flat.items()}
         relus = {name: values for name, values in found.items() if name.split("/")[-1].startswith(RELU)}
         return Activations(found.get(FEATURES), relus)

@@ -18,6 +18,7 @@ from wsjax.errors import TaskError
 from wsjax.kept import kept
 from wsjax.training.schedules import Schedule, scale_by_schedule
 from wsjax.training.task import BatchStats, Params, Task
+from wsjax.trees import wide
 
 Metrics = dict[str, Any]
 Data = tuple[Any, Any]
@@ -44,14 +45,14 @@ class Batch(NamedTuple):
       targets: likewise.
       weights: [B], 1 or 0.
       keys: [B], a random key a sample, or None.
-      key: one for the whole batch, the same on all devices that hold parts of it, or None.
+      position: [B], each sample's place in the order in which they are visited, or None.
     """
 
     inputs: Any
     targets: Any
     weights: jax.Array
     keys: Any = None
-    key: Any = None
+    position: Any = None
 
 
 class Samples(NamedTuple):
@@ -122,8 +123,9 @@ def make_optimizer(
       name: "sgd", "msgd" (momentum 0.9), "adam" (0.9, 0.999) or "adamw", whose weight decay is decoupled.
       learning_rate: a positive number.
       weight_decay: added to the gradient as `weight_decay * params`.
-      warmup: steps over which the rate rises to its full height, by equal amounts.
-      schedule: what the rate is multiplied by in the course of a round, beside the warm-up; None for nothing.
+      warmup: steps over which the rate rises to its full height, by equal amounts: once, where the state is new.
+      schedule: what the rate is multiplied by in the course of a round; None for nothing. Where there is one, the
+        warm-up is a part of it, and comes again in every round.
       clip_norm: the norm that the gradient of all parameters together is cut to; None for no limit.
       decoupled: stands between what scales the gradient and the learning rate.
     """
@@ -228,7 +230,7 @@ def over_batches(
       samples: the first `size` are visited, once each.
       batch_size: samples at a time; never more than there are.
       axis_name: the mapped axis, if any.
-      key: gives each sample a key of its own, by its place in the order, and each batch one; None gives none.
+      key: gives each sample a key of its own, by its place in the order; None gives none.
     """
     size = min(batch_size, samples.order.shape[0])
     within = jnp.arange(size)
@@ -241,12 +243,10 @@ def over_batches(
         # Padding is one of the round's own samples: others may be no numbers yet, or not be known to it.
         rows = samples.order[jnp.minimum(position, jnp.maximum(samples.size - 1, 0))]
         inputs, targets = jax.tree.map(lambda x: x[rows], data)
-        batch = Batch(inputs, targets, (position < samples.size).astype(jnp.float32))
-        if key is not None:
-            of_samples, of_batches = jax.random.split(key)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(of_samples, position)
-            batch = batch._replace(keys=keys, key=jax.random.fold_in(of_batches, i))
-        return body(i, carry, batch)
+        weights = (position < samples.size).astype(jnp.float32)
+        # The first of two keys, as in all runs so far: another one would draw otherwise.
+        keys = None if key is None else jax.vmap(jax.random.fold_in, (None, 0))(jax.random.split(key)[0], position)
+        return body(i, carry, Batch(inputs, targets, weights, keys, position))
 
     return jax.lax.fori_loop(0, _ceil_div(samples.size, size), step, carry)
 
@@ -328,22 +328,38 @@ def _means(setup: Setup, state: TrainState, data: Data, samples: Samples, train:
 
 def wide_zeros(tree: Any) -> Any:
     """Zeros like the leaves of a tree, in 32 bits at least: for sums of many small parts, which 16 do not take in."""
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, wide(leaf.dtype)), tree)
 
 
 def score_each(setup: Setup, state: TrainState) -> jax.Array:
     """The score [M] of each test sample."""
-    everything = all_samples(setup.test)
-    count = everything.order.shape[0]
-    size = min(setup.batch_size, count)
 
-    def body(i: jax.Array, scores: jax.Array, batch: Batch) -> jax.Array:
+    def score(batch: Batch) -> jax.Array:
         outputs, _ = setup.task.apply(state.params, state.batch_stats, batch.inputs, batch.weights, False, None)
-        own = setup.task.score(outputs, batch.targets).astype(scores.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(scores, own, i * size, 0)
+        return setup.task.score(outputs, batch.targets).astype(jax.dtypes.canonicalize_dtype(float))
 
-    room = jnp.zeros(_ceil_div(count, size) * size)
-    return over_batches(body, room, setup.test, everything, size)[:count]
+    return each(score, setup.test, all_samples(setup.test), setup.batch_size)
+
+
+def each(function: Callable[[Batch], Any], data: Data, samples: Samples, batch_size: int) -> Any:
+    """What a function makes of batches, arrays [B, ...], put together: a row a sample [P, ...], in their order.
+
+    Where there are fewer samples than their order has places, the last rows are 0, or what it makes of padding.
+    """
+    most = samples.order.shape[0]
+    size = min(batch_size, most)
+
+    def body(i: jax.Array, rows: Any, batch: Batch) -> Any:
+        def put(own: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(own, new, i * size, 0)
+
+        return jax.tree.map(put, rows, function(batch))
+
+    inputs, targets = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), data)
+    weights: Any = jax.ShapeDtypeStruct((size,), jnp.float32)
+    like = jax.eval_shape(function, Batch(inputs, targets, weights))
+    room = jax.tree.map(lambda x: jnp.zeros((_ceil_div(most, size) * size, *x.shape[1:]), x.dtype), like)
+    return jax.tree.map(lambda x: x[:most], over_batches(body, room, data, samples, size))
 
 
 def all_samples(data: Data) -> Samples:

@@ -55,7 +55,7 @@ def on_cpu(
     results: Any,
     arrays: tuple[jax.Array, ...],
     plain: Callable[..., Any],
-    default: Callable[..., Any],
+    default: Callable[..., Any] | None = None,
     **attributes: int,
 ) -> Any:
     """Calls a kernel on a CPU; where it can't be had, and where there is nothing to compute, `plain` takes its place.
@@ -65,9 +65,10 @@ def on_cpu(
         results: a `jax.ShapeDtypeStruct`, or a tuple of them.
         arrays: the arguments. One that is left out has the shape (0,), and so has a result.
         plain: takes the same arrays, for a CPU.
-        default: takes them too, for all other devices.
+        default: takes them too, for all other devices; None for `plain`.
         **attributes: integers, which the kernel alone takes.
     """
+    default = default or plain
     parts = *arrays, *jax.tree.leaves(results)
     if all(part.size or part.shape == (0,) for part in parts) and support(*arrays):
         call = jax.ffi.ffi_call(_target(name, arrays[0].dtype), results, vmap_method="sequential")
