@@ -10,6 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsjax.results.captions import common_samples
 from wsjax.results.stats import Interval, mean_interval
 from wsjax.results.summary import paired, summarize_offline, summarize_online, verdict
 from wsjax.results.tables import offline_table, online_table
@@ -286,6 +287,17 @@ def test_only_ends_of_the_same_round_are_paired():
     result = summarize_online([*first, *later, *behind], METHODS)
     assert (result["gap"]["seeds"], result["gap"]["mean"]) == (1, pytest.approx(0.1))
     assert result["steps_of_RI"]["WS"]["seeds"] == 1
+
+
+def test_a_method_has_the_first_round_of_its_own_seeds_only():
+    first = [row("first", seed) for seed in (0, 1, 2)]  # seed 2 has just begun
+    later = [row(name, seed, round=2, samples=20) for name, seed in (("RI", 0), ("RI", 1), ("WS", 0))]
+    result = summarize_online([*first, *later], METHODS)
+    assert [(end["method"], end["seed"], end["round"]) for end in result["rounds"]] == [
+        ("RI", 0, 1), ("RI", 1, 1), ("RI", 0, 2), ("RI", 1, 2), ("WS", 0, 1), ("WS", 0, 2),
+    ]  # fmt: skip
+    assert common_samples(result["rounds"]) == 20
+    assert [line[:2] for line in online_table(result)[1]] == [["RI", "2"], ["WS", "1"]]
 
 
 def test_one_round_is_a_table_of_the_first_round():

@@ -48,14 +48,14 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       methods: what each method is, by name; see `names`.
 
     Returns:
-      "rounds": a row a round for each method and seed; the first round, which all methods share, stands in each of
-      them, or alone as the method "first" where none has ended a later one. "rows": each method and seed over all
-      rounds: the last round's accuracies, "mean_test_accuracy" over the rounds after the first, and total epochs,
-      steps and seconds. "gap", "gain": as offline, of the seeds that reached the last round; "mean_gap", "mean_gain":
-      of the means over rounds; "gap_slope": the change of the gap a round, by least squares; "steps_of_RI",
-      "seconds_of_RI": each method's total as a share of random initialisation's; "from_scratch": how soon, in the last
-      round, each method has random initialisation's accuracy, see `speedup`. All are paired over seeds, with
-      intervals; None where a method did not run.
+      "rounds": a row a round for each method and seed; the first round, which all methods share, stands in each of them
+      for the seeds that it has ended a later one of, or alone as the method "first" where none has. "rows": each method
+      and seed over all rounds: the last round's accuracies, "mean_test_accuracy" over the rounds after the first, and
+      total epochs, steps and seconds. "gap", "gain": as offline, of the seeds that reached the last round; "mean_gap",
+      "mean_gain": of the means over rounds; "gap_slope": the change of the gap a round, by least squares;
+      "steps_of_RI", "seconds_of_RI": each method's total as a share of random initialisation's; "from_scratch": how
+      soon, in the last round, each method has random initialisation's accuracy, see `speedup`. All are paired over
+      seeds, with intervals; None where a method did not run.
     """
     ends = round_ends(rows)
     own: dict[str, list[Row]] = {}  # ends by method
@@ -64,7 +64,8 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     first = own.pop(FIRST, [])
     rounds: list[Row] = []
     for name, later in (own or {FIRST: []}).items():
-        shared = [end for end in first if end["round"] < min((end["round"] for end in later), default=2)]
+        begin, seeds = min((end["round"] for end in later), default=2), {end["seed"] for end in later or first}
+        shared = [end for end in first if end["round"] < begin and end["seed"] in seeds]
         rounds += [end | {"method": name} for end in [*shared, *later]]
     by_seed: dict[tuple[str, int], list[Row]] = {}
     for end in rounds:
