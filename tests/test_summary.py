@@ -171,6 +171,16 @@ def test_shrink_perturb_that_takes_nothing_back_or_more_than_the_gap():
     assert verdict(summary(RI=ri, WS=ws, SP={0: 0.65, 1: 0.65, 2: 0.65}))[1].endswith("SP takes back 150% of the gap.")
 
 
+def test_a_gain_that_is_not_told_from_zero_takes_nothing_back_for_sure():
+    # Gains 0.02, 0 and 0.04: half of the interval is t_2 0.02 / sqrt(3) = 0.0497.
+    ri, ws = {0: 0.59, 1: 0.60, 2: 0.61}, {0: 0.5, 1: 0.5, 2: 0.5}
+    assert verdict(summary(RI=ri, WS=ws, SP={0: 0.52, 1: 0.5, 2: 0.54}))[1] == (
+        "SP - WS = +2.00 points (95 % interval -2.97 to +6.97, 3 seeds), which includes 0: "
+        "that SP takes any of the gap back cannot be told."
+    )
+    assert verdict(summary(RI=ri, WS=ws, SP={0: 0.55}))[1] == "SP - WS = +5.00 points (1 seed)."
+
+
 def test_an_interval_that_includes_zero():
     # Gaps 0.03 and -0.01: half of the interval is t_1 0.02 = 0.2541.
     sentences = verdict(summary(RI={0: 0.53, 1: 0.49}, WS={0: 0.5, 1: 0.5}, SP={0: 0.6, 1: 0.6}))

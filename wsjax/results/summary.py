@@ -206,8 +206,10 @@ def _gap_sentence(gap: Mapping[str, Any], unit: Unit) -> str:
 
 def _gain_sentence(gain: Mapping[str, Any], gap: Mapping[str, Any] | None, unit: Unit) -> str:
     sentence, name = _difference(gain, unit), names.label(gain["minuend"])
-    if gap is None or gap["low"] is None or gap["low"] <= 0:
+    if gap is None or gap["low"] is None or gap["low"] <= 0 or gain["low"] is None:
         return sentence + "."
+    if gain["low"] <= 0 <= gain["high"]:
+        return f"{sentence}, which includes 0: that {name} takes any of the gap back cannot be told."
     share = gain["mean"] / gap["mean"]
     if share < 0:
         return f"{sentence}: {name} takes nothing of the gap back."
