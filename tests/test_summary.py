@@ -268,6 +268,13 @@ def test_online_summary_by_hand():
     json.dumps(result, allow_nan=False)
 
 
+def test_a_round_that_diverged_leaves_the_others_in_their_places():
+    gaps = {2: 0.1, 3: None, 4: 0.3}  # 0.1 a round
+    rows = [row("RI", 0, test=None if gap is None else 0.5 + gap, round=number) for number, gap in gaps.items()]
+    rows += [row("WS", 0, test=0.5, round=number) for number in gaps]
+    assert summarize_online(rows, METHODS)["gap_slope"]["mean"] == pytest.approx(0.1)
+
+
 def test_what_a_method_is_decides_not_its_name():
     methods = {"scratch": {"reinit": "random_init"}, "on": {"reinit": "warm_start"}, "RI": {"reinit": "mine"}}
     result = summarize_offline(ends(scratch={0: 0.6, 1: 0.6}, on={0: 0.5, 1: 0.5}, RI={0: 0.7, 1: 0.7}), methods)

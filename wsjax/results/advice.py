@@ -13,7 +13,7 @@ import numpy as np
 from wsjax.results import names, tables
 from wsjax.results.names import Methods
 from wsjax.results.stats import ACCURACY, mean_interval
-from wsjax.results.summary import differences, in_points, interval, paired, with_half
+from wsjax.results.summary import differences, in_points, interval, paired, shares, with_half
 from wsjax.storage.rows import FIRST, Row
 
 COST, ACCURATE = "cost", "test_accuracy"
@@ -108,7 +108,7 @@ def _choose(
         for name in candidates
         if not _more(ends, best, name, ACCURATE) and _mean(ends, best, name, ACCURATE) <= tolerance
     ]
-    cheapest = min(level, key=lambda name: float(np.mean(_shares(ends, name, best))))
+    cheapest = min(level, key=lambda name: float(np.mean(shares(ends, name, best, COST))))
     alike = [name for name in level if not _more(ends, name, cheapest, COST)]
     return alike[0], level, alike
 
@@ -145,12 +145,6 @@ def _mean(ends: Sequence[Row], one: str, other: str, field: str) -> float:
     return sum(found.values()) / len(found) if found else float("-inf")
 
 
-def _shares(ends: Sequence[Row], name: str, of: str) -> list[float]:
-    """A way's cost as a share of another's, seed by seed."""
-    one, two = ({end["seed"]: end[COST] for end in ends if end["method"] == way} for way in (name, of))
-    return [one[seed] / two[seed] for seed in sorted(one.keys() & two.keys())]
-
-
 def _way(ends: Sequence[Row], name: str, scratch: str) -> dict[str, Any]:
     own = [end for end in ends if end["method"] == name]
     return {
@@ -158,7 +152,7 @@ def _way(ends: Sequence[Row], name: str, scratch: str) -> dict[str, Any]:
         "accuracy": interval([end[ACCURATE] for end in own]),
         "steps": interval([end[COST] for end in own]),
         "gain": paired(ends, name, scratch, ACCURATE),
-        "share": interval(_shares(ends, name, scratch)),
+        "share": interval(shares(ends, name, scratch, COST)),
     }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from wsjax.results import names
 from wsjax.results.names import Methods
-from wsjax.results.stats import ACCURACY, PERCENT, mean_interval
+from wsjax.results.stats import ACCURACY, PERCENT, mean_interval, slope
 from wsjax.results.summary import in_points, interval, with_half
 from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.rows import FIRST, Row, round_ends
@@ -42,7 +42,7 @@ def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     final = [end for end in final if end["method"] != FIRST]
     damage = damages(final, methods)
     by_after = {after: [own[after] for own in damage.values() if after in own] for after in _afters(damage)}
-    slopes = [_slope(own) for own in damage.values() if len(own) > 1]
+    slopes = [tuple(map(float, slope(own))) for own in damage.values() if len(own) > 1]
     return {
         "rows": final,
         "first_rounds": [row | {AFTER: row["epoch"]} for row in trunk(rows) if row["stop"]],
@@ -154,13 +154,7 @@ def _afters(damage: Mapping[int, Mapping[int, Any]]) -> list[int]:
     return sorted({after for own in damage.values() for after in own})
 
 
-def _slope(damage: Mapping[int, tuple[float, float]]) -> tuple[float, float]:
-    """The change an epoch of one seed's two damages, by least squares."""
-    slopes = np.polyfit(list(damage), np.array(list(damage.values())), 1)[0]
-    return float(slopes[0]), float(slopes[1])
-
-
-def _both(values: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _both(values: Sequence[tuple[float, ...]]) -> dict[str, Any]:
     points, percent = zip(*values, strict=True)
     return {"points": interval(points), "percent": interval(percent)}
 

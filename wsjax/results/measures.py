@@ -10,6 +10,7 @@ import numpy as np
 
 from wsjax.results import cells, controls, early_stopping, gradients, hyperparameters, names, transfer
 from wsjax.results.merge import DrawnRun
+from wsjax.results.stats import slope
 from wsjax.results.summary import differences, interval, paired, summarize_offline, summarize_online
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row
@@ -133,7 +134,7 @@ def _slopes(run: DrawnRun, spec: Mapping[str, Any]) -> dict[int, float]:
     for row in run.rows:
         if row["method"] == name and row["stop"] and row["round"] > 1:
             steps.setdefault(row["seed"], {})[row["round"]] = row["steps"]
-    return {seed: float(np.polyfit(list(own), list(own.values()), 1)[0]) for seed, own in steps.items() if len(own) > 2}
+    return {seed: float(slope(own)) for seed, own in steps.items() if len(own) > 2}
 
 
 def _mean(part: Part, group: Group) -> Found:

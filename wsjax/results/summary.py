@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from wsjax.results import names, speedup
 from wsjax.results.names import Methods
-from wsjax.results.stats import CONFIDENCE, Unit, mean_interval, unit_of
+from wsjax.results.stats import CONFIDENCE, Unit, mean_interval, slope, unit_of
 from wsjax.storage.rows import CAP, FIRST, Row, round_ends
 
 _SUMS = ("epochs", "steps", "samples_seen")
@@ -163,16 +161,21 @@ def _slope(
     slopes = []
     for seed in sorted(seed for name, seed in by_seed if name == random):
         both = [*by_seed[str(random), seed], *by_seed.get((str(warm), seed), ())]
-        gaps = list(differences([end for end in both if end["round"] > 1], random, warm).values())
+        gaps = differences([end for end in both if end["round"] > 1], random, warm)
         if len(gaps) > 1:
-            slopes.append(float(np.polyfit(range(len(gaps)), gaps, 1)[0]))
+            slopes.append(float(slope({number: gap for (_, number), gap in gaps.items()})))
     return {"minuend": random, "subtrahend": warm, **interval(slopes)} if slopes else None
 
 
 def share_of(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:
     """A method's total as a share of random initialisation's, seed by seed."""
-    shares = [a / b for a, b in _pairs(totals, name, random, field).values() if b]
-    return {"of": random, **interval(shares)} if shares else None
+    found = shares(totals, name, random, field)
+    return {"of": random, **interval(found)} if found else None
+
+
+def shares(ends: Sequence[Row], method: str, other: str | None, field: str) -> list[float]:
+    """A method's values of a field as shares of another's, of each seed and round where both have one."""
+    return [a / b for a, b in _pairs(ends, method, other, field).values() if b]
 
 
 def _pairs(
