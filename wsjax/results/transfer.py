@@ -14,9 +14,9 @@ from wsjax.results import names, words
 from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.names import Methods
-from wsjax.results.stats import Unit, mean_interval, unit_of
+from wsjax.results.stats import Unit, unit_of
 from wsjax.results.summary import minus, paired, unit_of_summary, with_half
-from wsjax.results.tables import Table
+from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row, round_ends
 
@@ -115,10 +115,10 @@ def transfer_table(summary: Mapping[str, Any], methods: Methods) -> Table:
     titles: dict[str, None] = {}
     lines = []
     for pair, own in zip(summary["pairs"], by_place(summary["rows"]).values(), strict=True):
-        scores = [[end["test_accuracy"] for end in own if end["method"] == name] for name in columns]
+        there = [[end for end in own if end["method"] == name] for name in columns]
         found = {minus(each): with_half(each, unit) for each in (pair["gap"], *pair["gain"].values()) if each}
         titles |= dict.fromkeys(found)
-        means = [unit.number(mean_interval(values).mean) if values else "" for values in scores]
+        means = [over_seeds(ends, "test_accuracy", unit, spread=False) if ends else "" for ends in there]
         lines.append(([pair["target"], exact(pair["fraction"]), f"{pair['samples']:,}", *means], found))
     sign = "%" if unit.percent else unit.word
     return ["target", "share", "images", *(f"{names.label(name)} {sign}" for name in columns), *titles], [
@@ -131,12 +131,14 @@ def transfer_sentences(summary: Mapping[str, Any], source: str) -> list[str]:
     unit, sentences = unit_of_summary(summary), []
     for target in dict.fromkeys(pair["target"] for pair in summary["pairs"]):
         own = [pair for pair in summary["pairs"] if pair["target"] == target]
-        for each in zip(*([pair["gap"], *pair["gain"].values()] for pair in own), strict=False):
-            places = [(pair["fraction"], found) for pair, found in zip(own, each, strict=True) if found]
-            if places:
-                told = "; ".join(f"{exact(fraction)}: {with_half(found, unit)}" for fraction, found in places)
-                points = "points, " * unit.percent + "by share of the target"
-                sentences.append(f"{source} to {target}, {minus(places[0][1])} ({points}) {told}. {_signs(places)}")
+        places: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}  # by title: not all need be at every share
+        for pair in own:
+            for found in filter(None, (pair["gap"], *pair["gain"].values())):
+                places.setdefault(minus(found), []).append((pair["fraction"], found))
+        for title, each in places.items():
+            told = "; ".join(f"{exact(fraction)}: {with_half(found, unit)}" for fraction, found in each)
+            points = "points, " * unit.percent + "by share of the target"
+            sentences.append(f"{source} to {target}, {title} ({points}) {told}. {_signs(each)}")
     return sentences
 
 
@@ -225,14 +227,14 @@ def missing(pairs: Mapping[Pair, Sequence[Row]]) -> str:
 def _signs(places: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
     """Which of two is better at which fractions, as far as intervals tell."""
     first, second = (names.label(places[0][1][side]) for side in ("minuend", "subtrahend"))
-    words = {
+    answers = {
         f"{first} is better": lambda low, high: low > 0,
         f"{second} is better": lambda low, high: high < 0,
         "No difference can be told": lambda low, high: low <= 0 <= high,
     }
     known = [(fraction, found["low"], found["high"]) for fraction, found in places if found["low"] is not None]
     said = []
-    for word, holds in words.items():
+    for word, holds in answers.items():
         if where := [exact(fraction) for fraction, low, high in known if holds(low, high)]:
             said.append(f"{word} at {', '.join(where)}.")
     return " ".join(said) or "One seed gives no interval."
