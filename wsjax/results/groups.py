@@ -66,7 +66,8 @@ def merge_groups(
         fixed = [f"{name} {a} and {b}" for name, (a, b) in pairs if name not in varied | words.NEUTRAL]
         if fixed:
             raise RunError(f"runs of different settings cannot share a figure: {'; '.join(fixed)}")
-    return Groups(merged, _whole(merged, by, free, all(run.summary is not None for run in runs)))
+    finished = begun == list(groups) and all(run.finished for run in merged.values())
+    return Groups(merged, _whole(merged, by, free, finished))
 
 
 def _whole(merged: Mapping[Key, DrawnRun], by: Sequence[str], free: Collection[str], finished: bool) -> DrawnRun:
