@@ -49,8 +49,8 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
             " Vertical lines: 1 / shrink^2 times the rate of that shrink-perturb, where steps would be as large for "
         )
         notes += "weights that BatchNorm makes scale-invariant."
-    means = "Points are means over seeds, bars 95 % t-intervals of the mean."
-    return figure, captions.compose(run._replace(rows=drawn), what, own, came, notes, means)
+    run = run._replace(rows=drawn)
+    return figure, captions.compose(run, what, own, came, notes, captions.bands(run, "Points", "bars"))
 
 
 if __name__ == "__main__":

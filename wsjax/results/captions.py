@@ -133,7 +133,7 @@ def compose(
         f"{'; '.join([words.ran(own), *names.told(run.methods, drawn), seeds])}.",
         " ".join(differs),
         came,
-        " ".join(filter(None, [*([means] if means else _bands(run)), notes.strip(), *about])),
+        " ".join(filter(None, [bands(run) if means is None else means, notes.strip(), *about])),
     )
 
 
@@ -191,15 +191,15 @@ def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str
     return f"{what}{of}: {'; '.join(numbers)}."
 
 
-def _bands(run: DrawnRun) -> list[str]:
-    """What the bands and brackets are."""
+def bands(run: DrawnRun, means: str = "Lines", spread: str = "bands") -> str:
+    """What a figure's lines and bands, or what else it has, and brackets are; empty of one seed."""
     seeds = Counter(name for name, _ in {(row["method"], row["seed"]) for row in run.rows})
     counts = {count for count in seeds.values() if count > 1}
     if not counts:
-        return []
-    bounds = "bands ranges, what follows ±" if counts == {2} else "bands and what follows ±"
-    also = "" if counts == {2} or 2 not in counts else ", bands of two seeds their range"
-    return [f"Lines are means over seeds, {bounds} 95 % t-intervals of the mean{also}."]
+        return ""
+    bounds = f"{spread} ranges, what follows ±" if counts == {2} else f"{spread} and what follows ±"
+    also = "" if counts == {2} or 2 not in counts else f", {spread} of two seeds their range"
+    return f"{means} are means over seeds, {bounds} 95 % t-intervals of the mean{also}."
 
 
 def _seeds_by_method(run: DrawnRun, drawn: Iterable[str]) -> str:

@@ -96,7 +96,7 @@ def _curve(axis: Axes, ends: Sequence[Row], x: str, scale: float, label: str, st
 
 
 def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, float]) -> Figure:
-    """Draws test scores by the learning rate of the second round, on a log axis: means over seeds, 95 % t-intervals.
+    """Draws test scores by the learning rate of the second round, on a log axis: means in `plots.bounds`.
 
     Args:
         ends: a row for each method, seed and "learning_rate".
