@@ -38,12 +38,24 @@ class Shown(NamedTuple):
       caption: its lines.
       image: the picture, as PNG; None where there is none.
       table: None where there is none.
+      study: what tells it from those of the same name; empty where there is no other.
     """
 
     name: str
     caption: Sequence[str]
     image: bytes | None = None
     table: Sheet | None = None
+    study: str = ""
+
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+        return title(self.name) + f" ({self.study})" * bool(self.study)
+
+    @property
+    def anchor(self) -> str:
+        """What links to it go by."""
+        return "-".join(filter(None, (self.name, self.study)))
 
 
 def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence[StudyRun]) -> str:
@@ -52,16 +64,18 @@ def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence
         loader=jinja2.PackageLoader("wsjax.results"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     counts = Counter(verdict.verdict for verdict in verdicts)
-    left = {figure.name: figure for figure in figures}
-    drawn, board = set(left), left.pop(BOARD, None)
-    rows = [_row(verdict, left.pop(verdict.claim["figure"], None), drawn) for verdict in verdicts]
+    left: dict[str, list[Shown]] = {}
+    for figure in figures:
+        left.setdefault(figure.name, []).append(figure)
+    anchors, boards = {name: own[0].anchor for name, own in left.items()}, left.pop(BOARD, [])
+    rows = [_row(verdict, left.pop(verdict.claim["figure"], []), anchors) for verdict in verdicts]
     return environment.get_template("page.html").render(
         sentences=sentences(verdicts),
         counts={name: counts[name] for name in VERDICTS if counts[name]},
         rows=rows,
         csv=numbers(verdicts),
-        board=None if board is None else _shown(board),
-        figures=[_shown(figure) for figure in left.values()],
+        boards=[_shown(figure) for figure in boards],
+        figures=[_shown(figure) for own in left.values() for figure in own],
         runs=[_ran(run) for run in runs],
     )
 
@@ -173,15 +187,15 @@ def place(figure: str) -> tuple[str, int]:
     return name, int(figure.removeprefix(name) or 0)
 
 
-def _row(verdict: Verdict, figure: Shown | None, drawn: set[str]) -> Mapping[str, Any]:
-    """A claim's row; its figure stands under the first claim that it belongs to, and is linked by others."""
+def _row(verdict: Verdict, figures: Sequence[Shown], anchors: Mapping[str, str]) -> Mapping[str, Any]:
+    """A claim's row; its figures stand under the first claim that they belong to, and are linked by others."""
     claim = verdict.claim
     return {
-        **{name: claim[name] for name in ("id", "claim", "published", "command", "figure")},
+        **{name: claim[name] for name in ("id", "claim", "published", "command")},
         "paper": claim.get("paper"),
         "title": title(claim["figure"]),
-        "shown": None if figure is None else _shown(figure),
-        "link": figure is None and claim["figure"] in drawn,
+        "shown": [_shown(figure) for figure in figures],
+        "link": None if figures else anchors.get(claim["figure"]),
         "told": _parts(verdict),
         "measured": [measured(estimate) for estimate in verdict.estimates],
         "missing": verdict.missing,
@@ -203,8 +217,8 @@ def _counted(judged: Iterable[Verdict | Estimate]) -> str:
 def _shown(figure: Shown) -> Mapping[str, Any]:
     caption = [printable(line) for line in figure.caption]
     return {
-        "name": figure.name,
-        "title": title(figure.name),
+        "name": printable(figure.anchor),
+        "title": printable(figure.title),
         "caption": caption,
         "text": " ".join(caption),
         "image": None if figure.image is None else base64.b64encode(figure.image).decode(),
