@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
       low: of its 95 % interval; None of one seed.
       high: likewise.
       seeds: how many.
-      unit: "points", "percent" or "" of plain numbers; the first two are fractions here.
+      unit: "points", which are fractions here, "standard errors", or "" of plain numbers.
       lies_in: the range that the claim puts it in; None is open.
       looks: how many runs one after another its seeds came by.
       parts: how many the claim has of which one outside decides.
@@ -120,7 +120,7 @@ def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
         if found is None:
             missing.append(part["what"])
         else:
-            estimates += found[0]
+            estimates.append(found[0])
             scales.append(found[1])
     estimates = [estimate._replace(parts=len(estimates)) for estimate in estimates]
     told = {estimate.verdict for estimate in estimates}
@@ -217,7 +217,7 @@ def _toured(part: Part) -> Part:
     return {**part, "runs": [{**wanted, "dataset": "digits"} for wanted in runs]}
 
 
-def _measure(part: Part, runs: Sequence[StudyRun]) -> tuple[list[Estimate], str] | None:
+def _measure(part: Part, runs: Sequence[StudyRun]) -> tuple[Estimate, str] | None:
     """What a part of a claim comes to, and the scale; None where no run tells of it."""
     among = [groups(runs, wanted) for wanted in part["runs"]]
     compared = {name for wanted in part["runs"] for name in wanted}
@@ -230,14 +230,13 @@ def _measure(part: Part, runs: Sequence[StudyRun]) -> tuple[list[Estimate], str]
         if len({_of_scale(group.run) for group in own}) > 1:
             continue
         if found := MEASURES[part["measure"]](part, *own):
-            seeds = max(estimate[-1] for estimate in found)
+            seeds = found["seeds"]
             looks = max(_looks(group, part.get("of", ()), seeds) for group in own)
-            estimates = [
-                Estimate(part["what"] if len(found) == 1 else f"{part['what']}: {what}", mean, low, high, count,
-                         part.get("unit", "points"), tuple(part["lies_in"]), looks)
-                for what, mean, low, high, count in found
-            ]  # fmt: skip
-            return estimates, "; ".join(dict.fromkeys(scale(group.run, seeds, looks) for group in own))
+            estimate = Estimate(
+                part["what"], found["mean"], found["low"], found["high"], seeds, part.get("unit", "points"),
+                tuple(part["lies_in"]), looks,
+            )  # fmt: skip
+            return estimate, "; ".join(dict.fromkeys(scale(group.run, seeds, looks) for group in own))
     return None
 
 

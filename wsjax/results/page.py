@@ -118,10 +118,8 @@ _ANSWERS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", UNDECIDED: "cannot be told"
 
 def measured(estimate: Estimate) -> str:
     """An estimate in words: its mean and its interval."""
-    scale, unit = {"points": (100, " points"), "percent": (100, " %")}.get(
-        estimate.unit, (1, f" {estimate.unit}".rstrip())
-    )
-    sign = "+" if estimate.unit == "points" else ""
+    scale, sign = (100, "+") if estimate.unit == "points" else (1, "")
+    unit = f" {estimate.unit}".rstrip()
     mean = f"{scale * estimate.mean:{sign}.2f}{unit}"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.what} = {mean} (1 seed)"
