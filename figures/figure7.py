@@ -70,8 +70,7 @@ def parts_of(runs: Sequence[RunRecords]) -> list[DrawnRun]:
     Raises:
         RunError: as `merge_runs`; or a network was trained in two ways.
     """
-    known = [run.config["config"] for run in runs if isinstance(run.config.get("config"), dict)]
-    differ = {name for other in known[1:] for name in differing(known[0], other)}
+    differ = {name for other in runs[1:] for name in differing(runs[0].config["config"], other.config["config"])}
     by = sorted(differ - words.NEUTRAL - {"networks", "perturb"})
     parts = list(merge_groups(runs, "shrink_only", by, None).runs.values())
     if max(Counter(name for run in parts for name in run.methods).values()) > 1:

@@ -70,13 +70,13 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     return out
 
 
-def figures(folders: Sequence[Path], runs: Mapping[Path, claims.StudyRun]) -> list[Shown]:
+def figures(folders: Sequence[Path], runs: Mapping[Path, RunRecords]) -> list[Shown]:
     """Every figure and table that the studies have runs of, in the report's order; of several studies each one's."""
     found: list[Shown] = []
     for study in sorted({path for folder in folders for path in folder.rglob(STUDY)}):
         for name, own in read_json(study).items():
             paths = [study.parent / run for run in own]
-            if present := [runs[path].records for path in paths if path in runs]:
+            if present := [runs[path] for path in paths if path in runs]:
                 found.append(show(name, present)._replace(study=study.parent.name))
     counts = Counter(shown.name for shown in found)
     found = [shown if counts[shown.name] > 1 else shown._replace(study="") for shown in found]

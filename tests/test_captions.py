@@ -83,7 +83,6 @@ def test_merging_joins_seeds_and_shrinks():
             [run(curve("a", [0.1]), methods={"a": {"reinit": "a", "k": k}}) for k in (1, 2)],
             r"mean different things by 'a' cannot share a figure: \{'reinit': 'a', 'k': 1\} and .*'k': 2\}$",
         ),
-        ([RunRecords({"experiment": "offline"}, [], None)], "a config.json has no settings"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(runs, message):

@@ -16,7 +16,7 @@ from test_plots import curve
 
 from wsjax.errors import RunError
 from wsjax.results import page
-from wsjax.results.claims import StudyRun, parts_of, verdicts
+from wsjax.results.claims import parts_of, verdicts
 from wsjax.results.page import Shown
 from wsjax.results.sheets import Sheet
 
@@ -30,8 +30,9 @@ def study():
     figure.subplots().plot([0, 1], [0, 1])
     runs = [
         offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), **GAP),
-        StudyRun(Path(NASTY), run(timed(curve(NASTY, [0.5])), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY)),
+        run(timed(curve(NASTY, [0.5])), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY),
     ]
+    runs[1] = runs[1]._replace(folder=Path(NASTY))
     figures = [
         Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),
         Shown("figure12", ["More."], page.picture(figure)),

@@ -31,7 +31,7 @@ def test_every_set_is_a_source_and_all_others_its_targets(script, tmp_path):
     assert code == 0, err
     for source, target, total in (("digits_low", "digits_high", 321), ("digits_high", "digits_low", 279)):
         folder = tmp_path / "transfer" / f"{source}-mlp-adam"
-        config, rows, summary = read_run(folder)
+        config, rows, summary, _ = read_run(folder)
         assert config["config"]["dataset"] == source
         assert config["methods"][f"SP {target} 0.5"] == {
             "kind": "SP", "target": target, "fraction": 0.5, "reinit": "shrink_perturb", "shrink": 0.3, "perturb": 0.6,

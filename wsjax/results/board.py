@@ -6,7 +6,6 @@ A protocol here is any set of settings; runs that differ in seeds and methods on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError
@@ -90,10 +89,7 @@ def blocks(runs: Sequence[RunRecords], protocols: Sequence[Mapping[str, Any]]) -
         if run.config.get("experiment") not in EXPERIMENTS:
             possible = " or ".join(EXPERIMENTS)
             raise RunError(f"not a run of the {possible} experiment but of {run.config.get('experiment')!r}")
-        if not isinstance(run.config.get("config"), dict):
-            raise RunError("a config.json has no settings: it is no run of this program, or damaged")
-    own = [claims.StudyRun(Path(), run) for run in runs]
-    found = [(name, group.run) for name in EXPERIMENTS for group in claims.groups(own, {"experiment": name})]
+    found = [(name, group.run) for name in EXPERIMENTS for group in claims.groups(runs, {"experiment": name})]
     titles = _titles(found, protocols)
     made = [_block(name, run, title, protocols) for (name, run), title in zip(found, titles, strict=True)]
     if not any(made):

@@ -51,9 +51,7 @@ def merge_groups(
     """
     groups: dict[Key, list[RunRecords]] = {}
     for run in runs:
-        settings = run.config.get("config")
-        known = settings if isinstance(settings, dict) else {}
-        groups.setdefault(tuple(_value(known, name) for name in by), []).append(run)
+        groups.setdefault(tuple(_value(run.config["config"], name) for name in by), []).append(run)
     begun = [key for key, own in groups.items() if any(run.rows for run in own)]
     merged = {key: merge_runs(groups[key], experiment, **options) for key in begun}
     if not merged:

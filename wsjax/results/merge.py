@@ -55,8 +55,6 @@ def merge_runs(
     for run in runs:
         if run.config.get("experiment") != experiment:
             raise RunError(f"not a run of the {experiment} experiment but of {run.config.get('experiment')!r}")
-        if not isinstance(run.config.get("config"), dict):
-            raise RunError("a config.json has no settings: it is no run of this program, or damaged")
     settings = [run.config["config"] for run in runs]
     for other in settings[1:]:
         if differ := [f"{name} {first} and {second}" for name, (first, second) in unlike(settings[0], other).items()]:

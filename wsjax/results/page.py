@@ -19,11 +19,11 @@ from wsjax.results.claims import (
     REPRODUCED,
     UNDECIDED,
     Estimate,
-    StudyRun,
     Verdict,
 )
 from wsjax.results.merge import short_commit
 from wsjax.results.sheets import Sheet
+from wsjax.storage.records import RunRecords
 
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN)
 BOARD = "board"
@@ -58,7 +58,7 @@ class Shown(NamedTuple):
         return "-".join(filter(None, (self.name, self.study)))
 
 
-def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence[StudyRun]) -> str:
+def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence[RunRecords]) -> str:
     """The page's HTML; all text from records is escaped. The same input gives the same bytes."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wsjax.results"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -229,8 +229,8 @@ def _printable(table: Sheet) -> Sheet:
     return table._replace(columns=[printable(cell) for cell in table.columns], rows=rows)
 
 
-def _ran(run: StudyRun) -> list[str]:
-    config, rows = run.records.config, run.records.rows
+def _ran(run: RunRecords) -> list[str]:
+    config, rows = run.config, run.rows
     seconds = sum(row["train_seconds"] + row["eval_seconds"] for row in rows)
     devices = dict.fromkeys(config.get("devices") or [])
     told = [
