@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -27,7 +26,6 @@ from wsjax.results.merge import DrawnRun, merge_runs
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords, differing
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 SIDES = {"without augmentation": False, "with augmentation": True}
 VARIED = ("augment", "first_epochs")
 
@@ -37,7 +35,7 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     grouped = {side: [run for run in runs if _is_augmented(run) == on] for side, on in SIDES.items()}
     drawn = {side: merge_runs(own, "gradients") for side, own in grouped.items() if own or not runs}
     check_alike(list(drawn.values()))
-    (settings,) = published.read(PUBLISHED, "settings")
+    (settings,) = published.read(__file__, "settings")
     own = {"without augmentation": settings["gradients"]}
     own["with augmentation"] = settings["gradients"] | settings["figure10"]
     panels = [gradient_plots.Panel(side, run.rows, run.methods) for side, run in drawn.items()]
@@ -49,10 +47,7 @@ def caption_of(drawn: Mapping[str, DrawnRun], settings: Mapping[str, Mapping[str
     what = "Figure 10: mean gradient norm at each epoch's start, on the first round's half (old) and the other (new), "
     what += f"{' and '.join(drawn)}."
     came = gradients.came(list(drawn.values()), f", {' / '.join(drawn)}")
-    each = {}
-    for side, run in drawn.items():
-        own = settings[side] if words.is_alike(run.settings, settings[side]) else None
-        each[side] = captions.compose(run, what, own, came, gradients.NOTES)
+    each = {side: captions.compose(run, what, settings[side], came, gradients.NOTES) for side, run in drawn.items()}
     if len(each) == 1:
         ((side, caption),) = each.items()
         other = next(name for name in SIDES if name != side)

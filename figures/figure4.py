@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports that take a second
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
@@ -30,7 +29,6 @@ from wsjax.results.summary import with_half
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords, differing
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 TITLES = {False: "a half-data network for each warm start", True: "chained warm starts, as the report ran"}
 WHAT = "Figure 4: test accuracy by the cost of training on all of the data, a point a run (learning rates and batches)."
 NOTES = (
@@ -85,7 +83,7 @@ def _is_random(run: DrawnRun, row: Mapping[str, Any]) -> bool:
 
 
 def _caption(drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[str, Any]], cost: str) -> Caption:
-    (settings,) = published.read(PUBLISHED, "settings")
+    (settings,) = published.read(__file__, "settings")
     own = settings["offline"] | settings["figure4"]
     first, *others = drawn.values()
     whole = first._replace(
@@ -96,7 +94,6 @@ def _caption(drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[st
     )
     if others:
         del own["chained"]
-    compared = own if words.is_alike(whole.settings, own) else None
     came = " ".join(_came(summary, chained, cost) for chained, summary in summaries.items())
     capped = "".join(
         f"{text} ({TITLES[chained]}). "
@@ -104,7 +101,7 @@ def _caption(drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[st
         for text in hyperparameters.not_converged(summary)
     )
     means = "What follows ± are 95 % t-intervals of means over seeds."
-    return captions.compose(whole, WHAT, compared, came, f"{capped}{NOTES}", means)
+    return captions.compose(whole, WHAT, own, came, f"{capped}{NOTES}", means)
 
 
 def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:

@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before the imports that take a second
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from wsjax.results.merge import DrawnRun, merge_runs
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords, differing
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 KEYS = {
     "resnet18": "resnet18", "relu": "mlp_relu_bias", "relu_no_bias": "mlp_relu_nobias",
     "tanh": "mlp_tanh_bias", "tanh_no_bias": "mlp_tanh_nobias",
@@ -46,15 +44,14 @@ NOTES = (
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of shrink-only runs and its caption."""
     parts, curves = parts_of(runs), curves_of(runs)
-    settings, report = published.read(PUBLISHED, "settings", "report")
+    settings, report = published.read(__file__, "settings", "report")
     own = settings["shrink_only"]
     drawn, captioned = {}, []
     what = "Figure 7: test accuracy of trained networks all of whose parameters are multiplied by a factor, the shrink."
     for run in parts:
         of_run = [curve for curve in curves if curve["network"] in run.methods]
         drawn |= published_curves(run, own, report["figure7_shrink_lambda_index_accuracy"], of_run)
-        compared = own if words.is_alike(run.settings, own) else None
-        captioned.append(captions.compose(run, what, compared, shrinking.came(curves), NOTES))
+        captioned.append(captions.compose(run, what, own, shrinking.came(curves), NOTES))
     notes = "Dashed: the report's curves (one seed)." if drawn else "No published curve is drawn: settings differ."
     of_part = [f"{shrinking.labels(run.methods)}: " * (len(parts) > 1) for run in parts]
     caption = captions.joined(captioned, of_part)._replace(notes=f"{notes} {captioned[0].notes}")

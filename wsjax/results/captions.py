@@ -115,7 +115,8 @@ def compose(
     Args:
         run: its rows are those drawn.
         what: what is drawn.
-        settings: the published settings, in the words of the run's; None where there is nothing to compare with.
+        settings: the published settings, in the words of the run's; None where there is nothing to compare with. Those
+            of another data set or model are not compared.
         came: what came out.
         notes: what the text beside the picture says more.
         means: what is said of means over seeds, where they are not lines in bands.
@@ -124,7 +125,7 @@ def compose(
     drawn = dict.fromkeys(row["method"] for row in run.rows)
     seeds = _seeds_by_method(run, drawn)
     differs = [] if run.finished else [progress(run.rows)]
-    if settings is not None:
+    if settings is not None and words.is_alike(run.settings, settings):
         differ = words.not_as_published(own, settings, capped=any(row["stop"] == CAP for row in run.rows))
         differs.append(f"Not as published: {'; '.join(differ)}." if differ else "Settings as published.")
     about = [f"Ran on {run.about}."] if run.about else []
