@@ -53,8 +53,8 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
         drawn |= published_curves(run, own, report["figure7_shrink_lambda_index_accuracy"], of_run)
         captioned.append(captions.compose(run, what, own, shrinking.came(curves), NOTES))
     notes = "Dashed: the report's curves (one seed)." if drawn else "No published curve is drawn: settings differ."
-    of_part = [f"{shrinking.labels(run.methods)}: " * (len(parts) > 1) for run in parts]
-    caption = captions.joined(captioned, of_part)._replace(notes=f"{notes} {captioned[0].notes}")
+    whole = captions.joined(captioned, [shrinking.labels(run.methods) for run in parts])
+    caption = whole._replace(notes=f"{notes} {captioned[0].notes}")
     missing = [shrinking.LABELS[name] for name in KEYS if not any(curve["network"] == name for curve in curves)]
     if missing:
         caption = caption._replace(differs=f"{caption.differs} Not run: {'; '.join(missing)}.".strip())

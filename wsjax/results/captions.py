@@ -139,13 +139,14 @@ def compose(
 
 
 def joined(captions: Sequence[Caption], names: Sequence[str]) -> Caption:
-    """One caption of several parts' that are drawn together: what each part ran, and how it differs, by its name."""
+    """One caption of parts that are drawn together: what they have in common, and by its name each one's own."""
 
-    def told(field: str) -> str:
-        texts = [getattr(own, field) for own in captions]
-        return " ".join(f"{name}{text}" for name, text in zip(names, texts, strict=True) if text)
+    def told(*texts: str) -> str:
+        if len(set(texts)) == 1:
+            return texts[0]
+        return " ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True) if text)
 
-    return captions[0]._replace(ran=told("ran"), differs=told("differs"))
+    return Caption(*map(told, *captions))
 
 
 def common_samples(rounds: Sequence[Row]) -> int | None:
