@@ -13,7 +13,7 @@ import numpy as np
 from wsjax.results import names, tables
 from wsjax.results.names import Methods
 from wsjax.results.stats import ACCURACY, mean_interval
-from wsjax.results.summary import differences, in_points, interval, paired, shares, with_half
+from wsjax.results.summary import differences, in_points, interval, paired, shares, side, with_half
 from wsjax.storage.rows import FIRST, Row
 
 COST, ACCURATE = "cost", "test_accuracy"
@@ -131,7 +131,7 @@ def _beats(ends: Sequence[Row], one: str, other: str) -> bool:
 def _more(ends: Sequence[Row], one: str, other: str, field: str) -> bool:
     """Whether a field is told to be larger for one way than for another; a single seed tells nothing."""
     difference = paired(ends, one, other, field)
-    return bool(difference and difference["low"] is not None and difference["low"] > 0)
+    return difference is not None and side(difference) == 1
 
 
 def _told(ends: Sequence[Row], one: str, other: str) -> bool:
@@ -196,7 +196,7 @@ def _against(name: str, judged: Mapping[str, Any]) -> str:
     gain = way["gain"]
     points = in_points(gain, ACCURACY)
     verb = "gains" if gain["mean"] > 0 else "loses"
-    if gain["low"] is None or gain["low"] <= 0 <= gain["high"]:
+    if not side(gain):
         accuracy = f"is not told from {names.label(judged['scratch'])} in accuracy, {points}"
     else:
         accuracy = f"{verb} accuracy against {names.label(judged['scratch'])}, {points}"

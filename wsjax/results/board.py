@@ -14,7 +14,7 @@ from wsjax.results.captions import Caption, seeds_told
 from wsjax.results.merge import DrawnRun
 from wsjax.results.sheets import Sheet
 from wsjax.results.stats import ACCURACY, Unit, unit_of
-from wsjax.results.summary import interval, paired, share_of, summarize_online, with_half
+from wsjax.results.summary import interval, paired, share_of, side, summarize_online, with_bounds, with_half
 from wsjax.storage.records import BEFORE, RunRecords
 from wsjax.storage.rows import FIRST, round_ends
 
@@ -206,13 +206,12 @@ def _missing(run: DrawnRun, entries: Sequence[Entry], last: int) -> list[str]:
 
 def _came(block: Block) -> str:
     """Which methods can be told from random initialisation, in words."""
-    kinds: dict[str, list[str]] = {"above RI": [], "below RI": [], "not told from RI": []}
+    sides: dict[int, list[str]] = {1: [], -1: [], 0: []}
     for entry in block.entries:
-        if entry.win is not None and entry.win["low"] is not None:
-            low, high = entry.win["low"], entry.win["high"]
-            kind = "above RI" if low > 0 else "below RI" if high < 0 else "not told from RI"
-            kinds[kind].append(f"{names.label(entry.name)} ({with_half(entry.win, block.unit, 1)})")
-    return "; ".join(f"{kind}: {', '.join(own)}" for kind, own in kinds.items() if own)
+        if entry.win is not None and (told := side(entry.win)) is not None:
+            sides[told].append(f"{names.label(entry.name)} ({with_half(entry.win, block.unit, 1)})")
+    kinds = zip(("above RI", "below RI", "not told from RI"), sides.values(), strict=True)
+    return "; ".join(f"{kind}: {', '.join(own)}" for kind, own in kinds if own)
 
 
 def _factors(block: Block) -> list[str]:
@@ -284,5 +283,4 @@ def _until(own: Mapping[str, Any]) -> str:
     if own["at_most"] or ratio is None:
         most = "" if ratio is None or not own["reached"] else f" (at most {ratio['mean']:.2f})"
         return f"{own['reached']} of {own['seeds']} seeds{most}"
-    bounds = "" if ratio["low"] is None else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
-    return f"{ratio['mean']:.2f}{bounds}"
+    return with_bounds(ratio, ".2f")

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from wsjax.errors import printable
 from wsjax.results import names, words
 from wsjax.results.merge import DrawnRun
-from wsjax.results.stats import ACCURACY, Unit, mean_interval, unit_of
-from wsjax.results.summary import minus, paired
+from wsjax.results.stats import ACCURACY, Unit, unit_of
+from wsjax.results.summary import interval, minus, paired, with_half
 from wsjax.storage.rows import CAP, FIRST, Row
 
 
@@ -93,7 +93,7 @@ def online_caption(
     shares = {name: share for name, share in summary["steps_of_RI"].items() if share is not None}
     if run.finished and shares:
         of = names.label(next(iter(shares.values()))["of"])
-        took = "; ".join(f"{names.label(name)} {_share(share)}" for name, share in shares.items())
+        took = "; ".join(f"{names.label(name)} {_number(share, None, ACCURACY)}" for name, share in shares.items())
         more.append(f"Steps over all rounds, in percent of {of}'s: {took}.")
     capped = sum(row["capped_rounds"] for row in summary["rows"])
     if capped and run.settings.get("stop") != [CAP]:
@@ -181,14 +181,14 @@ def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str
     for row in ends:
         values.setdefault(row["method"], []).append(row["test_accuracy"])
     numbers = [
-        f"{names.label(name)} {_number(*mean_interval(values[name]), published.get(name), unit)}"
+        f"{names.label(name)} {_number(interval(values[name]), published.get(name), unit)}"
         for name in names.ordered(values, run.methods)
     ]
     random, warm = (names.find(run.methods, reinit) for reinit in (names.RANDOM, names.WARM))
     if gap := paired(ends, random, warm):
         a, b = gap["minuend"], gap["subtrahend"]
         known = published[a] - published[b] if {a, b} <= published.keys() else None
-        numbers.append(f"{minus(gap)} {_number(gap['mean'], gap['low'], gap['high'], known, unit)}")
+        numbers.append(f"{minus(gap)} {_number(gap, known, unit)}")
     of = " in percent" * unit.percent + " (published)" * any(name in published for name in values)
     return f"{what}{of}: {'; '.join(numbers)}."
 
@@ -225,11 +225,7 @@ def seeds_told(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _number(mean: float, low: float | None, high: float | None, published: float | None, unit: Unit) -> str:
+def _number(mean: Mapping[str, Any], published: float | None, unit: Unit) -> str:
     """A mean over seeds, half of its interval where there are several, and the published percentage in brackets."""
-    half = "" if low is None or high is None or low != low else f" ± {unit.number((high - low) / 2, 1)}"
-    return unit.number(mean, 1) + half + (f" ({published:.1f})" if published is not None and unit.percent else "")
-
-
-def _share(share: Mapping[str, Any]) -> str:
-    return _number(share["mean"], share["low"], share["high"], None, ACCURACY)
+    known = f" ({published:.1f})" if published is not None and unit.percent else ""
+    return with_half(mean, unit, 1, sign=False) + known

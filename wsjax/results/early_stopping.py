@@ -14,7 +14,7 @@ import numpy as np
 from wsjax.results import names
 from wsjax.results.names import Methods
 from wsjax.results.stats import ACCURACY, PERCENT, mean_interval, slope
-from wsjax.results.summary import in_points, interval, with_half
+from wsjax.results.summary import in_points, interval, side, with_half
 from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.rows import FIRST, Row, round_ends
 
@@ -179,21 +179,17 @@ def _gap_sentence(damage: Mapping[str, Any], already: str = "") -> str:
     points = damage["points"]
     lost = f"RI - WS = {in_points(points, ACCURACY)}, {damage['percent']['mean']:+.1f} % of RI"
     after = f"fter {damage[AFTER]} epochs on the first part"
-    if points["low"] is None:
+    told = side(points)
+    if told is None:
         return f"A{after}: {lost}; one seed gives no interval, so this says nothing sure about a gap."
-    if points["low"] <= 0 <= points["high"]:
+    if told == 0:
         return f"No warm-starting gap can be told a{after}: {lost}."
-    return f"Warm starting {'costs' if points['low'] > 0 else 'gains'} accuracy{already} a{after}: {lost}."
+    return f"Warm starting {'costs' if told > 0 else 'gains'} accuracy{already} a{after}: {lost}."
 
 
 def _slope_sentence(slope: Mapping[str, Any], step: int) -> str:
     """What an epoch changes, told for as many as lie between two warm starts."""
     scaled = dict(slope) | {key: slope[key] and step * slope[key] for key in ("mean", "low", "high")}
     change = f"RI - WS changes by {in_points(scaled, ACCURACY)} with every {step} epochs before"
-    if slope["low"] is None:
-        return f"{change}."
-    if slope["low"] > 0:
-        return f"The gap grows with the epochs before the warm start: {change}."
-    if slope["high"] < 0:
-        return f"The gap shrinks with the epochs before the warm start: {change}."
-    return f"The gap cannot be told to grow or to shrink with the epochs before the warm start: {change}."
+    told = {1: "grows", -1: "shrinks", 0: "cannot be told to grow or to shrink", None: ""}[side(slope)]
+    return f"The gap {told} with the epochs before the warm start: {change}." if told else f"{change}."

@@ -196,22 +196,27 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, **bounds, "confidence": CONFIDENCE, "seeds": len(values)}
 
 
+def side(mean: Mapping[str, Any], of: float = 0.0) -> int | None:
+    """The side of a number that a whole interval lies on: 1 above, -1 below, 0 neither; None of a seed, without one."""
+    return None if mean["low"] is None else int(mean["low"] > of) - int(mean["high"] < of)
+
+
 def _gap_sentence(gap: Mapping[str, Any], unit: Unit) -> str:
-    points = _difference(gap, unit)
-    if gap["low"] is None:
+    points, told = _difference(gap, unit), side(gap)
+    if told is None:
         return f"{points}; one seed gives no interval, so this says nothing sure about a gap."
-    if gap["low"] <= 0 <= gap["high"]:
+    if told == 0:
         return f"No warm-starting gap can be told here: {points}, which includes 0."
     if not unit.percent:  # whether more is better is the user's to know
         return f"Warm starting makes a difference: {points}."
-    return f"Warm starting {'costs accuracy' if gap['low'] > 0 else 'gains accuracy here'}: {points}."
+    return f"Warm starting {'costs accuracy' if told > 0 else 'gains accuracy here'}: {points}."
 
 
 def _gain_sentence(gain: Mapping[str, Any], gap: Mapping[str, Any] | None, unit: Unit) -> str:
     sentence, name = _difference(gain, unit), names.label(gain["minuend"])
-    if gap is None or gap["low"] is None or gap["low"] <= 0 or gain["low"] is None:
+    if gap is None or side(gap) != 1 or side(gain) is None:
         return sentence + "."
-    if gain["low"] <= 0 <= gain["high"]:
+    if side(gain) == 0:
         return f"{sentence}, which includes 0: that {name} takes any of the gap back cannot be told."
     share = gain["mean"] / gap["mean"]
     if share < 0:
@@ -221,18 +226,13 @@ def _gain_sentence(gain: Mapping[str, Any], gap: Mapping[str, Any] | None, unit:
 
 def _slope_sentence(slope: Mapping[str, Any], unit: Unit) -> str:
     change = f"{minus(slope)} changes by {in_points(slope, unit)} a round"
-    if slope["low"] is None:
-        return f"{change}."
-    if slope["low"] > 0:
-        return f"The gap grows with the rounds: {change}."
-    return f"The gap {'shrinks' if slope['high'] < 0 else 'cannot be told to grow'} with the rounds: {change}."
+    told = {1: "grows", -1: "shrinks", 0: "cannot be told to grow", None: ""}[side(slope)]
+    return f"The gap {told} with the rounds: {change}." if told else f"{change}."
 
 
 def share_range(share: Mapping[str, Any]) -> str:
     """A share with its interval, in words."""
-    if share["low"] is None:
-        return f"{share['mean']:.0%}"
-    return f"{share['mean']:.0%} (95 % interval {share['low']:.0%} to {share['high']:.0%})"
+    return with_bounds(share, ".0%", "95 % interval ")
 
 
 def _difference(difference: Mapping[str, Any], unit: Unit) -> str:
@@ -248,6 +248,13 @@ def with_half(mean: Mapping[str, Any], unit: Unit, decimals: int = 2, sign: bool
     """A mean, such as that of differences, with half of its interval, where it has one."""
     half = "" if mean["low"] is None else f" ± {unit.number((mean['high'] - mean['low']) / 2, decimals)}"
     return unit.number(mean["mean"], decimals, sign) + half
+
+
+def with_bounds(mean: Mapping[str, Any], spec: str, what: str = "") -> str:
+    """A mean with its interval in brackets, where it has one, each number as a format specification has it."""
+    if mean["low"] is None:
+        return f"{mean['mean']:{spec}}"
+    return f"{mean['mean']:{spec}} ({what}{mean['low']:{spec}} to {mean['high']:{spec}})"
 
 
 def in_points(difference: Mapping[str, Any], unit: Unit) -> str:

@@ -15,7 +15,7 @@ from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.names import Methods
 from wsjax.results.stats import Unit, unit_of
-from wsjax.results.summary import minus, paired, unit_of_summary, with_half
+from wsjax.results.summary import minus, paired, side, unit_of_summary, with_half
 from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row, round_ends
@@ -176,15 +176,13 @@ def of_source(pair: Pair, pairs: Mapping[Pair, Sequence[Row]], table: Methods) -
 
 def told(pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> tuple[str, str]:
     """What came out: how often each difference lies above and below 0, and all of them in numbers."""
-    signs: dict[str, list[int]] = {}
+    sides: dict[str, list[int]] = {}
     for ends in pairs.values():
         for difference in _differences(ends, table):
-            low, high = difference["low"], difference["high"]
-            side = 2 if low is None or low <= 0 <= high else 0 if low > 0 else 1
-            signs.setdefault(minus(difference), [0, 0, 0])[side] += 1
+            sides.setdefault(minus(difference), []).append(side(difference) or 0)
     counts = [
-        f"{title} is above 0 in {above} of {above + below + open_}, below in {below}, not to be told in {open_}"
-        for title, (above, below, open_) in signs.items()
+        f"{name} is above 0 in {own.count(1)} of {len(own)}, below in {own.count(-1)}, not to be told in {own.count(0)}"
+        for name, own in sides.items()
     ]
     numbers = {pair: _numbers(ends, table, _unit(pairs)) for pair, ends in pairs.items()}
     every = [f"{pair.title}: {_joined(own)}." for pair, own in numbers.items() if own]
@@ -226,17 +224,11 @@ def missing(pairs: Mapping[Pair, Sequence[Row]]) -> str:
 
 def _signs(places: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
     """Which of two is better at which fractions, as far as intervals tell."""
-    first, second = (names.label(places[0][1][side]) for side in ("minuend", "subtrahend"))
-    answers = {
-        f"{first} is better": lambda low, high: low > 0,
-        f"{second} is better": lambda low, high: high < 0,
-        "No difference can be told": lambda low, high: low <= 0 <= high,
-    }
-    known = [(fraction, found["low"], found["high"]) for fraction, found in places if found["low"] is not None]
+    first, second = (names.label(places[0][1][part]) for part in ("minuend", "subtrahend"))
     said = []
-    for word, holds in answers.items():
-        if where := [exact(fraction) for fraction, low, high in known if holds(low, high)]:
-            said.append(f"{word} at {', '.join(where)}.")
+    for told, what in ((1, f"{first} is better"), (-1, f"{second} is better"), (0, "No difference can be told")):
+        if where := [exact(fraction) for fraction, found in places if side(found) == told]:
+            said.append(f"{what} at {', '.join(where)}.")
     return " ".join(said) or "One seed gives no interval."
 
 
