@@ -59,7 +59,7 @@ def panels(runs: Mapping[bool, DrawnRun]) -> Figure:
         if run is not list(runs.values())[-1]:
             for axis in row:
                 axis.set_xlabel("")
-    plots.legend(figure, {name: styles[name] for name in names.ordered(drawn, table)}, {})
+    plots.legend(figure, {name: styles[name] for name in names.ordered(drawn, table)})
     return figure
 
 

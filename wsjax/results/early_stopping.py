@@ -13,7 +13,7 @@ import numpy as np
 
 from wsjax.results import names
 from wsjax.results.names import Methods
-from wsjax.results.stats import ACCURACY, PERCENT, mean_interval, slope
+from wsjax.results.stats import ACCURACY, PERCENT, slope
 from wsjax.results.summary import in_points, interval, side, with_half
 from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.rows import FIRST, Row, round_ends
@@ -119,18 +119,20 @@ def curves(rows: Sequence[Row], methods: Methods) -> Figure:
     figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
     left, right = figure.subplots(1, 2)
 
-    tests = _by_seed({(row["seed"], row["epoch"]): 100 * row["test_accuracy"] for row in shared if _is_tested(row)})
+    tested = [row for row in shared if row["test_accuracy"] is not None]
+    epochs, tests = plots.by_seed(tested, "epoch", "test_accuracy")
     style = names.Style(names.styles([FIRST], {})[FIRST].color)
-    epochs = sorted({epoch for own in tests.values() for epoch in own})
-    plots.mean_band(left, epochs, _matrix(tests, epochs), label="first part", style=style)
-    marked = [epoch for epoch in epochs if epoch in afters]
-    left.plot(marked, _means(tests, marked), "o", color=style.color, markersize=3)
+    plots.mean_band(left, epochs, 100 * tests, label="first part", style=style)
+    marked = [number for number, epoch in enumerate(epochs) if epoch in afters]
+    means = np.nanmean(100 * tests[:, marked], axis=0)
+    left.plot([epochs[number] for number in marked], means, "o", color=style.color, markersize=3)
     plots.dress(left, "Test accuracy (%)", length, "Epochs on the first part of the data")
 
     style = names.Style(names.styles(["WS"], {"WS": {"reinit": names.WARM}})["WS"].color)
-    lost = {seed: {after: percent for after, (_, percent) in own.items()} for seed, own in damage.items()}
-    plots.mean_band(right, afters, _matrix(lost, afters), label="damage", style=style)
-    right.plot(afters, _means(lost, afters), "o", color=style.color, markersize=3)
+    found = [{"seed": seed, AFTER: x, "percent": own} for seed, ys in damage.items() for x, (_, own) in ys.items()]
+    _, lost = plots.by_seed(found, AFTER, "percent")
+    plots.mean_band(right, afters, lost, label="damage", style=style)
+    right.plot(afters, np.nanmean(lost, axis=0), "o", color=style.color, markersize=3)
     right.axhline(0, color="#777777", linewidth=0.8, zorder=1)
     if not afters:
         at = {"transform": right.transAxes, "ha": "center", "va": "bottom", "fontsize": plots.SMALL}
@@ -146,10 +148,6 @@ def _is(methods: Methods, end: Row, reinit: str) -> bool:
     return methods.get(end["method"], {}).get("reinit") == reinit
 
 
-def _is_tested(row: Row) -> bool:
-    return row["test_accuracy"] is not None
-
-
 def _afters(damage: Mapping[int, Mapping[int, Any]]) -> list[int]:
     return sorted({after for own in damage.values() for after in own})
 
@@ -157,22 +155,6 @@ def _afters(damage: Mapping[int, Mapping[int, Any]]) -> list[int]:
 def _both(values: Sequence[tuple[float, ...]]) -> dict[str, Any]:
     points, percent = zip(*values, strict=True)
     return {"points": interval(points), "percent": interval(percent)}
-
-
-def _by_seed(values: Mapping[tuple[int, int], float]) -> dict[int, dict[int, float]]:
-    found: dict[int, dict[int, float]] = {}
-    for (seed, x), value in values.items():
-        found.setdefault(seed, {})[x] = value
-    return found
-
-
-def _matrix(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> np.ndarray:
-    """[S, X], NaN where a seed has no value."""
-    return np.array([[own.get(x, np.nan) for x in xs] for own in values.values()]).reshape(len(values), len(xs))
-
-
-def _means(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> list[float]:
-    return [mean_interval([own[x] for own in values.values() if x in own]).mean for x in xs]
 
 
 def _gap_sentence(damage: Mapping[str, Any], already: str = "") -> str:

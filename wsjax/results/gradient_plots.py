@@ -60,7 +60,7 @@ def gradient_curves(panels: Sequence[Panel], ratio: bool = True) -> Figure:
         _draw(axes[-1], own, gradients.ratio, start, colors, "-")
         _dress(axes[-1], RATIO, start, start + end, own, panels[-1].title)
     halves = {label: Style("#888888", line) for label, (_, line) in HALVES.items()}
-    plots.legend(figure, {name: Style(color) for name, color in colors.items()}, {}, halves)
+    plots.legend(figure, {name: Style(color) for name, color in colors.items()}, halves)
     return figure
 
 
@@ -75,11 +75,7 @@ def _draw(
     """A curve a method: means over seeds of what a row gives; a seed whose round has ended holds its last value."""
     for name in [name for name in colors if any(row["method"] == name for row in rows)]:
         own = [row for row in rows if row["method"] == name]
-        seeds = sorted({row["seed"] for row in own})
-        values = np.full((len(seeds), max(row["epoch"] for row in own)), np.nan)
-        for row in own:
-            if (found := value(row)) is not None:
-                values[seeds.index(row["seed"]), row["epoch"] - 1 : None if row["stop"] else row["epoch"]] = found
+        values = plots.by_epoch(own, value)
         if not np.isnan(values).all():
             x = offset + 1 + np.arange(values.shape[1])
             plots.mean_band(axis, x, values, label=names.label(name), style=Style(colors[name], line))
