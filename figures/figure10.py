@@ -37,7 +37,7 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     own = {"without augmentation": settings["gradients"]}
     own["with augmentation"] = settings["gradients"] | settings["figure10"]
     panels = [gradient_plots.Panel(side, run.rows, run.methods) for side, run in drawn.items()]
-    return gradient_plots.gradient_curves(panels, ratio=len(panels) == 1), caption_of(drawn, own)
+    return gradient_plots.gradient_curves(panels), caption_of(drawn, own)
 
 
 def caption_of(drawn: Mapping[str, DrawnRun], settings: Mapping[str, Mapping[str, Any]]) -> Caption:

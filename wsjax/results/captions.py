@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wsjax.errors import printable
@@ -123,7 +123,6 @@ def compose(
     """
     own = words.told(run.settings)
     drawn = dict.fromkeys(row["method"] for row in run.rows)
-    seeds = _seeds_by_method(run, drawn)
     differs = [] if run.finished else [progress(run.rows)]
     if settings is not None and words.is_alike(run.settings, settings):
         differ = words.not_as_published(own, settings, capped=any(row["stop"] == CAP for row in run.rows))
@@ -131,7 +130,7 @@ def compose(
     about = [f"Ran on {run.about}."] if run.about else []
     return Caption(
         what,
-        f"{'; '.join([words.ran(own), *names.told(run.methods, drawn), seeds])}.",
+        f"{'; '.join([words.ran(own), *names.told(run.methods, drawn), _seeds_by_method(run)])}.",
         " ".join(differs),
         came,
         " ".join(filter(None, [bands(run) if means is None else means, notes.strip(), *about])),
@@ -184,8 +183,7 @@ def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str
         f"{names.label(name)} {_number(interval(values[name]), published.get(name), unit)}"
         for name in names.ordered(values, run.methods)
     ]
-    random, warm = (names.find(run.methods, reinit) for reinit in (names.RANDOM, names.WARM))
-    if gap := paired(ends, random, warm):
+    if gap := paired(ends, *names.both(run.methods)):
         a, b = gap["minuend"], gap["subtrahend"]
         known = published[a] - published[b] if {a, b} <= published.keys() else None
         numbers.append(f"{minus(gap)} {_number(gap, known, unit)}")
@@ -204,13 +202,13 @@ def bands(run: DrawnRun, means: str = "Lines", spread: str = "bands") -> str:
     return f"{means} are means over seeds, {bounds} 95 % t-intervals of the mean{also}."
 
 
-def _seeds_by_method(run: DrawnRun, drawn: Iterable[str]) -> str:
+def _seeds_by_method(run: DrawnRun) -> str:
     """The seeds of all methods, and of those that have others, as where some were added for a few methods only."""
     seeds: dict[str, set[int]] = {}
     for row in run.rows:
         seeds.setdefault(row["method"], set()).add(row["seed"])
     names_of: dict[tuple[int, ...], list[str]] = {}
-    for name in names.ordered([name for name in drawn if name != FIRST] or drawn, run.methods):
+    for name in names.ordered([name for name in seeds if name != FIRST] or seeds, run.methods):
         names_of.setdefault(tuple(sorted(seeds[name])), []).append(names.label(name))
     most, *others = sorted(names_of, key=len, reverse=True)
     if len(others) > 2:

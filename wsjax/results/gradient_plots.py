@@ -28,13 +28,14 @@ class Panel(NamedTuple):
     methods: Methods
 
 
-def gradient_curves(panels: Sequence[Panel], ratio: bool = True) -> Figure:
+def gradient_curves(panels: Sequence[Panel]) -> Figure:
     """Draws both halves' gradient norms by epoch, the two rounds side by side in a scale of their own.
 
     Args:
-        panels: a run each, from left to right, in one scale.
-        ratio: whether a further plot shows the second round's ratio of the two halves; of the last panel only.
+        panels: a run each, from left to right, in one scale. Beside a single one stands the second round's ratio of the
+            two halves.
     """
+    ratio = len(panels) == 1
     methods = {name: spec for panel in panels for name, spec in panel.methods.items()}
     drawn = {row["method"]: None for panel in panels for row in panel.rows}
     colors = _colors(names.ordered(drawn, methods), methods)

@@ -11,7 +11,7 @@ import numpy as np
 from wsjax.results import cells, controls, early_stopping, gradients, hyperparameters, names, transfer
 from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import slope
-from wsjax.results.summary import differences, interval, paired, summarize_offline, summarize_online
+from wsjax.results.summary import differences, interval, less, paired, summarize_offline, summarize_online
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row
 
@@ -41,7 +41,7 @@ def _change(part: Part, group: Group, other: Group) -> Found:
     for run in (group.run, other.run):
         minuend, subtrahend = (_named(run, spec) for spec in part["of"])
         gaps.append(differences(_ends(run), minuend, subtrahend))
-    return _paired(*gaps)
+    return less(*gaps)
 
 
 def _summary(part: Part, group: Group) -> Found:
@@ -95,7 +95,7 @@ def _less(part: Part, group: Group, other: Group) -> Found:
         alone = {seed: whole._replace(run=whole.run._replace(rows=rows)) for seed, rows in rows_of.items()}
         found = {seed: _summary(part, own) for seed, own in alone.items()}
         values.append({seed: own["mean"] for seed, own in found.items() if own})
-    return _paired(*values)
+    return less(*values)
 
 
 def _of_best(part: Part, group: Group) -> Group:
@@ -181,11 +181,6 @@ def _ends(run: DrawnRun) -> list[Row]:
     ends = [row for row in run.rows if row["stop"] and row["method"] != FIRST]
     last = max((row["round"] for row in ends), default=0)
     return [row for row in ends if row["round"] == last]
-
-
-def _paired(one: Mapping[Any, float], two: Mapping[Any, float]) -> Found:
-    """The interval of the differences of values with the same key."""
-    return _interval([one[key] - two[key] for key in sorted(one.keys() & two.keys())])
 
 
 def _interval(values: Sequence[float]) -> Found:

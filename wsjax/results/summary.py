@@ -28,7 +28,7 @@ def summarize_offline(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     """
     ends = _with_factors(round_ends(rows), methods)
     final = [end for end in ends if end["method"] != FIRST]
-    random, warm = names.find(methods, names.RANDOM), names.find(methods, names.WARM)
+    random, warm = names.both(methods)
     return {
         "rows": final,
         "first_round": [end for end in ends if end["method"] == FIRST],
@@ -71,7 +71,7 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     totals = _with_factors([_total(curve) for curve in by_seed.values()], methods)
     last = max((end["round"] for end in totals), default=1)
     ended = [end for end in totals if end["round"] == last]
-    random, warm = names.find(methods, names.RANDOM), names.find(methods, names.WARM)
+    random, warm = names.both(methods)
     others, not_random = _others(ended, random, warm), _others(ended, random)
     return {
         "rows": totals,
@@ -100,6 +100,12 @@ def differences(
 ) -> dict[tuple[int, int], float]:
     """The differences of two methods in a field, by (seed, round), where both have one."""
     return {key: one - two for key, (one, two) in _pairs(ends, method, other, field).items()}
+
+
+def less(one: Mapping[Any, float], two: Mapping[Any, float]) -> dict[str, Any] | None:
+    """The interval of the differences of values with the same key; None where no key has both."""
+    found = [one[key] - two[key] for key in sorted(one.keys() & two.keys())]
+    return interval(found) if found else None
 
 
 def unit_of_summary(summary: Mapping[str, Any]) -> Unit:

@@ -103,7 +103,7 @@ def by_place(ends: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
 
 def differences(ends: Sequence[Row], table: Methods) -> dict[str, Any]:
     """The paired "gap" and "gain" of the kinds' ends in one place."""
-    random, warm = names.find(table, names.RANDOM), names.find(table, names.WARM)
+    random, warm = names.both(table)
     others = [name for name in names.ordered({end["method"] for end in ends}, table) if name not in (random, warm)]
     return {"gap": paired(ends, random, warm), "gain": {name: paired(ends, name, random) for name in others}}
 
