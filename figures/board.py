@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -26,8 +25,6 @@ from wsjax.results.captions import Caption
 from wsjax.results.sheets import Sheet
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
-
-PUBLISHED = Path(__file__).resolve().parent / "published"
 
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
@@ -43,7 +40,7 @@ def table(runs: Sequence[RunRecords]) -> Sheet:
 
 def protocols() -> list[dict]:
     """What was published on which protocols."""
-    (known,) = published.read(PUBLISHED, "board")
+    (known,) = published.read(__file__, "board")
     return known["protocols"]
 
 

@@ -20,17 +20,14 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, controls, panels, published, words
+from wsjax.results import captions, controls, panels, published
 from wsjax.results.captions import Caption
 from wsjax.results.stats import unit_of
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
-
-PUBLISHED = Path(__file__).resolve().parent / "published"
 
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
@@ -39,8 +36,7 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     marks = controls.raised(run.methods, ends)
     drawn = controls.of_shared_seeds(ends)
     figure = panels.by_learning_rate(drawn, run.methods, marks)
-    (settings,) = published.read(PUBLISHED, "settings")
-    own = settings["offline"] if words.is_alike(run.settings, settings["offline"]) else None
+    (settings,) = published.read(__file__, "settings")
     came = controls.told(controls.compare(ends, run.methods), unit_of(ends))
     what = "Controls: final test accuracy after training on all of the data, by the learning rate of that second round."
     notes = "The best rate is that of the highest mean over seeds on the test images, in favour of RI and WS."
@@ -49,8 +45,9 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
             " Vertical lines: 1 / shrink^2 times the rate of that shrink-perturb, where steps would be as large for "
         )
         notes += "weights that BatchNorm makes scale-invariant."
-    means = "Points are means over seeds, bars 95 % t-intervals of the mean."
-    return figure, captions.compose(run._replace(rows=drawn), what, own, came, notes, means)
+    run = run._replace(rows=drawn)
+    means = captions.bands(run, "Points", "bars")
+    return figure, captions.compose(run, what, settings["offline"], came, notes, means)
 
 
 if __name__ == "__main__":

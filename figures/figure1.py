@@ -14,7 +14,6 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,27 +25,23 @@ from wsjax.results.merge import merge_runs
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 ROUND = 200  # epochs of each of the report's two rounds
 
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of offline runs and its caption."""
     run = merge_runs(runs, "offline", reinits=(names.RANDOM, names.WARM))
-    settings, report = published.read(PUBLISHED, "settings", "report")
+    settings, report = published.read(__file__, "settings", "report")
     what = "Figure 1: RI trains on all of the data from scratch, WS first on a part of them."
-    own, final, curves = settings["offline"], report["figure5_final"], None
+    own, final, ends, curves = settings["offline"], report["figure5_final"], None, None
     notes = "No published curve is drawn: the report's Figure 1 is ResNet-18 of width 64 on CIFAR-10 by SGD."
     if words.is_published(run.settings, own):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
         notes = "Dashed: the report's curves (one seed) by the epochs of each round, as far as this run goes."
     if words.is_alike(run.settings, own):
         ends = published.by_method({published.RI: final["random"], published.WS: final["warm"]}, run.methods)
-        caption = captions.offline_caption(run, what, own, ends, notes)
-    else:
-        caption = captions.offline_caption(run, what, notes=notes)
     figure = plots.offline_curves(run.rows, run.methods, epochs=run.epochs, published=curves)
-    return figure, caption
+    return figure, captions.offline_caption(run, what, own, ends, notes)
 
 
 def published_curves(curves: dict[str, Any], methods: names.Methods) -> published.Curves:

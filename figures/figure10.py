@@ -15,33 +15,29 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from wsjax.errors import RunError
-from wsjax.results import captions, gradient_plots, gradients, published, words
+from wsjax.results import captions, gradient_plots, gradients, published
 from wsjax.results.captions import Caption
-from wsjax.results.merge import DrawnRun, merge_runs
+from wsjax.results.groups import merge_groups
+from wsjax.results.merge import DrawnRun
 from wsjax.scripts import draw as drawing
-from wsjax.storage.records import RunRecords, differing
+from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 SIDES = {"without augmentation": False, "with augmentation": True}
-VARIED = ("augment", "first_epochs")
 
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of gradients runs and its caption."""
-    grouped = {side: [run for run in runs if _is_augmented(run) == on] for side, on in SIDES.items()}
-    drawn = {side: merge_runs(own, "gradients") for side, own in grouped.items() if own or not runs}
-    check_alike(list(drawn.values()))
-    (settings,) = published.read(PUBLISHED, "settings")
+    groups = merge_groups(runs, "gradients", ["augment"], ["first_epochs"]).runs
+    drawn = {side: groups[on,] for side, on in SIDES.items() if (on,) in groups}
+    (settings,) = published.read(__file__, "settings")
     own = {"without augmentation": settings["gradients"]}
     own["with augmentation"] = settings["gradients"] | settings["figure10"]
     panels = [gradient_plots.Panel(side, run.rows, run.methods) for side, run in drawn.items()]
-    return gradient_plots.gradient_curves(panels, ratio=len(panels) == 1), caption_of(drawn, own)
+    return gradient_plots.gradient_curves(panels), caption_of(drawn, own)
 
 
 def caption_of(drawn: Mapping[str, DrawnRun], settings: Mapping[str, Mapping[str, Any]]) -> Caption:
@@ -49,36 +45,10 @@ def caption_of(drawn: Mapping[str, DrawnRun], settings: Mapping[str, Mapping[str
     what = "Figure 10: mean gradient norm at each epoch's start, on the first round's half (old) and the other (new), "
     what += f"{' and '.join(drawn)}."
     came = gradients.came(list(drawn.values()), f", {' / '.join(drawn)}")
-    each = {}
-    for side, run in drawn.items():
-        own = settings[side] if words.is_alike(run.settings, settings[side]) else None
-        each[side] = captions.compose(run, what, own, came, gradients.NOTES)
-    if len(each) == 1:
-        ((side, caption),) = each.items()
-        other = next(name for name in SIDES if name != side)
-        return caption._replace(differs=f"No run {other} is given. {caption.differs}")
-
-    def both(part: int) -> str:
-        texts = {side: caption[part] for side, caption in each.items() if caption[part]}
-        if len(set(texts.values())) == 1 and len(texts) == len(each):
-            return next(iter(texts.values()))
-        return " ".join(f"{side.capitalize()}: {text}" for side, text in texts.items())
-
-    return Caption(what, *map(both, range(1, len(Caption._fields))))
-
-
-def check_alike(drawn: Sequence[DrawnRun]) -> None:
-    """Raises a RunError where the two sides differ in more than the augmentation and the first round's length."""
-    free = {*words.NEUTRAL, *VARIED, "perturb"}
-    for other in drawn[1:]:
-        pairs = differing(drawn[0].settings, other.settings).items()
-        if differ := [f"{name} {first} and {second}" for name, (first, second) in pairs if name not in free]:
-            raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
-
-
-def _is_augmented(run: RunRecords) -> bool:
-    settings = run.config.get("config")
-    return isinstance(settings, dict) and bool(settings.get("augment"))
+    each = [captions.compose(run, what, settings[side], came, gradients.NOTES) for side, run in drawn.items()]
+    caption = captions.joined(each, [side.capitalize() for side in drawn])
+    lacks = "".join(f"No run {side} is given. " for side in SIDES if side not in drawn)
+    return caption._replace(differs=lacks + caption.differs)
 
 
 if __name__ == "__main__":

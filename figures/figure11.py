@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports that take a second
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -24,8 +23,6 @@ from wsjax.results import captions, panels, published, transfer
 from wsjax.results.captions import Caption
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
-
-PUBLISHED = Path(__file__).resolve().parent / "published"
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Config(drawing.Config):
 def draw(runs: Sequence[RunRecords], *, as_report: bool = False) -> tuple[Figure, Caption]:
     """The figure of transfer runs and its caption."""
     run, pairs = transfer.merge_sources(runs)
-    (settings,) = published.read(PUBLISHED, "settings")
+    (settings,) = published.read(__file__, "settings")
     own = settings["transfer"]
     here = [
         panels.Panel(pair.title, ends, transfer.of_source(pair, pairs, run.methods) if as_report else ())

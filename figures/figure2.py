@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -25,14 +24,12 @@ from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
-
 
 def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, Caption]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online", reinits=(names.RANDOM, names.WARM))
     ends = summarize_drawn(run)
-    settings, report = published.read(PUBLISHED, "settings", "report")
+    settings, report = published.read(__file__, "settings", "report")
     what = "Figure 2: images arrive every round; RI trains on all of them from scratch, WS on from the round before."
     panels = {name: settings["online"] | panel for name, panel in settings["figure2"].items()}
     panel = next((name for name, own in panels.items() if words.is_alike(run.settings, own, "threshold")), None)

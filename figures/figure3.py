@@ -15,12 +15,11 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, early_stopping, names, published, words
+from wsjax.results import captions, early_stopping, names, published
 from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs
 from wsjax.results.stats import PERCENT
@@ -28,7 +27,6 @@ from wsjax.results.summary import with_half
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 WHAT = (
     "Figure 3: test accuracy while training on a part of the data (left); what a warm start from there loses on all "
     "(right)."
@@ -42,12 +40,11 @@ NOTES = (
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of early-stopping runs and its caption."""
     run = merge_runs(runs, "early_stopping", reinits=(names.RANDOM, names.WARM))
-    (settings,) = published.read(PUBLISHED, "settings")
+    (settings,) = published.read(__file__, "settings")
     own = settings["offline"] | settings["figure3"]
     summary = early_stopping.summarize(run.rows, run.methods)
     came, notes = _came(summary, run.methods)
-    compared = own if words.is_alike(run.settings, own) else None
-    caption = captions.compose(run, WHAT, compared, came, f"{notes} {NOTES}")
+    caption = captions.compose(run, WHAT, own, came, f"{notes} {NOTES}")
     return early_stopping.curves(run.rows, run.methods), caption
 
 

@@ -16,21 +16,20 @@ if __name__ == "__main__":  # before the imports that take a second
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
 from wsjax.errors import RunError
-from wsjax.results import captions, hyperparameters, names, published, tradeoff, words
+from wsjax.results import captions, hyperparameters, names, published, tradeoff
 from wsjax.results.captions import Caption
-from wsjax.results.merge import DrawnRun, merge_runs
+from wsjax.results.groups import merge_groups
+from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import ACCURACY
 from wsjax.results.summary import with_half
 from wsjax.scripts import draw as drawing
-from wsjax.storage.records import RunRecords, differing
+from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 TITLES = {False: "a half-data network for each warm start", True: "chained warm starts, as the report ran"}
 WHAT = "Figure 4: test accuracy by the cost of training on all of the data, a point a run (learning rates and batches)."
 NOTES = (
@@ -51,26 +50,15 @@ class Config(drawing.Config):
 
 def draw(runs: Sequence[RunRecords], cost: str = "samples_seen") -> tuple[Figure, Caption]:
     """The figure of hyperparameters runs and its caption."""
-    drawn = _merged(runs)
+    groups = merge_groups(runs, "hyperparameters", ["chained"])
+    drawn = {chained: groups.runs[chained,] for chained in TITLES if (chained,) in groups.runs}
+    if len(drawn) == 2:  # where one lacks random initialisations, it gets the other's
+        drawn = {chained: _with_random(run, drawn[not chained]) for chained, run in drawn.items()}
     summaries = {chained: hyperparameters.summarize(run.rows, run.methods) for chained, run in drawn.items()}
     if not any(summary["rows"] for summary in summaries.values()):
         raise RunError("no round on all of the data has ended yet: wait for the first one")
     panels = {TITLES[chained]: summary for chained, summary in summaries.items()}
-    return tradeoff.panels(panels, cost), _caption(drawn, summaries, cost)
-
-
-def _merged(runs: Sequence[RunRecords]) -> dict[bool, DrawnRun]:
-    """The runs without and with chained warm starts; where one lacks random initialisations, it gets the other's."""
-    kinds = [run.config.get("config", {}).get("chained", False) is True for run in runs]
-    groups = {kind: [run for run, own in zip(runs, kinds, strict=True) if own == kind] for kind in sorted({*kinds})}
-    drawn = {kind: merge_runs(own, "hyperparameters") for kind, own in (groups or {False: []}).items()}
-    if len(drawn) < 2:
-        return drawn
-    free = {*words.NEUTRAL, "chained", "perturb"}
-    pairs = {name: pair for name, pair in differing(*(run.settings for run in drawn.values())).items()}
-    if differ := [f"{name} {first} and {second}" for name, (first, second) in pairs.items() if name not in free]:
-        raise RunError(f"runs of different settings cannot share a figure: {'; '.join(differ)}")
-    return {kind: _with_random(run, drawn[not kind]) for kind, run in drawn.items()}
+    return tradeoff.panels(panels, cost), _caption(groups.whole, drawn, summaries, cost)
 
 
 def _with_random(run: DrawnRun, other: DrawnRun) -> DrawnRun:
@@ -84,19 +72,16 @@ def _is_random(run: DrawnRun, row: Mapping[str, Any]) -> bool:
     return run.methods.get(row["method"], {}).get("reinit") == names.RANDOM
 
 
-def _caption(drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[str, Any]], cost: str) -> Caption:
-    (settings,) = published.read(PUBLISHED, "settings")
+def _caption(
+    whole: DrawnRun, drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[str, Any]], cost: str
+) -> Caption:
+    (settings,) = published.read(__file__, "settings")
     own = settings["offline"] | settings["figure4"]
-    first, *others = drawn.values()
-    whole = first._replace(
-        settings={name: value for name, value in first.settings.items() if name != "chained" or not others},
-        rows=[row for run in drawn.values() for row in run.rows],
-        finished=all(run.finished for run in drawn.values()),
-        about="; ".join(dict.fromkeys(run.about for run in drawn.values())),
-    )
-    if others:
-        del own["chained"]
-    compared = own if words.is_alike(whole.settings, own) else None
+    rows = [row for run in drawn.values() for row in run.rows]  # by the methods' own names
+    known = whole.settings
+    if len(drawn) > 1:  # the panels tell them apart
+        own, known = ({name: value for name, value in part.items() if name != "chained"} for part in (own, known))
+    whole = whole._replace(settings=known, rows=rows)
     came = " ".join(_came(summary, chained, cost) for chained, summary in summaries.items())
     capped = "".join(
         f"{text} ({TITLES[chained]}). "
@@ -104,7 +89,7 @@ def _caption(drawn: Mapping[bool, DrawnRun], summaries: Mapping[bool, Mapping[st
         for text in hyperparameters.not_converged(summary)
     )
     means = "What follows ± are 95 % t-intervals of means over seeds."
-    return captions.compose(whole, WHAT, compared, came, f"{capped}{NOTES}", means)
+    return captions.compose(whole, WHAT, own, came, f"{capped}{NOTES}", means)
 
 
 def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:

@@ -14,7 +14,6 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from wsjax.results.merge import merge_runs
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 CURVES = {
     published.RI: "RI", published.WS: "WS",
     published.sp(0.1): "lam0.1", published.sp(0.3): "lam0.3", published.sp(0.6): "lam0.6",
@@ -40,25 +38,21 @@ FINALS = {
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of offline runs and its caption."""
     run = merge_runs(runs, "offline", first_round=False)
-    settings, report = published.read(PUBLISHED, "settings", "report")
+    settings, report = published.read(__file__, "settings", "report")
     what = (
         "Figure 5: training on all of the data: a new network (RI), one trained on a part of them (WS), and that one "
         "after shrink-perturb (SP)."
     )
-    own, curves = settings["offline"], None
+    own, ends, curves = settings["offline"], None, None
     notes = "No published curve is drawn: the report's Figure 5 is ResNet-18 of width 64 on CIFAR-10 by SGD."
     if words.is_published(run.settings, own):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
-        notes = (
-            "Dashed: the report's curves (one seed), as far as this run goes; perturb 0.01 as run, 0.0001 in its text."
-        )
+        notes = "Dashed: the report's curves (one seed), as far as this run goes; perturb 0.01 as run, 0.0001 in its "
+        notes += "text."
     if words.is_alike(run.settings, own):
         ends = {name: report["figure5_final"][key] for name, key in published.by_method(FINALS, run.methods).items()}
-        caption = captions.offline_caption(run, what, own, ends, notes)
-    else:
-        caption = captions.offline_caption(run, what, notes=notes)
     figure = plots.offline_curves(run.rows, run.methods, ["test_accuracy"], epochs=run.epochs, published=curves)
-    return figure, caption
+    return figure, captions.offline_caption(run, what, own, ends, notes)
 
 
 def published_curves(curves: dict[str, Any], methods: names.Methods) -> published.Curves:

@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -26,14 +25,12 @@ from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
-
 
 def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, Caption]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online")
     ends = summarize_drawn(run)
-    settings, report, paper = published.read(PUBLISHED, "settings", "report", "paper")
+    settings, report, paper = published.read(__file__, "settings", "report", "paper")
     what = "Figure 6: images arrive every round; parameters are shrunk and perturbed (SP, by shrink), kept (WS) or "
     what += "drawn anew (RI)."
     own, drawn = settings["online"] | settings["figure6"], {}

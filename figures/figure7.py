@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before the imports that take a second
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from wsjax.results.merge import DrawnRun, merge_runs
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords, differing
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 KEYS = {
     "resnet18": "resnet18", "relu": "mlp_relu_bias", "relu_no_bias": "mlp_relu_nobias",
     "tanh": "mlp_tanh_bias", "tanh_no_bias": "mlp_tanh_nobias",
@@ -46,18 +44,17 @@ NOTES = (
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of shrink-only runs and its caption."""
     parts, curves = parts_of(runs), curves_of(runs)
-    settings, report = published.read(PUBLISHED, "settings", "report")
+    settings, report = published.read(__file__, "settings", "report")
     own = settings["shrink_only"]
     drawn, captioned = {}, []
     what = "Figure 7: test accuracy of trained networks all of whose parameters are multiplied by a factor, the shrink."
     for run in parts:
         of_run = [curve for curve in curves if curve["network"] in run.methods]
         drawn |= published_curves(run, own, report["figure7_shrink_lambda_index_accuracy"], of_run)
-        compared = own if words.is_alike(run.settings, own) else None
-        captioned.append(captions.compose(run, what, compared, shrinking.came(curves), NOTES))
+        captioned.append(captions.compose(run, what, own, shrinking.came(curves), NOTES))
     notes = "Dashed: the report's curves (one seed)." if drawn else "No published curve is drawn: settings differ."
-    of_part = [f"{shrinking.labels(run.methods)}: " * (len(parts) > 1) for run in parts]
-    caption = captions.joined(captioned, of_part)._replace(notes=f"{notes} {captioned[0].notes}")
+    whole = captions.joined(captioned, [shrinking.labels(run.methods) for run in parts])
+    caption = whole._replace(notes=f"{notes} {captioned[0].notes}")
     missing = [shrinking.LABELS[name] for name in KEYS if not any(curve["network"] == name for curve in curves)]
     if missing:
         caption = caption._replace(differs=f"{caption.differs} Not run: {'; '.join(missing)}.".strip())
@@ -70,8 +67,7 @@ def parts_of(runs: Sequence[RunRecords]) -> list[DrawnRun]:
     Raises:
         RunError: as `merge_runs`; or a network was trained in two ways.
     """
-    known = [run.config["config"] for run in runs if isinstance(run.config.get("config"), dict)]
-    differ = {name for other in known[1:] for name in differing(known[0], other)}
+    differ = {name for other in runs[1:] for name in differing(runs[0].config["config"], other.config["config"])}
     by = sorted(differ - words.NEUTRAL - {"networks", "perturb"})
     parts = list(merge_groups(runs, "shrink_only", by, None).runs.values())
     if max(Counter(name for run in parts for name in run.methods).values()) > 1:

@@ -15,29 +15,23 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from wsjax.results import captions, gradient_plots, gradients, published, words
+from wsjax.results import captions, gradient_plots, gradients, published
 from wsjax.results.captions import Caption
 from wsjax.results.merge import merge_runs
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
-
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of gradients runs and its caption."""
     run = merge_runs(runs, "gradients")
-    (settings,) = published.read(PUBLISHED, "settings")
-    what = (
-        "Figure 8: mean gradient norm at each epoch's start, on the first round's half (old) and on the other (new); "
-    )
-    what += "their ratio."
-    own = settings["gradients"] if words.is_alike(run.settings, settings["gradients"]) else None
-    caption = captions.compose(run, what, own, gradients.came([run]), gradients.NOTES)
+    (settings,) = published.read(__file__, "settings")
+    what = "Figure 8: mean gradient norm at each epoch's start, on the first round's half (old) and on the other "
+    what += "(new); their ratio."
+    caption = captions.compose(run, what, settings["gradients"], gradients.came([run]), gradients.NOTES)
     figure = gradient_plots.gradient_curves([gradient_plots.Panel("", run.rows, run.methods)])
     return figure, caption
 

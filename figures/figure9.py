@@ -15,30 +15,24 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from wsjax.results import augmentation, captions, published, words
+from wsjax.results import augmentation, captions, published
 from wsjax.results.captions import Caption
 from wsjax.results.stats import unit_of
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
-
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     """The figure of offline runs and its caption."""
     whole, own = augmentation.merge_augmented(runs)
-    (settings,) = published.read(PUBLISHED, "settings")
-    as_published = settings["offline"] | settings["figure9"]
-    if not words.is_alike(whole.settings, as_published):
-        as_published = None
+    (settings,) = published.read(__file__, "settings")
     came, notes = augmentation.told(own, unit_of(whole.rows))
     what = "Figure 9: all of the data from scratch (RI) and after a part of them (WS), without and with augmentation."
     notes += " Train accuracy is that of the images as they are trained on, augmented ones in the lower row."
-    caption = captions.compose(whole, what, as_published, came, notes)
+    caption = captions.compose(whole, what, settings["offline"] | settings["figure9"], came, notes)
     return augmentation.panels(own), caption._replace(differs=f"{caption.differs} {augmentation.missing(own)}".strip())
 
 

@@ -18,7 +18,8 @@ if __name__ == "__main__":  # before the imports that take a second
 import dataclasses
 import runpy
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import tyro
@@ -30,7 +31,7 @@ from wsjax.results.sheets import Sheet
 from wsjax.scripts import cli
 from wsjax.scripts.study import STUDY
 from wsjax.storage.files import read_json, user_path, write_whole
-from wsjax.storage.records import read_run
+from wsjax.storage.records import RunRecords
 
 HERE = Path(__file__).resolve().parent
 
@@ -57,34 +58,37 @@ def write(folders: Sequence[Path], out: Path) -> Path:
     Raises:
       RunError: a run is damaged, or there is none.
     """
-    runs = [run for folder in folders for run in claims.read_study(folder)]
+    found = {run.folder: run for folder in folders for run in claims.read_study(folder)}
+    runs = list(found.values())
     if not runs:
         raise RunError(f"there is no run in {', '.join(map(str, folders))}: experiments/reproduce.py makes some")
     known = read_json(HERE / "published" / "claims.json")["claims"]
     out.parent.mkdir(parents=True, exist_ok=True)
     verdicts = claims.verdicts(known, runs)
-    write_whole(out, page.render(verdicts, figures(folders), runs))
+    write_whole(out, page.render(verdicts, figures(folders, found), runs))
     write_whole(out.with_name("verdicts.md"), page.markdown(verdicts))
     return out
 
 
-def figures(folders: Sequence[Path]) -> list[Shown]:
-    """Every figure and table that the studies have runs of, in the report's order."""
+def figures(folders: Sequence[Path], runs: Mapping[Path, RunRecords]) -> list[Shown]:
+    """Every figure and table that the studies have runs of, in the report's order; of several studies each one's."""
     found: list[Shown] = []
-    for study in sorted(path for folder in folders for path in folder.rglob(STUDY)):
-        for name, runs in read_json(study).items():
-            paths = [study.parent / run for run in runs]
-            if present := [path for path in paths if (path / "config.json").exists()]:
-                found.append(show(name, present))
+    for study in sorted({path for folder in folders for path in folder.rglob(STUDY)}):
+        for name, own in read_json(study).items():
+            paths = [study.parent / run for run in own]
+            if present := [runs[path] for path in paths if path in runs]:
+                found.append(show(name, present)._replace(study=study.parent.name))
+    counts = Counter(shown.name for shown in found)
+    found = [shown if counts[shown.name] > 1 else shown._replace(study="") for shown in found]
     return sorted(found, key=lambda shown: page.place(shown.name))
 
 
-def show(name: str, runs: Sequence[Path]) -> Shown:
+def show(name: str, runs: Sequence[RunRecords]) -> Shown:
     """A figure as the page has it; where it cannot be drawn, the caption says why."""
-    script, own = runpy.run_path(str(HERE / f"{name}.py")), [read_run(run) for run in runs]
+    script = runpy.run_path(str(HERE / f"{name}.py"))
     try:
-        drawn, caption = script["draw"](own)
-        table = script["table"](own) if "table" in script else None
+        drawn, caption = script["draw"](runs)
+        table = script["table"](runs) if "table" in script else None
     except RunError as error:
         return Shown(name, [f"Not drawn: {error}"])
     lines = caption.text.splitlines()

@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from wsjax.results import cells, names, published
 from wsjax.results.captions import Caption
@@ -27,7 +26,6 @@ from wsjax.results.sheets import Sheet
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 BY = ("model", "dataset", "optimizer")
 OPTIMIZERS = {"sgd": "sgd", "adam": "adam", "sgd_momentum": "msgd"}
 INITS = {"random": names.RANDOM, "warm": names.WARM}
@@ -43,7 +41,7 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Sheet, Caption]:
 
 def entries() -> list[cells.Entry]:
     """What was published of each cell."""
-    settings, report = published.read(PUBLISHED, "settings", "report")
+    settings, report = published.read(__file__, "settings", "report")
     made: dict[tuple[str, ...], cells.Entry] = {}
     for cell in report["table1"]:
         key = cell["model"], cell["dataset"], OPTIMIZERS[cell["optimizer"]]

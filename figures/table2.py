@@ -16,7 +16,6 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from wsjax.results import cells, names, published
 from wsjax.results.captions import Caption
@@ -24,7 +23,6 @@ from wsjax.results.sheets import Sheet
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
-PUBLISHED = Path(__file__).resolve().parent / "published"
 BY = ("model", "dataset", "optimizer", "weight_decay")
 INITS = {"random": names.RANDOM, "warm": names.WARM}
 
@@ -40,7 +38,7 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Sheet, Caption]:
 
 def entries() -> list[cells.Entry]:
     """What was published of each weight decay."""
-    settings, report = published.read(PUBLISHED, "settings", "report")
+    settings, report = published.read(__file__, "settings", "report")
     made = []
     for cell in report["table2"]:
         own = settings["offline"] | {"weight_decay": cell["weight_decay"]}

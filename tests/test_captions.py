@@ -34,6 +34,9 @@ SETTINGS = {
 }
 
 
+RI_WS = {name: METHODS[name] for name in ("RI", "WS")}
+
+
 def run(rows, finished=True, experiment="offline", methods=None, **settings):
     config = {} if methods is None else {"methods": methods}
     config |= {
@@ -80,7 +83,6 @@ def test_merging_joins_seeds_and_shrinks():
             [run(curve("a", [0.1]), methods={"a": {"reinit": "a", "k": k}}) for k in (1, 2)],
             r"mean different things by 'a' cannot share a figure: \{'reinit': 'a', 'k': 1\} and .*'k': 2\}$",
         ),
-        ([RunRecords({"experiment": "offline"}, [], None)], "a config.json has no settings"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(runs, message):
@@ -117,6 +119,19 @@ def test_caption_names_what_the_run_used():
     assert "stop by accuracy/plateau, train accuracy 0.99, perturb 0.01; seed 0" in text
     assert "A seed that stopped earlier holds its last value." in text
     assert "width" not in text
+
+
+def test_runs_are_finished_where_one_has_what_another_lacks():
+    rows = [*curve("RI", [0.1]), *curve("WS", [0.2]), *curve("RI", [0.3], 1), *curve("WS", [0.4], 1, stop=None)]
+    broken, rest = run(rows, finished=False, methods=RI_WS, seeds=[0, 1]), curve("WS", [0.4, 0.5], 1)
+    both = [broken, run(rest, methods={"WS": RI_WS["WS"]}, seeds=[1])]
+    assert merge_runs(both, "offline").finished
+    assert "UNFINISHED" not in offline(merge_runs(both, "offline"))
+    assert not merge_runs([broken], "offline").finished
+    assert not merge_runs([broken, run(rest, finished=False, seeds=[1])], "offline").finished  # no round is the last
+    assert not merge_runs([broken._replace(rows=rows[1:]), both[1]], "offline").finished  # RI of seed 0 has not begun
+    later = run([row | {"round": 3} for row in rest], methods=RI_WS, seeds=[1])
+    assert not merge_runs([broken, later], "offline").finished
 
 
 def test_merging_goes_by_what_a_method_is():

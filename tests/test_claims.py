@@ -8,7 +8,7 @@ from test_captions import run
 from test_plots import curve
 
 from wsjax.results import claims
-from wsjax.results.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNDECIDED, Estimate, StudyRun, judge
+from wsjax.results.claims import NOT_REPRODUCED, NOT_RUN, REPRODUCED, UNDECIDED, Estimate, judge
 
 CLAIMS = json.loads((Path(__file__).parents[1] / "figures" / "published" / "claims.json").read_text())["claims"]
 RI, WS = {"reinit": "random_init"}, {"reinit": "warm_start"}
@@ -26,7 +26,7 @@ def offline(random, warm, **settings):
     """A run of these final accuracies, a seed each."""
     rows = [row for seed, (a, b) in enumerate(zip(random, warm, strict=True))
             for row in curve("RI", [0.1, a], seed) + curve("WS", [0.1, b], seed)]  # fmt: skip
-    return StudyRun(Path("run"), run(timed(rows), seeds=list(range(len(random))), **settings))
+    return run(timed(rows), seeds=list(range(len(random))), **settings)
 
 
 def verdict(*runs, **changes):
@@ -82,7 +82,7 @@ def test_the_largest_run_decides_and_seeds_of_several_runs_are_one():
     assert verdict(small, offline((0.6, 0.61), (0.5, 0.51))).verdict == REPRODUCED
     alone = offline((0.6,), (0.5,))  # a larger run of one seed has no interval
     assert verdict(small, alone).verdict == NOT_REPRODUCED
-    other = StudyRun(Path("b"), run(curve("RI", [0.62], 7) + curve("WS", [0.52], 7), seeds=[7]))
+    other = run(curve("RI", [0.62], 7) + curve("WS", [0.52], 7), seeds=[7])
     found = verdict(small, alone, other)
     assert (found.verdict, found.estimates[0].seeds) == (REPRODUCED, 2)
 
@@ -129,7 +129,7 @@ def test_the_growth_of_steps_over_rounds():
             for name, steps in (("RI", random + seed), ("WS", warm)):
                 rows += [row | {"round": number, "steps": steps} for row in curve(name, [0.5], seed)]
     part = {"measure": "growth", "runs": [{"experiment": "online"}], "unit": ""}
-    online = StudyRun(Path("online"), run(rows, experiment="online"))
+    online = run(rows, experiment="online")
     assert verdict(online, of=[RI], **part).estimates[0].mean == pytest.approx(10)
     share = verdict(online, of=[WS, RI], **part | {"lies_in": [-0.25, 0.25]})
     assert share.estimates[0].mean == pytest.approx(0.05)
@@ -148,7 +148,7 @@ def test_the_tour_tells_of_a_claim_where_nothing_larger_was_run():
 
 def test_what_was_not_measured_is_missing():
     part = {"what": "x", "runs": [{"experiment": "online"}], "measure": "summary", "lies_in": [0, None]}
-    online = StudyRun(Path("online"), run(timed(curve("first", [0.5]) + curve("WS", [0.5])), experiment="online"))
+    online = run(timed(curve("first", [0.5]) + curve("WS", [0.5])), experiment="online")
     for at in (["gap"], ["gain", RI], ["rows", 9], ["nothing", 0]):
         assert judge({"parts": [part | {"at": at}]}, [online]).missing == ["x"]
 
@@ -205,7 +205,7 @@ def test_seeds_that_were_added_are_a_further_look():
 
     def part_of(seeds):
         rows = [row for seed in seeds for row in curve("RI", [0.6], seed) + curve("WS", [warm[seed] - 0.045], seed)]
-        return StudyRun(Path(str(seeds)), run(rows, seeds=list(seeds)))
+        return run(rows, seeds=list(seeds))
 
     found = verdict(part_of(range(4)))
     assert (found.verdict, found.scale[-9:]) == (REPRODUCED, ", 4 seeds")
@@ -231,6 +231,6 @@ def test_means_are_judged_together_by_what_chance_puts_outside():
 def test_a_method_at_another_learning_rate_is_not_taken_for_it():
     rows = [row for seed in (0, 1) for row in curve("RI@0.1", [0.6 + seed / 99], seed) + curve("WS", [0.5], seed)]
     methods = {"RI@0.1": RI | {"learning_rate": 0.1}, "WS": WS}
-    raised = StudyRun(Path("a"), run(rows, methods=methods, seeds=[0, 1]))
+    raised = run(rows, methods=methods, seeds=[0, 1])
     assert verdict(raised).verdict == NOT_RUN
     assert verdict(raised, of=[RI | {"learning_rate": 0.1}, WS]).verdict == REPRODUCED

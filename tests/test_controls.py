@@ -90,9 +90,13 @@ def test_the_controls_are_drawn_on_a_log_axis(tmp_path):
     assert low < 0.001 < 0.001 / 0.09 < high
     assert "SP 0.3 at 0.001 - RI at 0.01 -1.00" in caption.came
     assert "in favour of RI and WS" in caption.notes
+    assert caption.notes.startswith("Points are means over seeds, bars and what follows ± 95 % t-intervals of the mean")
+    _, caption = draw("controls", write_offline(tmp_path / "two", SCORES, seeds=[0, 1]))
+    assert caption.notes.startswith("Points are means over seeds, bars ranges, what follows ± 95 % t-intervals of the ")
     _, caption = draw("controls", write_offline(tmp_path / "b", SCORES, finished=False, seeds=[0]))
     assert "UNFINISHED RUN" in caption.differs
     assert "SP 0.3 at 0.001 - RI at 0.01 -1.00;" in caption.came  # one seed gives no interval
+    assert "bars" not in caption.notes
 
 
 def test_controls_without_shrink_perturb_have_nothing_to_compare(tmp_path):

@@ -28,7 +28,7 @@ def test_a_run_leaves_both_norms_in_every_row_and_is_found_finished(script, tmp_
     code, out, _ = script("gradients", *TINY)
     assert code == 0
     assert "WS: the new half's gradients are" in out
-    config, rows, summary = read_run(tmp_path / RUN)
+    config, rows, summary, _ = read_run(tmp_path / RUN)
     assert config["config"]["first_epochs"] == 2
     assert [row["samples"] for row in rows if row["method"] == "first"] == [13] * 4  # a half, rounded up
     assert all(row["old_gradient"] > 0 and row["new_gradient"] > 0 for row in rows)

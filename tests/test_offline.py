@@ -53,7 +53,7 @@ def test_a_run_leaves_what_a_reader_needs(offline, tmp_path):
     for text in ("RI", "WS", "SP", "95 % interval", "Picture:"):
         assert text in out
     folder = tmp_path / "runs" / "offline" / "digits-mlp-adam"
-    config, rows, summary = read_run(folder)
+    config, rows, summary, _ = read_run(folder)
     assert config["config"]["epochs"] == 3
     assert config["config"]["num_train"] == 600
     assert config["versions"]["jax"]

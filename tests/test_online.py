@@ -33,7 +33,7 @@ def test_rounds_grow_by_the_increment_and_the_summary_adds_up(script, tmp_path):
     code, out, error = script("online", *TINY, "--workdir", tmp_path, "--increment", "25", "--evaluate", "round")
     assert code == 0, error
     assert "of RI's steps" in " ".join(out.split())
-    config, rows, summary = read_run(tmp_path / "online" / "digits-mlp-adam")
+    config, rows, summary, _ = read_run(tmp_path / "online" / "digits-mlp-adam")
     assert config["experiment"] == "online"
     assert summary is not None
     assert [row["samples"] for row in summary["rounds"] if (row["method"], row["seed"]) == ("WS", 1)] == [25, 50, 60]
@@ -80,7 +80,7 @@ def test_shrinking_before_the_first_round_gives_sp_a_first_round_of_its_own(scri
     flags = ("--increment", "30", "--at_once", "--shrink", "0.5", "--threshold", "1", "--stack", "False")
     code, _, error = script("online", *TINY, "--workdir", tmp_path, *flags)
     assert code == 0, error
-    _, rows, summary = read_run(tmp_path / "online" / "digits-mlp-adam")
+    _, rows, summary, _ = read_run(tmp_path / "online" / "digits-mlp-adam")
     assert {(row["method"], row["round"]) for row in rows} == {
         ("first", 1), ("RI", 2), ("WS", 2), ("SP", 1), ("SP", 2),
     }  # fmt: skip

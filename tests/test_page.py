@@ -16,7 +16,7 @@ from test_plots import curve
 
 from wsjax.errors import RunError
 from wsjax.results import page
-from wsjax.results.claims import StudyRun, parts_of, verdicts
+from wsjax.results.claims import parts_of, verdicts
 from wsjax.results.page import Shown
 from wsjax.results.sheets import Sheet
 
@@ -30,8 +30,9 @@ def study():
     figure.subplots().plot([0, 1], [0, 1])
     runs = [
         offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), **GAP),
-        StudyRun(Path(NASTY), run(timed(curve(NASTY, [0.5])), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY)),
+        run(timed(curve(NASTY, [0.5])), methods={NASTY: {"reinit": NASTY}}, experiment=NASTY),
     ]
+    runs[1] = runs[1]._replace(folder=Path(NASTY))
     figures = [
         Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),
         Shown("figure12", ["More."], page.picture(figure)),
@@ -133,6 +134,24 @@ def test_the_script_draws_what_is_there_and_says_what_cannot_be(tmp_path):
     assert len(text) < 5e6
     with pytest.raises(RunError, match=r"there is no run in .*nothing: experiments/reproduce.py makes some"):
         write([tmp_path / "nothing"], tmp_path / "page.html")
+
+
+def test_two_studies_with_the_same_figure_are_both_shown(tmp_path):
+    source = ROOT / "figures" / "results" / "cifar10-resnet18-width8-5000"
+    for study in ("one", "two"):
+        shutil.copytree(source, tmp_path / study / "run")
+        (tmp_path / study / "study.json").write_text(json.dumps({"figure5": ["run"], "board": ["run"]}))
+    (tmp_path / "two" / "study.json").write_text(json.dumps({"figure1": ["run"], "figure5": ["run"], "board": ["run"]}))
+    write = runpy.run_path(str(ROOT / "figures" / "report.py"))["write"]
+    text = write([tmp_path / "one", tmp_path / "two"], tmp_path / "page.html").read_text()
+    titles = re.findall('<figure id="(.*?)">\n<h3>(.*?)</h3>', text)
+    assert sorted(titles) == [
+        ("board-one", "Board (one)"), ("board-two", "Board (two)"), ("figure1", "Figure 1"),
+        ("figure5-one", "Figure 5 (one)"), ("figure5-two", "Figure 5 (two)"),
+    ]  # fmt: skip
+    assert {link for link in re.findall('href="#(figure.*?)"', text)} <= {name for name, _ in titles}
+    text = write([tmp_path, tmp_path / "one"], tmp_path / "page.html").read_text()  # one lies in the other
+    assert len(re.findall("<figure id", text)) == 5
 
 
 # --- In a browser ---

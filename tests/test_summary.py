@@ -10,6 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsjax.results.captions import common_samples
 from wsjax.results.stats import Interval, mean_interval
 from wsjax.results.summary import paired, summarize_offline, summarize_online, verdict
 from wsjax.results.tables import offline_table, online_table
@@ -170,6 +171,16 @@ def test_shrink_perturb_that_takes_nothing_back_or_more_than_the_gap():
     assert verdict(summary(RI=ri, WS=ws, SP={0: 0.65, 1: 0.65, 2: 0.65}))[1].endswith("SP takes back 150% of the gap.")
 
 
+def test_a_gain_that_is_not_told_from_zero_takes_nothing_back_for_sure():
+    # Gains 0.02, 0 and 0.04: half of the interval is t_2 0.02 / sqrt(3) = 0.0497.
+    ri, ws = {0: 0.59, 1: 0.60, 2: 0.61}, {0: 0.5, 1: 0.5, 2: 0.5}
+    assert verdict(summary(RI=ri, WS=ws, SP={0: 0.52, 1: 0.5, 2: 0.54}))[1] == (
+        "SP - WS = +2.00 points (95 % interval -2.97 to +6.97, 3 seeds), which includes 0: "
+        "that SP takes any of the gap back cannot be told."
+    )
+    assert verdict(summary(RI=ri, WS=ws, SP={0: 0.55}))[1] == "SP - WS = +5.00 points (1 seed)."
+
+
 def test_an_interval_that_includes_zero():
     # Gaps 0.03 and -0.01: half of the interval is t_1 0.02 = 0.2541.
     sentences = verdict(summary(RI={0: 0.53, 1: 0.49}, WS={0: 0.5, 1: 0.5}, SP={0: 0.6, 1: 0.6}))
@@ -257,6 +268,13 @@ def test_online_summary_by_hand():
     json.dumps(result, allow_nan=False)
 
 
+def test_a_round_that_diverged_leaves_the_others_in_their_places():
+    gaps = {2: 0.1, 3: None, 4: 0.3}  # 0.1 a round
+    rows = [row("RI", 0, test=None if gap is None else 0.5 + gap, round=number) for number, gap in gaps.items()]
+    rows += [row("WS", 0, test=0.5, round=number) for number in gaps]
+    assert summarize_online(rows, METHODS)["gap_slope"]["mean"] == pytest.approx(0.1)
+
+
 def test_what_a_method_is_decides_not_its_name():
     methods = {"scratch": {"reinit": "random_init"}, "on": {"reinit": "warm_start"}, "RI": {"reinit": "mine"}}
     result = summarize_offline(ends(scratch={0: 0.6, 1: 0.6}, on={0: 0.5, 1: 0.5}, RI={0: 0.7, 1: 0.7}), methods)
@@ -286,6 +304,17 @@ def test_only_ends_of_the_same_round_are_paired():
     result = summarize_online([*first, *later, *behind], METHODS)
     assert (result["gap"]["seeds"], result["gap"]["mean"]) == (1, pytest.approx(0.1))
     assert result["steps_of_RI"]["WS"]["seeds"] == 1
+
+
+def test_a_method_has_the_first_round_of_its_own_seeds_only():
+    first = [row("first", seed) for seed in (0, 1, 2)]  # seed 2 has just begun
+    later = [row(name, seed, round=2, samples=20) for name, seed in (("RI", 0), ("RI", 1), ("WS", 0))]
+    result = summarize_online([*first, *later], METHODS)
+    assert [(end["method"], end["seed"], end["round"]) for end in result["rounds"]] == [
+        ("RI", 0, 1), ("RI", 1, 1), ("RI", 0, 2), ("RI", 1, 2), ("WS", 0, 1), ("WS", 0, 2),
+    ]  # fmt: skip
+    assert common_samples(result["rounds"]) == 20
+    assert [line[:2] for line in online_table(result)[1]] == [["RI", "2"], ["WS", "1"]]
 
 
 def test_one_round_is_a_table_of_the_first_round():

@@ -31,7 +31,7 @@ def test_every_set_is_a_source_and_all_others_its_targets(script, tmp_path):
     assert code == 0, err
     for source, target, total in (("digits_low", "digits_high", 321), ("digits_high", "digits_low", 279)):
         folder = tmp_path / "transfer" / f"{source}-mlp-adam"
-        config, rows, summary = read_run(folder)
+        config, rows, summary, _ = read_run(folder)
         assert config["config"]["dataset"] == source
         assert config["methods"][f"SP {target} 0.5"] == {
             "kind": "SP", "target": target, "fraction": 0.5, "reinit": "shrink_perturb", "shrink": 0.3, "perturb": 0.6,
@@ -212,6 +212,28 @@ def test_the_summary_by_hand():
         "No difference can be told at 0.5, 1."
     )
     assert gain.endswith("SP is better at 0.5, 1.")
+
+
+def test_a_kind_that_is_behind_at_a_share_is_not_taken_for_another():
+    rows, methods = made_up("cifar10", ["svhn"])
+    for share in (0.5, 1):  # a second of SP's scores, less 0.3
+        methods[f"L2 svhn {share}"] = {**methods[f"SP svhn {share}"], "kind": "L2", "shrink": 0.9}
+        own = [row for row in rows if row["method"] == f"SP svhn {share}"]
+        rows += [row | {"method": f"L2 svhn {share}", "test_accuracy": row["test_accuracy"] - 0.3} for row in own]
+    behind = [row for row in rows if row["method"] != "SP svhn 0.5"]
+    told = transfer.transfer_sentences(transfer.summarize_transfer(with_seconds(behind), methods), "cifar10")
+    assert [sentence.split(")")[1] for sentence in told[1:]] == [
+        " 0.5: -29.00 ± 0.00; 1: -29.00 ± 0.00. RI is better at 0.5, 1.",
+        " 1: +1.00 ± 0.00. SP is better at 1.",
+    ]
+
+
+def test_seeds_that_diverged_have_no_mean_and_are_counted():
+    rows, methods = made_up("cifar10", ["svhn"], fractions=(1.0,))
+    lost = {("WS svhn 1", 0), *(("SP svhn 1", seed) for seed in range(3))}
+    rows = [row | ({"test_accuracy": None} if (row["method"], row["seed"]) in lost else {}) for row in rows]
+    _, (line,) = transfer.transfer_table(transfer.summarize_transfer(with_seconds(rows), methods), methods)
+    assert line[3:6] == ["80.00", "76.50 (2 of 3)", "-"]
 
 
 def draw(*folders, **options):

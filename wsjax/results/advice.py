@@ -13,7 +13,7 @@ import numpy as np
 from wsjax.results import names, tables
 from wsjax.results.names import Methods
 from wsjax.results.stats import ACCURACY, mean_interval
-from wsjax.results.summary import differences, in_points, interval, paired, with_half
+from wsjax.results.summary import differences, in_points, interval, paired, shares, side, with_half
 from wsjax.storage.rows import FIRST, Row
 
 COST, ACCURATE = "cost", "test_accuracy"
@@ -108,7 +108,7 @@ def _choose(
         for name in candidates
         if not _more(ends, best, name, ACCURATE) and _mean(ends, best, name, ACCURATE) <= tolerance
     ]
-    cheapest = min(level, key=lambda name: float(np.mean(_shares(ends, name, best))))
+    cheapest = min(level, key=lambda name: float(np.mean(shares(ends, name, best, COST))))
     alike = [name for name in level if not _more(ends, name, cheapest, COST)]
     return alike[0], level, alike
 
@@ -131,7 +131,7 @@ def _beats(ends: Sequence[Row], one: str, other: str) -> bool:
 def _more(ends: Sequence[Row], one: str, other: str, field: str) -> bool:
     """Whether a field is told to be larger for one way than for another; a single seed tells nothing."""
     difference = paired(ends, one, other, field)
-    return bool(difference and difference["low"] is not None and difference["low"] > 0)
+    return difference is not None and side(difference) == 1
 
 
 def _told(ends: Sequence[Row], one: str, other: str) -> bool:
@@ -145,12 +145,6 @@ def _mean(ends: Sequence[Row], one: str, other: str, field: str) -> float:
     return sum(found.values()) / len(found) if found else float("-inf")
 
 
-def _shares(ends: Sequence[Row], name: str, of: str) -> list[float]:
-    """A way's cost as a share of another's, seed by seed."""
-    one, two = ({end["seed"]: end[COST] for end in ends if end["method"] == way} for way in (name, of))
-    return [one[seed] / two[seed] for seed in sorted(one.keys() & two.keys())]
-
-
 def _way(ends: Sequence[Row], name: str, scratch: str) -> dict[str, Any]:
     own = [end for end in ends if end["method"] == name]
     return {
@@ -158,7 +152,7 @@ def _way(ends: Sequence[Row], name: str, scratch: str) -> dict[str, Any]:
         "accuracy": interval([end[ACCURATE] for end in own]),
         "steps": interval([end[COST] for end in own]),
         "gain": paired(ends, name, scratch, ACCURATE),
-        "share": interval(_shares(ends, name, scratch)),
+        "share": interval(shares(ends, name, scratch, COST)),
     }
 
 
@@ -202,7 +196,7 @@ def _against(name: str, judged: Mapping[str, Any]) -> str:
     gain = way["gain"]
     points = in_points(gain, ACCURACY)
     verb = "gains" if gain["mean"] > 0 else "loses"
-    if gain["low"] is None or gain["low"] <= 0 <= gain["high"]:
+    if not side(gain):
         accuracy = f"is not told from {names.label(judged['scratch'])} in accuracy, {points}"
     else:
         accuracy = f"{verb} accuracy against {names.label(judged['scratch'])}, {points}"

@@ -47,10 +47,7 @@ def tradeoff(judged: Mapping[str, Any], table: Methods) -> Figure:
         axis.set_xticks([100])  # others would tell of differences where there are none
     axis.set_xlabel(f"Steps, % of those from {plots.drawable(names.label(scratch))}{beside}", fontsize=plots.FONT)
     axis.set_ylabel(f"Test accuracy, points over {plots.drawable(names.label(scratch))}", fontsize=plots.SMALL)
-    axis.tick_params(labelsize=plots.SMALL, length=2.5)
-    axis.grid(color="#E6E6E6", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    plots.plain(axis)
     _legend(figure, order, looks, judged["recommended"])
     return figure
 

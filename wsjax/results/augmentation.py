@@ -12,7 +12,7 @@ from wsjax.results.captions import scores
 from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import Unit
-from wsjax.results.summary import differences, paired, with_half
+from wsjax.results.summary import differences, less, paired, with_half
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import Row, round_ends
 
@@ -56,10 +56,9 @@ def panels(runs: Mapping[bool, DrawnRun]) -> Figure:
         drawn |= dict.fromkeys(plots.draw_offline(row, run.rows, run.methods, FIELDS, styles, epochs=run.epochs))
         for axis in row:
             axis.set_ylabel(f"{axis.get_ylabel()}\n{TITLES[augment]}", fontsize=plots.FONT)
-        if run is not list(runs.values())[-1]:
-            for axis in row:
-                axis.set_xlabel("")
-    plots.legend(figure, {name: styles[name] for name in names.ordered(drawn, table)}, {})
+    for axis in axes[:-1].flat:
+        axis.set_xlabel("")
+    plots.legend(figure, {name: styles[name] for name in names.ordered(drawn, table)})
     return figure
 
 
@@ -79,20 +78,13 @@ def told(runs: Mapping[bool, DrawnRun], unit: Unit) -> tuple[str, str]:
 
 def gap_of(run: DrawnRun) -> dict[str, Any] | None:
     """The gap RI - WS at the end of the second round, paired by seed."""
-    random, warm = (names.find(run.methods, reinit) for reinit in (names.RANDOM, names.WARM))
-    return paired(_ends(run), random, warm)
+    return paired(_ends(run), *names.both(run.methods))
 
 
 def change_of_gap(runs: Mapping[bool, DrawnRun]) -> dict[str, Any] | None:
     """The gap RI - WS with augmentation less the gap without, paired by seed; None where no seed has all four."""
-    gaps: list[Row] = []
-    for augment, run in runs.items():
-        random, warm = (names.find(run.methods, reinit) for reinit in (names.RANDOM, names.WARM))
-        gaps += [
-            {"method": TITLES[augment], "seed": seed, "round": number, "gap": gap}
-            for (seed, number), gap in differences(_ends(run), random, warm).items()
-        ]
-    return paired(gaps, TITLES[True], TITLES[False], "gap")
+    gaps = {augment: differences(_ends(run), *names.both(run.methods)) for augment, run in runs.items()}
+    return less(gaps.get(True, {}), gaps.get(False, {}))
 
 
 def missing(runs: Mapping[bool, DrawnRun]) -> str:

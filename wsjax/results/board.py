@@ -6,7 +6,6 @@ A protocol here is any set of settings; runs that differ in seeds and methods on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError
@@ -15,7 +14,7 @@ from wsjax.results.captions import Caption, seeds_told
 from wsjax.results.merge import DrawnRun
 from wsjax.results.sheets import Sheet
 from wsjax.results.stats import ACCURACY, Unit, unit_of
-from wsjax.results.summary import interval, paired, share_of, summarize_online, with_half
+from wsjax.results.summary import interval, paired, share_of, side, summarize_online, with_bounds, with_half
 from wsjax.storage.records import BEFORE, RunRecords
 from wsjax.storage.rows import FIRST, round_ends
 
@@ -90,10 +89,7 @@ def blocks(runs: Sequence[RunRecords], protocols: Sequence[Mapping[str, Any]]) -
         if run.config.get("experiment") not in EXPERIMENTS:
             possible = " or ".join(EXPERIMENTS)
             raise RunError(f"not a run of the {possible} experiment but of {run.config.get('experiment')!r}")
-        if not isinstance(run.config.get("config"), dict):
-            raise RunError("a config.json has no settings: it is no run of this program, or damaged")
-    own = [claims.StudyRun(Path(), run) for run in runs]
-    found = [(name, group.run) for name in EXPERIMENTS for group in claims.groups(own, {"experiment": name})]
+    found = [(name, group.run) for name in EXPERIMENTS for group in claims.groups(runs, {"experiment": name})]
     titles = _titles(found, protocols)
     made = [_block(name, run, title, protocols) for (name, run), title in zip(found, titles, strict=True)]
     if not any(made):
@@ -210,13 +206,12 @@ def _missing(run: DrawnRun, entries: Sequence[Entry], last: int) -> list[str]:
 
 def _came(block: Block) -> str:
     """Which methods can be told from random initialisation, in words."""
-    kinds: dict[str, list[str]] = {"above RI": [], "below RI": [], "not told from RI": []}
+    sides: dict[int, list[str]] = {1: [], -1: [], 0: []}
     for entry in block.entries:
-        if entry.win is not None and entry.win["low"] is not None:
-            low, high = entry.win["low"], entry.win["high"]
-            kind = "above RI" if low > 0 else "below RI" if high < 0 else "not told from RI"
-            kinds[kind].append(f"{names.label(entry.name)} ({with_half(entry.win, block.unit, 1)})")
-    return "; ".join(f"{kind}: {', '.join(own)}" for kind, own in kinds.items() if own)
+        if entry.win is not None and (told := side(entry.win)) is not None:
+            sides[told].append(f"{names.label(entry.name)} ({with_half(entry.win, block.unit, 1)})")
+    kinds = zip(("above RI", "below RI", "not told from RI"), sides.values(), strict=True)
+    return "; ".join(f"{kind}: {', '.join(own)}" for kind, own in kinds if own)
 
 
 def _factors(block: Block) -> list[str]:
@@ -288,5 +283,4 @@ def _until(own: Mapping[str, Any]) -> str:
     if own["at_most"] or ratio is None:
         most = "" if ratio is None or not own["reached"] else f" (at most {ratio['mean']:.2f})"
         return f"{own['reached']} of {own['seeds']} seeds{most}"
-    bounds = "" if ratio["low"] is None else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
-    return f"{ratio['mean']:.2f}{bounds}"
+    return with_bounds(ratio, ".2f")

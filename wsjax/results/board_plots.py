@@ -111,10 +111,8 @@ def _dress_block(line: Sequence[Axes], block: Block, own: Sequence[Entry]) -> No
         axis.axvline(zero, color="#999999", linewidth=0.9, zorder=1)
         axis.set_ylim(max(len(own), 1) - 0.4, -0.6)
         axis.set_yticks([])
-        axis.tick_params(labelsize=plots.SMALL, length=2.5)
-        axis.grid(axis="x", color="#E6E6E6", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right", "left"]].set_visible(False)
+        plots.plain(axis, "x")
+        axis.spines["left"].set_visible(False)
         for y in range(0, len(own), 2):
             axis.axhspan(y - 0.5, y + 0.5, color="#F4F4F4", zorder=0, linewidth=0)
     line[0].set_yticks(range(len(own)), [plots.drawable(names.label(entry.name)) for entry in own])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wsjax.errors import printable
 from wsjax.results import names, words
 from wsjax.results.merge import DrawnRun
-from wsjax.results.stats import ACCURACY, Unit, mean_interval, unit_of
-from wsjax.results.summary import minus, paired
+from wsjax.results.stats import ACCURACY, Unit, unit_of
+from wsjax.results.summary import interval, minus, paired, with_half
 from wsjax.storage.rows import CAP, FIRST, Row
 
 
@@ -93,7 +93,7 @@ def online_caption(
     shares = {name: share for name, share in summary["steps_of_RI"].items() if share is not None}
     if run.finished and shares:
         of = names.label(next(iter(shares.values()))["of"])
-        took = "; ".join(f"{names.label(name)} {_share(share)}" for name, share in shares.items())
+        took = "; ".join(f"{names.label(name)} {_number(share, None, ACCURACY)}" for name, share in shares.items())
         more.append(f"Steps over all rounds, in percent of {of}'s: {took}.")
     capped = sum(row["capped_rounds"] for row in summary["rows"])
     if capped and run.settings.get("stop") != [CAP]:
@@ -115,36 +115,37 @@ def compose(
     Args:
         run: its rows are those drawn.
         what: what is drawn.
-        settings: the published settings, in the words of the run's; None where there is nothing to compare with.
+        settings: the published settings, in the words of the run's; None where there is nothing to compare with. Those
+            of another data set or model are not compared.
         came: what came out.
         notes: what the text beside the picture says more.
         means: what is said of means over seeds, where they are not lines in bands.
     """
     own = words.told(run.settings)
     drawn = dict.fromkeys(row["method"] for row in run.rows)
-    seeds = _seeds_by_method(run, drawn)
     differs = [] if run.finished else [progress(run.rows)]
-    if settings is not None:
+    if settings is not None and words.is_alike(run.settings, settings):
         differ = words.not_as_published(own, settings, capped=any(row["stop"] == CAP for row in run.rows))
         differs.append(f"Not as published: {'; '.join(differ)}." if differ else "Settings as published.")
     about = [f"Ran on {run.about}."] if run.about else []
     return Caption(
         what,
-        f"{'; '.join([words.ran(own), *names.told(run.methods, drawn), seeds])}.",
+        f"{'; '.join([words.ran(own), *names.told(run.methods, drawn), _seeds_by_method(run)])}.",
         " ".join(differs),
         came,
-        " ".join(filter(None, [*([means] if means else _bands(run)), notes.strip(), *about])),
+        " ".join(filter(None, [bands(run) if means is None else means, notes.strip(), *about])),
     )
 
 
 def joined(captions: Sequence[Caption], names: Sequence[str]) -> Caption:
-    """One caption of several parts' that are drawn together: what each part ran, and how it differs, by its name."""
+    """One caption of parts that are drawn together: what they have in common, and by its name each one's own."""
 
-    def told(field: str) -> str:
-        texts = [getattr(own, field) for own in captions]
-        return " ".join(f"{name}{text}" for name, text in zip(names, texts, strict=True) if text)
+    def told(*texts: str) -> str:
+        if len(set(texts)) == 1:
+            return texts[0]
+        return " ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True) if text)
 
-    return captions[0]._replace(ran=told("ran"), differs=told("differs"))
+    return Caption(*map(told, *captions))
 
 
 def common_samples(rounds: Sequence[Row]) -> int | None:
@@ -179,36 +180,35 @@ def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str
     for row in ends:
         values.setdefault(row["method"], []).append(row["test_accuracy"])
     numbers = [
-        f"{names.label(name)} {_number(*mean_interval(values[name]), published.get(name), unit)}"
+        f"{names.label(name)} {_number(interval(values[name]), published.get(name), unit)}"
         for name in names.ordered(values, run.methods)
     ]
-    random, warm = (names.find(run.methods, reinit) for reinit in (names.RANDOM, names.WARM))
-    if gap := paired(ends, random, warm):
+    if gap := paired(ends, *names.both(run.methods)):
         a, b = gap["minuend"], gap["subtrahend"]
         known = published[a] - published[b] if {a, b} <= published.keys() else None
-        numbers.append(f"{minus(gap)} {_number(gap['mean'], gap['low'], gap['high'], known, unit)}")
+        numbers.append(f"{minus(gap)} {_number(gap, known, unit)}")
     of = " in percent" * unit.percent + " (published)" * any(name in published for name in values)
     return f"{what}{of}: {'; '.join(numbers)}."
 
 
-def _bands(run: DrawnRun) -> list[str]:
-    """What the bands and brackets are."""
+def bands(run: DrawnRun, means: str = "Lines", spread: str = "bands") -> str:
+    """What a figure's lines and bands, or what else it has, and brackets are; empty of one seed."""
     seeds = Counter(name for name, _ in {(row["method"], row["seed"]) for row in run.rows})
     counts = {count for count in seeds.values() if count > 1}
     if not counts:
-        return []
-    bounds = "bands ranges, what follows ±" if counts == {2} else "bands and what follows ±"
-    also = "" if counts == {2} or 2 not in counts else ", bands of two seeds their range"
-    return [f"Lines are means over seeds, {bounds} 95 % t-intervals of the mean{also}."]
+        return ""
+    bounds = f"{spread} ranges, what follows ±" if counts == {2} else f"{spread} and what follows ±"
+    also = "" if counts == {2} or 2 not in counts else f", {spread} of two seeds their range"
+    return f"{means} are means over seeds, {bounds} 95 % t-intervals of the mean{also}."
 
 
-def _seeds_by_method(run: DrawnRun, drawn: Iterable[str]) -> str:
+def _seeds_by_method(run: DrawnRun) -> str:
     """The seeds of all methods, and of those that have others, as where some were added for a few methods only."""
     seeds: dict[str, set[int]] = {}
     for row in run.rows:
         seeds.setdefault(row["method"], set()).add(row["seed"])
     names_of: dict[tuple[int, ...], list[str]] = {}
-    for name in names.ordered([name for name in drawn if name != FIRST] or drawn, run.methods):
+    for name in names.ordered([name for name in seeds if name != FIRST] or seeds, run.methods):
         names_of.setdefault(tuple(sorted(seeds[name])), []).append(names.label(name))
     most, *others = sorted(names_of, key=len, reverse=True)
     if len(others) > 2:
@@ -223,11 +223,7 @@ def seeds_told(seeds: Sequence[int]) -> str:
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def _number(mean: float, low: float | None, high: float | None, published: float | None, unit: Unit) -> str:
+def _number(mean: Mapping[str, Any], published: float | None, unit: Unit) -> str:
     """A mean over seeds, half of its interval where there are several, and the published percentage in brackets."""
-    half = "" if low is None or high is None or low != low else f" ± {unit.number((high - low) / 2, 1)}"
-    return unit.number(mean, 1) + half + (f" ({published:.1f})" if published is not None and unit.percent else "")
-
-
-def _share(share: Mapping[str, Any]) -> str:
-    return _number(share["mean"], share["low"], share["high"], None, ACCURACY)
+    known = f" ({published:.1f})" if published is not None and unit.percent else ""
+    return with_half(mean, unit, 1, sign=False) + known

@@ -15,7 +15,7 @@ from wsjax.results.groups import Key, merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.sheets import MARK, Sheet
 from wsjax.results.stats import ACCURACY, unit_of
-from wsjax.results.summary import paired, with_half
+from wsjax.results.summary import paired, side, with_half
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import CAP, round_ends
 
@@ -208,13 +208,12 @@ def _caption(by: Sequence[str], made: Sequence[_Cell], known: int, whole: DrawnR
     seeds = seeds_told(sorted({row["seed"] for row in whole.rows}))
     differs = [] if whole.finished else [progress(whole.rows)]
     means, off = (sum(len(own) for own in each) for each in zip(*((c.compared, c.off) for c in made), strict=True))
-    gaps = [cell.gap for cell in made if cell.gap is not None and cell.gap["low"] is not None]
+    gaps = [told for cell in made if cell.gap is not None and (told := side(cell.gap)) is not None]
     came = [
         f"{off} of {means} means with the published network, data, optimiser and stop rule are off ({MARK})."
     ] * bool(means)
     if gaps:
-        above, below = sum(gap["low"] > 0 for gap in gaps), sum(gap["high"] < 0 for gap in gaps)
-        came.append(f"RI - WS is above 0 in {above} of {len(gaps)} cells, below in {below}.")
+        came.append(f"RI - WS is above 0 in {gaps.count(1)} of {len(gaps)} cells, below in {gaps.count(-1)}.")
     about = [f"Ran on {whole.about}."] if whole.about else []
     return Caption(
         what,

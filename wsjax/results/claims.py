@@ -44,7 +44,7 @@ class Estimate(NamedTuple):
       low: of its 95 % interval; None of one seed.
       high: likewise.
       seeds: how many.
-      unit: "points", "percent" or "" of plain numbers; the first two are fractions here.
+      unit: "points", which are fractions here, "standard errors", or "" of plain numbers.
       lies_in: the range that the claim puts it in; None is open.
       looks: how many runs one after another its seeds came by.
       parts: how many the claim has of which one outside decides.
@@ -91,27 +91,20 @@ class Verdict(NamedTuple):
     scale: str
 
 
-class StudyRun(NamedTuple):
-    """A run and its folder."""
-
-    folder: Path
-    records: RunRecords
-
-
 _ENDS = (-math.inf, math.inf)
 
 
-def read_study(folder: Path) -> list[StudyRun]:
+def read_study(folder: Path) -> list[RunRecords]:
     """All runs in a folder, at any depth, by their names. Raises RunError where one is damaged."""
-    return [StudyRun(path.parent, read_run(path.parent)) for path in sorted(folder.rglob(CONFIG))]
+    return [read_run(path.parent) for path in sorted(folder.rglob(CONFIG))]
 
 
-def verdicts(claims: Iterable[Mapping[str, Any]], runs: Sequence[StudyRun]) -> list[Verdict]:
+def verdicts(claims: Iterable[Mapping[str, Any]], runs: Sequence[RunRecords]) -> list[Verdict]:
     """The verdict on each claim; see the module for what a claim is."""
     return [judge(claim, runs) for claim in claims]
 
 
-def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
+def judge(claim: Mapping[str, Any], runs: Sequence[RunRecords]) -> Verdict:
     """The verdict on one claim, by the largest runs that tell of each of its parts."""
     estimates: list[Estimate] = []
     missing, scales = [], []
@@ -120,7 +113,7 @@ def judge(claim: Mapping[str, Any], runs: Sequence[StudyRun]) -> Verdict:
         if found is None:
             missing.append(part["what"])
         else:
-            estimates += found[0]
+            estimates.append(found[0])
             scales.append(found[1])
     estimates = [estimate._replace(parts=len(estimates)) for estimate in estimates]
     told = {estimate.verdict for estimate in estimates}
@@ -151,14 +144,14 @@ def _is_by_chance(estimates: Sequence[Estimate]) -> bool:
     return outside == 0 or bdtrc(outside - 1, len(estimates), sum(chances) / len(chances)) >= ERROR
 
 
-def groups(runs: Sequence[StudyRun], wanted: Mapping[str, Any]) -> list[Group]:
+def groups(runs: Sequence[RunRecords], wanted: Mapping[str, Any]) -> list[Group]:
     """The runs of those settings, "experiment" among them, merged where they differ in seeds and methods only.
 
     The largest comes first: several seeds before one, then by width, images, epochs and seeds.
     """
     settings = {name: value for name, value in wanted.items() if name != "experiment"}
     together: list[list[RunRecords]] = []
-    for run in (run.records for run in runs):
+    for run in runs:
         own = run.config["config"]
         if run.config.get("experiment") != wanted["experiment"] or not run.rows:
             continue
@@ -217,7 +210,7 @@ def _toured(part: Part) -> Part:
     return {**part, "runs": [{**wanted, "dataset": "digits"} for wanted in runs]}
 
 
-def _measure(part: Part, runs: Sequence[StudyRun]) -> tuple[list[Estimate], str] | None:
+def _measure(part: Part, runs: Sequence[RunRecords]) -> tuple[Estimate, str] | None:
     """What a part of a claim comes to, and the scale; None where no run tells of it."""
     among = [groups(runs, wanted) for wanted in part["runs"]]
     compared = {name for wanted in part["runs"] for name in wanted}
@@ -230,14 +223,13 @@ def _measure(part: Part, runs: Sequence[StudyRun]) -> tuple[list[Estimate], str]
         if len({_of_scale(group.run) for group in own}) > 1:
             continue
         if found := MEASURES[part["measure"]](part, *own):
-            seeds = max(estimate[-1] for estimate in found)
+            seeds = found["seeds"]
             looks = max(_looks(group, part.get("of", ()), seeds) for group in own)
-            estimates = [
-                Estimate(part["what"] if len(found) == 1 else f"{part['what']}: {what}", mean, low, high, count,
-                         part.get("unit", "points"), tuple(part["lies_in"]), looks)
-                for what, mean, low, high, count in found
-            ]  # fmt: skip
-            return estimates, "; ".join(dict.fromkeys(scale(group.run, seeds, looks) for group in own))
+            estimate = Estimate(
+                part["what"], found["mean"], found["low"], found["high"], seeds, part.get("unit", "points"),
+                tuple(part["lies_in"]), looks,
+            )  # fmt: skip
+            return estimate, "; ".join(dict.fromkeys(scale(group.run, seeds, looks) for group in own))
     return None
 
 

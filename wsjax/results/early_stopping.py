@@ -13,8 +13,8 @@ import numpy as np
 
 from wsjax.results import names
 from wsjax.results.names import Methods
-from wsjax.results.stats import ACCURACY, PERCENT, mean_interval
-from wsjax.results.summary import in_points, interval, with_half
+from wsjax.results.stats import ACCURACY, PERCENT, slope
+from wsjax.results.summary import in_points, interval, side, with_half
 from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.rows import FIRST, Row, round_ends
 
@@ -42,7 +42,7 @@ def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     final = [end for end in final if end["method"] != FIRST]
     damage = damages(final, methods)
     by_after = {after: [own[after] for own in damage.values() if after in own] for after in _afters(damage)}
-    slopes = [_slope(own) for own in damage.values() if len(own) > 1]
+    slopes = [tuple(map(float, slope(own))) for own in damage.values() if len(own) > 1]
     return {
         "rows": final,
         "first_rounds": [row | {AFTER: row["epoch"]} for row in trunk(rows) if row["stop"]],
@@ -119,18 +119,20 @@ def curves(rows: Sequence[Row], methods: Methods) -> Figure:
     figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
     left, right = figure.subplots(1, 2)
 
-    tests = _by_seed({(row["seed"], row["epoch"]): 100 * row["test_accuracy"] for row in shared if _is_tested(row)})
+    tested = [row for row in shared if row["test_accuracy"] is not None]
+    epochs, tests = plots.by_seed(tested, "epoch", "test_accuracy")
     style = names.Style(names.styles([FIRST], {})[FIRST].color)
-    epochs = sorted({epoch for own in tests.values() for epoch in own})
-    plots.mean_band(left, epochs, _matrix(tests, epochs), label="first part", style=style)
-    marked = [epoch for epoch in epochs if epoch in afters]
-    left.plot(marked, _means(tests, marked), "o", color=style.color, markersize=3)
+    plots.mean_band(left, epochs, 100 * tests, label="first part", style=style)
+    marked = [number for number, epoch in enumerate(epochs) if epoch in afters]
+    means = np.nanmean(100 * tests[:, marked], axis=0)
+    left.plot([epochs[number] for number in marked], means, "o", color=style.color, markersize=3)
     plots.dress(left, "Test accuracy (%)", length, "Epochs on the first part of the data")
 
     style = names.Style(names.styles(["WS"], {"WS": {"reinit": names.WARM}})["WS"].color)
-    lost = {seed: {after: percent for after, (_, percent) in own.items()} for seed, own in damage.items()}
-    plots.mean_band(right, afters, _matrix(lost, afters), label="damage", style=style)
-    right.plot(afters, _means(lost, afters), "o", color=style.color, markersize=3)
+    found = [{"seed": seed, AFTER: x, "percent": own} for seed, ys in damage.items() for x, (_, own) in ys.items()]
+    _, lost = plots.by_seed(found, AFTER, "percent")
+    plots.mean_band(right, afters, lost, label="damage", style=style)
+    right.plot(afters, np.nanmean(lost, axis=0), "o", color=style.color, markersize=3)
     right.axhline(0, color="#777777", linewidth=0.8, zorder=1)
     if not afters:
         at = {"transform": right.transAxes, "ha": "center", "va": "bottom", "fontsize": plots.SMALL}
@@ -146,60 +148,30 @@ def _is(methods: Methods, end: Row, reinit: str) -> bool:
     return methods.get(end["method"], {}).get("reinit") == reinit
 
 
-def _is_tested(row: Row) -> bool:
-    return row["test_accuracy"] is not None
-
-
 def _afters(damage: Mapping[int, Mapping[int, Any]]) -> list[int]:
     return sorted({after for own in damage.values() for after in own})
 
 
-def _slope(damage: Mapping[int, tuple[float, float]]) -> tuple[float, float]:
-    """The change an epoch of one seed's two damages, by least squares."""
-    slopes = np.polyfit(list(damage), np.array(list(damage.values())), 1)[0]
-    return float(slopes[0]), float(slopes[1])
-
-
-def _both(values: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def _both(values: Sequence[tuple[float, ...]]) -> dict[str, Any]:
     points, percent = zip(*values, strict=True)
     return {"points": interval(points), "percent": interval(percent)}
-
-
-def _by_seed(values: Mapping[tuple[int, int], float]) -> dict[int, dict[int, float]]:
-    found: dict[int, dict[int, float]] = {}
-    for (seed, x), value in values.items():
-        found.setdefault(seed, {})[x] = value
-    return found
-
-
-def _matrix(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> np.ndarray:
-    """[S, X], NaN where a seed has no value."""
-    return np.array([[own.get(x, np.nan) for x in xs] for own in values.values()]).reshape(len(values), len(xs))
-
-
-def _means(values: Mapping[int, Mapping[int, float]], xs: Sequence[int]) -> list[float]:
-    return [mean_interval([own[x] for own in values.values() if x in own]).mean for x in xs]
 
 
 def _gap_sentence(damage: Mapping[str, Any], already: str = "") -> str:
     points = damage["points"]
     lost = f"RI - WS = {in_points(points, ACCURACY)}, {damage['percent']['mean']:+.1f} % of RI"
     after = f"fter {damage[AFTER]} epochs on the first part"
-    if points["low"] is None:
+    told = side(points)
+    if told is None:
         return f"A{after}: {lost}; one seed gives no interval, so this says nothing sure about a gap."
-    if points["low"] <= 0 <= points["high"]:
+    if told == 0:
         return f"No warm-starting gap can be told a{after}: {lost}."
-    return f"Warm starting {'costs' if points['low'] > 0 else 'gains'} accuracy{already} a{after}: {lost}."
+    return f"Warm starting {'costs' if told > 0 else 'gains'} accuracy{already} a{after}: {lost}."
 
 
 def _slope_sentence(slope: Mapping[str, Any], step: int) -> str:
     """What an epoch changes, told for as many as lie between two warm starts."""
     scaled = dict(slope) | {key: slope[key] and step * slope[key] for key in ("mean", "low", "high")}
     change = f"RI - WS changes by {in_points(scaled, ACCURACY)} with every {step} epochs before"
-    if slope["low"] is None:
-        return f"{change}."
-    if slope["low"] > 0:
-        return f"The gap grows with the epochs before the warm start: {change}."
-    if slope["high"] < 0:
-        return f"The gap shrinks with the epochs before the warm start: {change}."
-    return f"The gap cannot be told to grow or to shrink with the epochs before the warm start: {change}."
+    told = {1: "grows", -1: "shrinks", 0: "cannot be told to grow or to shrink", None: ""}[side(slope)]
+    return f"The gap {told} with the epochs before the warm start: {change}." if told else f"{change}."

@@ -28,13 +28,14 @@ class Panel(NamedTuple):
     methods: Methods
 
 
-def gradient_curves(panels: Sequence[Panel], ratio: bool = True) -> Figure:
+def gradient_curves(panels: Sequence[Panel]) -> Figure:
     """Draws both halves' gradient norms by epoch, the two rounds side by side in a scale of their own.
 
     Args:
-        panels: a run each, from left to right, in one scale.
-        ratio: whether a further plot shows the second round's ratio of the two halves; of the last panel only.
+        panels: a run each, from left to right, in one scale. Beside a single one stands the second round's ratio of the
+            two halves.
     """
+    ratio = len(panels) == 1
     methods = {name: spec for panel in panels for name, spec in panel.methods.items()}
     drawn = {row["method"]: None for panel in panels for row in panel.rows}
     colors = _colors(names.ordered(drawn, methods), methods)
@@ -60,7 +61,7 @@ def gradient_curves(panels: Sequence[Panel], ratio: bool = True) -> Figure:
         _draw(axes[-1], own, gradients.ratio, start, colors, "-")
         _dress(axes[-1], RATIO, start, start + end, own, panels[-1].title)
     halves = {label: Style("#888888", line) for label, (_, line) in HALVES.items()}
-    plots.legend(figure, {name: Style(color) for name, color in colors.items()}, {}, halves)
+    plots.legend(figure, {name: Style(color) for name, color in colors.items()}, halves)
     return figure
 
 
@@ -75,11 +76,7 @@ def _draw(
     """A curve a method: means over seeds of what a row gives; a seed whose round has ended holds its last value."""
     for name in [name for name in colors if any(row["method"] == name for row in rows)]:
         own = [row for row in rows if row["method"] == name]
-        seeds = sorted({row["seed"] for row in own})
-        values = np.full((len(seeds), max(row["epoch"] for row in own)), np.nan)
-        for row in own:
-            if (found := value(row)) is not None:
-                values[seeds.index(row["seed"]), row["epoch"] - 1 : None if row["stop"] else row["epoch"]] = found
+        values = plots.by_epoch(own, value)
         if not np.isnan(values).all():
             x = offset + 1 + np.arange(values.shape[1])
             plots.mean_band(axis, x, values, label=names.label(name), style=Style(colors[name], line))

@@ -8,7 +8,7 @@ from typing import Any
 from wsjax.results import names
 from wsjax.results.merge import DrawnRun
 from wsjax.results.names import Methods
-from wsjax.results.summary import interval, paired, summarize_offline
+from wsjax.results.summary import interval, paired, side, summarize_offline, with_bounds
 from wsjax.results.tables import Table
 from wsjax.storage.rows import FIRST, Row
 
@@ -69,9 +69,11 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     for name, start in summary["start"].items():
         if start is None or name == FIRST:
             continue
-        numbers = f"the new half's gradients are {_told(start)} times the old half's as the second round starts"
+        numbers = (
+            f"the new half's gradients are {with_bounds(start, '.2f')} times the old half's as the second round starts"
+        )
         if end := summary["end"][name]:
-            numbers += f", {_told(end)} as it ends"
+            numbers += f", {with_bounds(end, '.2f')} as it ends"
         sentence = f"{names.label(name)}: {numbers}."
         if name == warm:
             sentence += f" {_claim(start)}"
@@ -115,27 +117,20 @@ def _mean(ends: Sequence[Row], name: str, field: str) -> dict[str, Any] | None:
 
 
 def _claim(start: Mapping[str, Any]) -> str:
-    if start["low"] is None:
-        return "One seed gives no interval, so this says nothing sure."
-    if start["low"] > 1:
-        return "After a warm start the new half's gradients are larger."
-    if start["high"] < 1:
-        return "After a warm start the new half's gradients are smaller here."
-    return "No difference between the halves can be told."
+    return {
+        1: "After a warm start the new half's gradients are larger.",
+        -1: "After a warm start the new half's gradients are smaller here.",
+        0: "No difference between the halves can be told.",
+        None: "One seed gives no interval, so this says nothing sure.",
+    }[side(start, 1)]
 
 
 def _evened(difference: Mapping[str, Any], start: Mapping[str, Any], warm: Mapping[str, Any]) -> str:
     """How much of what the warm start's ratio is above 1 is not there in another method's."""
-    if difference["low"] is None or difference["low"] <= 0:
+    if side(difference) != 1:
         return "That it is nearer to 1 than after a warm start cannot be told."
-    left = " and none can be told any more" if start["low"] <= 1 <= start["high"] else ""
+    left = " and none can be told any more" if side(start, 1) == 0 else ""
     return f"Of the warm start's difference {difference['mean'] / (warm['mean'] - 1):.0%} is gone{left}."
-
-
-def _told(value: Mapping[str, Any]) -> str:
-    if value["low"] is None:
-        return f"{value['mean']:.2f}"
-    return f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
 
 
 def _cell(value: Mapping[str, Any] | None) -> str:

@@ -51,9 +51,7 @@ def merge_groups(
     """
     groups: dict[Key, list[RunRecords]] = {}
     for run in runs:
-        settings = run.config.get("config")
-        known = settings if isinstance(settings, dict) else {}
-        groups.setdefault(tuple(_value(known, name) for name in by), []).append(run)
+        groups.setdefault(tuple(_value(run.config["config"], name) for name in by), []).append(run)
     begun = [key for key, own in groups.items() if any(run.rows for run in own)]
     merged = {key: merge_runs(groups[key], experiment, **options) for key in begun}
     if not merged:
@@ -66,7 +64,8 @@ def merge_groups(
         fixed = [f"{name} {a} and {b}" for name, (a, b) in pairs if name not in varied | words.NEUTRAL]
         if fixed:
             raise RunError(f"runs of different settings cannot share a figure: {'; '.join(fixed)}")
-    return Groups(merged, _whole(merged, by, free, all(run.summary is not None for run in runs)))
+    finished = begun == list(groups) and all(run.finished for run in merged.values())
+    return Groups(merged, _whole(merged, by, free, finished))
 
 
 def _whole(merged: Mapping[Key, DrawnRun], by: Sequence[str], free: Collection[str], finished: bool) -> DrawnRun:

@@ -15,7 +15,7 @@ import numpy as np
 from wsjax.results import names
 from wsjax.results.names import Methods, Spec
 from wsjax.results.stats import ACCURACY
-from wsjax.results.summary import in_points, interval, share_range
+from wsjax.results.summary import in_points, interval, share_range, side
 from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.rows import CAP, DIVERGED, Row, round_ends
 
@@ -200,13 +200,12 @@ def _compared(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
 def _best_sentence(best: Mapping[str, Any]) -> str:
     gap, (rate, size), (first_rate, first_size) = best["gap"], best["RI"], best["WS"]
     points = f"best RI ({rate:g}/{size}) - best WS (first {first_rate:g}/{first_size}) = {in_points(gap, ACCURACY)}"
-    if gap["low"] is None:
-        return f"{points}; one seed gives no interval, so this says nothing sure about a gap"
-    if gap["low"] > 0:
-        return f"No warm start is as accurate as the best RI: {points}"
-    if gap["high"] < 0:
-        return f"The best warm start is more accurate than the best RI: {points}"
-    return f"The best warm start cannot be told from the best RI: {points}"
+    return {
+        1: f"No warm start is as accurate as the best RI: {points}",
+        -1: f"The best warm start is more accurate than the best RI: {points}",
+        0: f"The best warm start cannot be told from the best RI: {points}",
+        None: f"{points}; one seed gives no interval, so this says nothing sure about a gap",
+    }[side(gap)]
 
 
 def _shares(compared: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from wsjax.results import cells, controls, early_stopping, gradients, hyperparameters, names, transfer
 from wsjax.results.merge import DrawnRun
-from wsjax.results.summary import differences, interval, paired, summarize_offline, summarize_online
+from wsjax.results.stats import slope
+from wsjax.results.summary import differences, interval, less, paired, summarize_offline, summarize_online
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row
 
@@ -24,14 +25,14 @@ class Group(NamedTuple):
     each: list[RunRecords]
 
 
-Found = list[tuple[str, float, float | None, float | None, int]]
-"""What was measured: in words, mean, bounds and the number of seeds."""
+Found = Mapping[str, Any] | None
+"""What was measured: a mean over seeds with its interval, as `summary.interval` has it; None where nothing was."""
 
 
 def _difference(part: Part, group: Group) -> Found:
-    """The paired difference of two methods at the end of the last round, in a field, by default test accuracy."""
+    """The paired difference of two methods at the end of the last round, in test accuracy."""
     one, other = (_named(group.run, spec) for spec in part["of"])
-    return _found(paired(_ends(group.run), one, other, part.get("field", "test_accuracy")))
+    return paired(_ends(group.run), one, other)
 
 
 def _change(part: Part, group: Group, other: Group) -> Found:
@@ -40,7 +41,7 @@ def _change(part: Part, group: Group, other: Group) -> Found:
     for run in (group.run, other.run):
         minuend, subtrahend = (_named(run, spec) for spec in part["of"])
         gaps.append(differences(_ends(run), minuend, subtrahend))
-    return _paired(*gaps)
+    return less(*gaps)
 
 
 def _summary(part: Part, group: Group) -> Found:
@@ -51,8 +52,8 @@ def _summary(part: Part, group: Group) -> Found:
         try:
             at = at[key]
         except (KeyError, IndexError, TypeError):  # it was not measured
-            return []
-    return _found(at)
+            return None
+    return at
 
 
 def _shrunk(part: Part, group: Group) -> Found:
@@ -71,17 +72,17 @@ def _pair(part: Part, group: Group) -> Found:
     ends, table = transfer.ends_by_kind(group.run.rows, group.run.methods), transfer.kinds(group.run.methods)
     own = [end for end in ends if end["target"] == part["target"] and end["fraction"] == part["fraction"]]
     one, other = (names.matching(table, spec) for spec in part["of"])
-    return _found(paired(own, one, other))
+    return paired(own, one, other)
 
 
 def _left(part: Part, group: Group) -> Found:
     """A shrink-perturb less random initialisation at its best learning rate of several."""
     drawn, ends = controls.merge_rates(group.each)
     if len({end[controls.RATE] for end in ends}) < 2:
-        return []
+        return None
     compared = controls.compare(ends, drawn.methods)
     found = [own["left"]["RI"] for own in compared if part["of"][0].items() <= drawn.methods[own["curve"]].items()]
-    return _found(found[0]) if found else []
+    return found[0] if found else None
 
 
 def _less(part: Part, group: Group, other: Group) -> Found:
@@ -93,8 +94,8 @@ def _less(part: Part, group: Group, other: Group) -> Found:
             rows_of.setdefault(row["seed"], []).append(row)
         alone = {seed: whole._replace(run=whole.run._replace(rows=rows)) for seed, rows in rows_of.items()}
         found = {seed: _summary(part, own) for seed, own in alone.items()}
-        values.append({seed: estimate[0][1] for seed, estimate in found.items() if estimate})
-    return _paired(*values)
+        values.append({seed: own["mean"] for seed, own in found.items() if own})
+    return less(*values)
 
 
 def _of_best(part: Part, group: Group) -> Group:
@@ -112,9 +113,8 @@ def _of_best(part: Part, group: Group) -> Group:
 
 def _share(part: Part, group: Group) -> Found:
     """The steps of an online method over all rounds, as a share of random initialisation's."""
-    return _found(
-        summarize_online(group.run.rows, group.run.methods)["steps_of_RI"].get(_named(group.run, part["of"][0]))
-    )
+    shares = summarize_online(group.run.rows, group.run.methods)["steps_of_RI"]
+    return shares.get(_named(group.run, part["of"][0]))
 
 
 def _growth(part: Part, group: Group) -> Found:
@@ -133,7 +133,7 @@ def _slopes(run: DrawnRun, spec: Mapping[str, Any]) -> dict[int, float]:
     for row in run.rows:
         if row["method"] == name and row["stop"] and row["round"] > 1:
             steps.setdefault(row["seed"], {})[row["round"]] = row["steps"]
-    return {seed: float(np.polyfit(list(own), list(own.values()), 1)[0]) for seed, own in steps.items() if len(own) > 2}
+    return {seed: float(slope(own)) for seed, own in steps.items() if len(own) > 2}
 
 
 def _mean(part: Part, group: Group) -> Found:
@@ -141,12 +141,12 @@ def _mean(part: Part, group: Group) -> Found:
     name = _named(group.run, part["of"][0])
     values = [end["test_accuracy"] for end in _ends(group.run) if end["method"] == name]
     if len(values) < 2:
-        return []
+        return None
     own, there = (cells.score_of(scores) for scores in (values, [score / 100 for score in part["published"]]))
     assert own.error is not None
     assert there.error is not None
     distance = (own.mean - there.mean) / math.hypot(own.error, there.error)
-    return [("", distance, distance, distance, len(values))]
+    return {"mean": distance, "low": distance, "high": distance, "seeds": len(values)}
 
 
 MEASURES: dict[str, Callable[..., Found]] = {
@@ -183,14 +183,5 @@ def _ends(run: DrawnRun) -> list[Row]:
     return [row for row in ends if row["round"] == last]
 
 
-def _paired(one: Mapping[Any, float], two: Mapping[Any, float]) -> Found:
-    """The interval of the differences of values with the same key."""
-    return _interval([one[key] - two[key] for key in sorted(one.keys() & two.keys())])
-
-
 def _interval(values: Sequence[float]) -> Found:
-    return _found(interval(values) if values else None)
-
-
-def _found(value: Mapping[str, Any] | None) -> Found:
-    return [] if value is None else [("", value["mean"], value["low"], value["high"], value["seeds"])]
+    return interval(values) if values else None

@@ -123,6 +123,11 @@ def find(methods: Methods, reinit: str) -> str | None:
     return matching(methods, {"reinit": reinit})
 
 
+def both(methods: Methods) -> tuple[str | None, str | None]:
+    """The names of random initialisation and of the warm start."""
+    return find(methods, RANDOM), find(methods, WARM)
+
+
 def matching(methods: Methods, spec: Spec) -> str | None:
     """The name of the method that is all of that; of several the plainest, None where there is none."""
     found = [name for name, own in methods.items() if spec.items() <= own.items()]

@@ -19,11 +19,11 @@ from wsjax.results.claims import (
     REPRODUCED,
     UNDECIDED,
     Estimate,
-    StudyRun,
     Verdict,
 )
 from wsjax.results.merge import short_commit
 from wsjax.results.sheets import Sheet
+from wsjax.storage.records import RunRecords
 
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN)
 BOARD = "board"
@@ -38,30 +38,44 @@ class Shown(NamedTuple):
       caption: its lines.
       image: the picture, as PNG; None where there is none.
       table: None where there is none.
+      study: what tells it from those of the same name; empty where there is no other.
     """
 
     name: str
     caption: Sequence[str]
     image: bytes | None = None
     table: Sheet | None = None
+    study: str = ""
+
+    @property
+    def title(self) -> str:
+        """What stands above it."""
+        return title(self.name) + f" ({self.study})" * bool(self.study)
+
+    @property
+    def anchor(self) -> str:
+        """What links to it go by."""
+        return "-".join(filter(None, (self.name, self.study)))
 
 
-def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence[StudyRun]) -> str:
+def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence[RunRecords]) -> str:
     """The page's HTML; all text from records is escaped. The same input gives the same bytes."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("wsjax.results"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     counts = Counter(verdict.verdict for verdict in verdicts)
-    left = {figure.name: figure for figure in figures}
-    drawn, board = set(left), left.pop(BOARD, None)
-    rows = [_row(verdict, left.pop(verdict.claim["figure"], None), drawn) for verdict in verdicts]
+    left: dict[str, list[Shown]] = {}
+    for figure in figures:
+        left.setdefault(figure.name, []).append(figure)
+    anchors, boards = {name: own[0].anchor for name, own in left.items()}, left.pop(BOARD, [])
+    rows = [_row(verdict, left.pop(verdict.claim["figure"], []), anchors) for verdict in verdicts]
     return environment.get_template("page.html").render(
         sentences=sentences(verdicts),
         counts={name: counts[name] for name in VERDICTS if counts[name]},
         rows=rows,
         csv=numbers(verdicts),
-        board=None if board is None else _shown(board),
-        figures=[_shown(figure) for figure in left.values()],
+        boards=[_shown(figure) for figure in boards],
+        figures=[_shown(figure) for own in left.values() for figure in own],
         runs=[_ran(run) for run in runs],
     )
 
@@ -104,10 +118,8 @@ _ANSWERS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", UNDECIDED: "cannot be told"
 
 def measured(estimate: Estimate) -> str:
     """An estimate in words: its mean and its interval."""
-    scale, unit = {"points": (100, " points"), "percent": (100, " %")}.get(
-        estimate.unit, (1, f" {estimate.unit}".rstrip())
-    )
-    sign = "+" if estimate.unit == "points" else ""
+    scale, sign = (100, "+") if estimate.unit == "points" else (1, "")
+    unit = f" {estimate.unit}".rstrip()
     mean = f"{scale * estimate.mean:{sign}.2f}{unit}"
     if estimate.low is None or estimate.high is None:
         return f"{estimate.what} = {mean} (1 seed)"
@@ -173,15 +185,15 @@ def place(figure: str) -> tuple[str, int]:
     return name, int(figure.removeprefix(name) or 0)
 
 
-def _row(verdict: Verdict, figure: Shown | None, drawn: set[str]) -> Mapping[str, Any]:
-    """A claim's row; its figure stands under the first claim that it belongs to, and is linked by others."""
+def _row(verdict: Verdict, figures: Sequence[Shown], anchors: Mapping[str, str]) -> Mapping[str, Any]:
+    """A claim's row; its figures stand under the first claim that they belong to, and are linked by others."""
     claim = verdict.claim
     return {
-        **{name: claim[name] for name in ("id", "claim", "published", "command", "figure")},
+        **{name: claim[name] for name in ("id", "claim", "published", "command")},
         "paper": claim.get("paper"),
         "title": title(claim["figure"]),
-        "shown": None if figure is None else _shown(figure),
-        "link": figure is None and claim["figure"] in drawn,
+        "shown": [_shown(figure) for figure in figures],
+        "link": None if figures else anchors.get(claim["figure"]),
         "told": _parts(verdict),
         "measured": [measured(estimate) for estimate in verdict.estimates],
         "missing": verdict.missing,
@@ -203,8 +215,8 @@ def _counted(judged: Iterable[Verdict | Estimate]) -> str:
 def _shown(figure: Shown) -> Mapping[str, Any]:
     caption = [printable(line) for line in figure.caption]
     return {
-        "name": figure.name,
-        "title": title(figure.name),
+        "name": printable(figure.anchor),
+        "title": printable(figure.title),
         "caption": caption,
         "text": " ".join(caption),
         "image": None if figure.image is None else base64.b64encode(figure.image).decode(),
@@ -217,8 +229,8 @@ def _printable(table: Sheet) -> Sheet:
     return table._replace(columns=[printable(cell) for cell in table.columns], rows=rows)
 
 
-def _ran(run: StudyRun) -> list[str]:
-    config, rows = run.records.config, run.records.rows
+def _ran(run: RunRecords) -> list[str]:
+    config, rows = run.config, run.rows
     seconds = sum(row["train_seconds"] + row["eval_seconds"] for row in rows)
     devices = dict.fromkeys(config.get("devices") or [])
     told = [

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from wsjax.results import names, plots
 from wsjax.results.names import Methods, Style
@@ -64,7 +63,7 @@ def score_panels(panels: Sequence[Panel], methods: Methods, x: str, x_label: str
         axis.set_visible(False)
     drawn = {row["method"] for panel in panels for row in panel.ends}
     dots = {dotted_label: DOTTED} if any(panel.dotted for panel in panels) else {}
-    plots.legend(figure, {name: style for name, style in styles.items() if name in drawn}, {}, dots)
+    plots.legend(figure, {name: style for name, style in styles.items() if name in drawn}, dots)
     return figure
 
 
@@ -75,17 +74,8 @@ def transfer_panels(source: str, ends: Sequence[Row], methods: Methods) -> Figur
     return score_panels(panels, methods, "fraction", SHARE)
 
 
-def by_seed(ends: Sequence[Row], x: str) -> tuple[list[float], NDArray[np.float64]]:
-    """The values of x that rows of one method have, in order, and the test scores [S, X] at them, NaN where none is."""
-    places, seeds = (sorted({row[name] for row in ends}) for name in (x, "seed"))
-    scores = np.full((len(seeds), len(places)), np.nan)
-    for row in ends:
-        scores[seeds.index(row["seed"]), places.index(row[x])] = row["test_accuracy"]
-    return places, scores
-
-
 def _curve(axis: Axes, ends: Sequence[Row], x: str, scale: float, label: str, style: Style, dotted: bool) -> None:
-    places, scores = by_seed(ends, x)
+    places, scores = plots.by_seed(ends, x, "test_accuracy")
     if dotted:
         axis.plot(
             places, scale * np.nanmean(scores, axis=0), color=style.color, linestyle=":", linewidth=1.4, zorder=1.5
@@ -96,7 +86,7 @@ def _curve(axis: Axes, ends: Sequence[Row], x: str, scale: float, label: str, st
 
 
 def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, float]) -> Figure:
-    """Draws test scores by the learning rate of the second round, on a log axis: means over seeds, 95 % t-intervals.
+    """Draws test scores by the learning rate of the second round, on a log axis: means in `plots.bounds`.
 
     Args:
         ends: a row for each method, seed and "learning_rate".
@@ -110,7 +100,8 @@ def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, 
     there = {(row["learning_rate"], row["method"]) for row in ends}
     at_rate = {rate: [name for name in drawn if (rate, name) in there] for rate in sorted({rate for rate, _ in there})}
     for name in drawn:
-        rates, scores = by_seed([row for row in ends if row["method"] == name], "learning_rate")
+        own = [row for row in ends if row["method"] == name]
+        rates, scores = plots.by_seed(own, "learning_rate", "test_accuracy")
         mean, low, high = (
             unit.scale * value for value in np.transpose([plots.bounds(s[~np.isnan(s)]) for s in scores.T])
         )
@@ -129,5 +120,5 @@ def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, 
     axis.set_xlim(ticks[0] / 1.5, max([*ticks, *marks.values()]) * 1.5)
     axis.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axis.minorticks_off()
-    plots.legend(figure, {name: styles[name] for name in drawn}, {})
+    plots.legend(figure, {name: styles[name] for name in drawn})
     return figure

@@ -7,10 +7,10 @@ any process, with or without a display. Records hold accuracies as fractions; fi
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -84,7 +84,7 @@ def offline_curves(
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots(1, len(fields), squeeze=False)[0]
     drawn = draw_offline(axes, rows, methods, fields, styles, epochs=epochs, published=published)
-    legend(figure, {method: styles[method] for method in drawn}, published or {})
+    legend(figure, {method: styles[method] for method in drawn}, published=published or {})
     return figure
 
 
@@ -107,13 +107,12 @@ def draw_offline(
     for axis, field in zip(axes, fields, strict=True):
         for method, own in curves.items():
             offset, stop = (0, start) if method == FIRST else (start, end)
-            length = max(row["epoch"] for row in own)
-            values = unit.scale * _by_seed(own, field, length, _epochs)
-            x = offset + 1 + np.arange(length)
+            values = unit.scale * by_epoch(own, lambda row, field=field: row[field])
+            x = offset + 1 + np.arange(values.shape[1])
             mean_band(axis, x, values, label=names.label(method), style=styles[method])
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
-                _dashed(axis, offset + x, y, stop, styles[method])
+                dashed(axis, offset + x, y, stop, styles[method])
         dress(axis, score_label(field, unit), end)
         if start:
             _mark_round(axis, 0, start, first)
@@ -141,17 +140,15 @@ def online_curves(
     panels = (("test_accuracy", score_label("test_accuracy", unit), unit.scale), (*COSTS[cost], 1))
     for axis, (field, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
         for method, own in curves.items():
-            samples = sorted({row["samples"] for row in own})
-            places = {size: number for number, size in enumerate(samples)}
-            values = scale * _by_seed(own, field, len(samples), lambda row, places=places: places[row["samples"]])
-            mean_band(axis, samples, values, label=names.label(method), style=styles[method])
+            samples, values = by_seed(own, "samples", field)
+            mean_band(axis, samples, scale * values, label=names.label(method), style=styles[method])
             if unit.percent and (field, method) in published:
                 x, y = np.asarray(published[field, method]).T
-                _dashed(axis, x, y, max(samples), styles[method])
+                dashed(axis, x, y, max(samples), styles[method])
         dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="Train images")
         if field != "test_accuracy":  # an interval may reach below, a cost does not
             axis.set_ylim(bottom=0)
-    legend(figure, {method: styles[method] for method in curves}, published)
+    legend(figure, {method: styles[method] for method in curves}, published=published)
     return figure
 
 
@@ -221,19 +218,24 @@ def _by_method(rows: Sequence[Row], methods: Methods) -> dict[str, list[Row]]:
     return {name: groups[name] for name in names.ordered(groups, methods)}
 
 
-def _by_seed(rows: Sequence[Row], field: str, length: int, place: Callable[[Row], int | slice]) -> NDArray[np.float64]:
-    """One method's values of a field, [S, length]: each at its row's place, NaN where a seed has none."""
-    seeds = {seed: number for number, seed in enumerate(sorted({row["seed"] for row in rows}))}
-    values = np.full((len(seeds), length), np.nan)
+def by_seed(rows: Sequence[Row], x: str, field: str) -> tuple[list[Any], NDArray[np.float64]]:
+    """The values of x that one method's rows have, in order, and those of a field at them, [S, X], or NaN."""
+    places, seeds = ({value: i for i, value in enumerate(sorted({row[key] for row in rows}))} for key in (x, "seed"))
+    values = np.full((len(seeds), len(places)), np.nan)
     for row in rows:
-        if row[field] is not None:  # not measured in that epoch
-            values[seeds[row["seed"]], place(row)] = row[field]
+        if row[field] is not None:
+            values[seeds[row["seed"]], places[row[x]]] = row[field]
+    return list(places), values
+
+
+def by_epoch(rows: Sequence[Row], value: Callable[[Row], float | None]) -> NDArray[np.float64]:
+    """What one method's rows of a round give, [S, E], NaN where nothing; a seed that has ended holds its last value."""
+    seeds = {seed: number for number, seed in enumerate(sorted({row["seed"] for row in rows}))}
+    values = np.full((len(seeds), max(row["epoch"] for row in rows)), np.nan)
+    for row in rows:
+        if (found := value(row)) is not None:  # not measured in that epoch
+            values[seeds[row["seed"]], row["epoch"] - 1 : None if row["stop"] else row["epoch"]] = found
     return values
-
-
-def _epochs(row: Row) -> slice:
-    """The epochs that a row stands for: its own and, where its round ended there, all that follow."""
-    return slice(row["epoch"] - 1, None if row["stop"] else row["epoch"])
 
 
 def score_label(field: str, unit: Unit) -> str:
@@ -280,7 +282,7 @@ def _glyphs() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
-def _dashed(axis: Axes, x: NDArray[Any], y: NDArray[Any], stop: float, style: Style) -> None:
+def dashed(axis: Axes, x: NDArray[Any], y: NDArray[Any], stop: float, style: Style) -> None:
     """A published curve behind the measured one of that colour, cut where the measured one ends."""
     there = x <= stop
     light = names.mix(style.color, "#FFFFFF", 0.45)
@@ -289,12 +291,17 @@ def _dashed(axis: Axes, x: NDArray[Any], y: NDArray[Any], stop: float, style: St
 
 
 def dress(axis: Axes, label: str, end: float, x_label: str = "Epoch") -> None:
-    """The look of every panel: labels, x from 0 to a little beyond `end`, a grid behind."""
+    """The look of most panels: labels, x from 0 to a little beyond `end`, a grid behind."""
     axis.set_xlabel(x_label, fontsize=FONT)
     axis.set_ylabel(label, fontsize=FONT)
     axis.set_xlim(0, max(end, 1) * 1.01)
+    plain(axis)
+
+
+def plain(axis: Axes, grid: Literal["both", "x"] = "both") -> None:
+    """The look of every panel: small numbers, a grid behind, and no frame above and on the right."""
     axis.tick_params(labelsize=SMALL, length=2.5)
-    axis.grid(color="#E6E6E6", linewidth=0.6)
+    axis.grid(axis=grid, color="#E6E6E6", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -310,7 +317,11 @@ def _mark_round(axis: Axes, start: int, end: int, rows: Sequence[Row]) -> None:
 
 
 def legend(
-    figure: Figure, styles: Mapping[str, Style], published: Curves, more: Mapping[str, Style] | None = None
+    figure: Figure,
+    styles: Mapping[str, Style],
+    more: Mapping[str, Style] | None = None,
+    *,
+    published: Iterable[tuple[str, str]] = (),
 ) -> None:
     """One legend above the panels: a line a method, the dashes, and lines by their labels; the figure grows with it."""
     labels = [drawable(names.label(name)) for name in styles]

@@ -30,9 +30,9 @@ def sp(shrink: float) -> Kind:
     return SHRINK, shrink
 
 
-def read(folder: Path, *names: str) -> list[dict[str, Any]]:
-    """The published files of those names."""
-    return [read_json(folder / f"{name}.json") for name in names]
+def read(script: str, *names: str) -> list[dict[str, Any]]:
+    """The files of those names in the folder `published` beside a script."""
+    return [read_json(Path(script).resolve().parent / "published" / f"{name}.json") for name in names]
 
 
 def by_method(values: Mapping[Kind, T], methods: Methods) -> dict[str, T]:

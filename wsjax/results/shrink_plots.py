@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from wsjax.results import names, plots, shrinking
+from wsjax.results import plots, shrinking
 from wsjax.results.names import Style
 from wsjax.results.shrinking import Curve
 
@@ -37,10 +37,9 @@ def shrink_curves(curves: Sequence[Curve], published: Mapping[str, ArrayLike] | 
                 styles[label] = style
         if network in published:
             x, y = np.asarray(published[network]).T
-            light = names.mix(COLORS[network], "#FFFFFF", 0.45)
-            axis.plot(x, y, color=light, linewidth=0.9, linestyle=plots.DASHES, zorder=1.5)
+            plots.dashed(axis, x, y, 1, Style(COLORS[network]))
     plots.dress(axis, "Test accuracy (%)", 1, "Shrink")
     axis.set_ylim(bottom=0)
     dashes = {"published": Style("#888888", plots.DASHES)} if published else {}
-    plots.legend(figure, styles, {}, dashes)
+    plots.legend(figure, styles, dashes)
     return figure

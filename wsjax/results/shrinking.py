@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from wsjax.results.names import Methods
-from wsjax.results.summary import interval
+from wsjax.results.summary import interval, with_bounds
 from wsjax.results.tables import Table
 from wsjax.storage.rows import Row, round_ends
 
@@ -117,6 +117,5 @@ def _short(network: str, evaluation: str) -> str:
 
 
 def _told(value: Mapping[str, Any]) -> str:
-    if value["low"] is None:
-        return f"{value['mean']:.2f}"
-    return f"{value['mean']:.2f} ({max(value['low'], 0):.2f} to {min(value['high'], 1):.2f})"
+    bounds = {} if value["low"] is None else {"low": max(value["low"], 0), "high": min(value["high"], 1)}
+    return with_bounds({**value, **bounds}, ".2f")

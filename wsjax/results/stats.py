@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -44,6 +44,11 @@ def unit_of(rows: Iterable[Row]) -> Unit:
     """Percent where all scores can be shares; else the scores are something else than an accuracy."""
     shares = all(0 <= row[name] <= 1 for row in rows for name in SCORES if row.get(name) is not None)
     return ACCURACY if shares else SCORE
+
+
+def slope(points: Mapping[int, Any]) -> Any:
+    """The change of a value with x by least squares, of values by x: numbers, or several at once as an array."""
+    return np.polyfit(list(points), list(points.values()), 1)[0]
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from wsjax.results import names, speedup
 from wsjax.results.names import Methods
-from wsjax.results.stats import CONFIDENCE, Unit, mean_interval, unit_of
+from wsjax.results.stats import CONFIDENCE, Unit, mean_interval, slope, unit_of
 from wsjax.storage.rows import CAP, FIRST, Row, round_ends
 
 _SUMS = ("epochs", "steps", "samples_seen")
@@ -30,7 +28,7 @@ def summarize_offline(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     """
     ends = _with_factors(round_ends(rows), methods)
     final = [end for end in ends if end["method"] != FIRST]
-    random, warm = names.find(methods, names.RANDOM), names.find(methods, names.WARM)
+    random, warm = names.both(methods)
     return {
         "rows": final,
         "first_round": [end for end in ends if end["method"] == FIRST],
@@ -48,14 +46,14 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       methods: what each method is, by name; see `names`.
 
     Returns:
-      "rounds": a row a round for each method and seed; the first round, which all methods share, stands in each of
-      them, or alone as the method "first" where none has ended a later one. "rows": each method and seed over all
-      rounds: the last round's accuracies, "mean_test_accuracy" over the rounds after the first, and total epochs,
-      steps and seconds. "gap", "gain": as offline, of the seeds that reached the last round; "mean_gap", "mean_gain":
-      of the means over rounds; "gap_slope": the change of the gap a round, by least squares; "steps_of_RI",
-      "seconds_of_RI": each method's total as a share of random initialisation's; "from_scratch": how soon, in the last
-      round, each method has random initialisation's accuracy, see `speedup`. All are paired over seeds, with
-      intervals; None where a method did not run.
+      "rounds": a row a round for each method and seed; the first round, which all methods share, stands in each of them
+      for the seeds that it has ended a later one of, or alone as the method "first" where none has. "rows": each method
+      and seed over all rounds: the last round's accuracies, "mean_test_accuracy" over the rounds after the first, and
+      total epochs, steps and seconds. "gap", "gain": as offline, of the seeds that reached the last round; "mean_gap",
+      "mean_gain": of the means over rounds; "gap_slope": the change of the gap a round, by least squares;
+      "steps_of_RI", "seconds_of_RI": each method's total as a share of random initialisation's; "from_scratch": how
+      soon, in the last round, each method has random initialisation's accuracy, see `speedup`. All are paired over
+      seeds, with intervals; None where a method did not run.
     """
     ends = round_ends(rows)
     own: dict[str, list[Row]] = {}  # ends by method
@@ -64,7 +62,8 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     first = own.pop(FIRST, [])
     rounds: list[Row] = []
     for name, later in (own or {FIRST: []}).items():
-        shared = [end for end in first if end["round"] < min((end["round"] for end in later), default=2)]
+        begin, seeds = min((end["round"] for end in later), default=2), {end["seed"] for end in later or first}
+        shared = [end for end in first if end["round"] < begin and end["seed"] in seeds]
         rounds += [end | {"method": name} for end in [*shared, *later]]
     by_seed: dict[tuple[str, int], list[Row]] = {}
     for end in rounds:
@@ -72,7 +71,7 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     totals = _with_factors([_total(curve) for curve in by_seed.values()], methods)
     last = max((end["round"] for end in totals), default=1)
     ended = [end for end in totals if end["round"] == last]
-    random, warm = names.find(methods, names.RANDOM), names.find(methods, names.WARM)
+    random, warm = names.both(methods)
     others, not_random = _others(ended, random, warm), _others(ended, random)
     return {
         "rows": totals,
@@ -101,6 +100,12 @@ def differences(
 ) -> dict[tuple[int, int], float]:
     """The differences of two methods in a field, by (seed, round), where both have one."""
     return {key: one - two for key, (one, two) in _pairs(ends, method, other, field).items()}
+
+
+def less(one: Mapping[Any, float], two: Mapping[Any, float]) -> dict[str, Any] | None:
+    """The interval of the differences of values with the same key; None where no key has both."""
+    found = [one[key] - two[key] for key in sorted(one.keys() & two.keys())]
+    return interval(found) if found else None
 
 
 def unit_of_summary(summary: Mapping[str, Any]) -> Unit:
@@ -162,16 +167,21 @@ def _slope(
     slopes = []
     for seed in sorted(seed for name, seed in by_seed if name == random):
         both = [*by_seed[str(random), seed], *by_seed.get((str(warm), seed), ())]
-        gaps = list(differences([end for end in both if end["round"] > 1], random, warm).values())
+        gaps = differences([end for end in both if end["round"] > 1], random, warm)
         if len(gaps) > 1:
-            slopes.append(float(np.polyfit(range(len(gaps)), gaps, 1)[0]))
+            slopes.append(float(slope({number: gap for (_, number), gap in gaps.items()})))
     return {"minuend": random, "subtrahend": warm, **interval(slopes)} if slopes else None
 
 
 def share_of(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:
     """A method's total as a share of random initialisation's, seed by seed."""
-    shares = [a / b for a, b in _pairs(totals, name, random, field).values() if b]
-    return {"of": random, **interval(shares)} if shares else None
+    found = shares(totals, name, random, field)
+    return {"of": random, **interval(found)} if found else None
+
+
+def shares(ends: Sequence[Row], method: str, other: str | None, field: str) -> list[float]:
+    """A method's values of a field as shares of another's, of each seed and round where both have one."""
+    return [a / b for a, b in _pairs(ends, method, other, field).values() if b]
 
 
 def _pairs(
@@ -192,21 +202,28 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, **bounds, "confidence": CONFIDENCE, "seeds": len(values)}
 
 
+def side(mean: Mapping[str, Any], of: float = 0.0) -> int | None:
+    """The side of a number that a whole interval lies on: 1 above, -1 below, 0 neither; None of a seed, without one."""
+    return None if mean["low"] is None else int(mean["low"] > of) - int(mean["high"] < of)
+
+
 def _gap_sentence(gap: Mapping[str, Any], unit: Unit) -> str:
-    points = _difference(gap, unit)
-    if gap["low"] is None:
+    points, told = _difference(gap, unit), side(gap)
+    if told is None:
         return f"{points}; one seed gives no interval, so this says nothing sure about a gap."
-    if gap["low"] <= 0 <= gap["high"]:
+    if told == 0:
         return f"No warm-starting gap can be told here: {points}, which includes 0."
     if not unit.percent:  # whether more is better is the user's to know
         return f"Warm starting makes a difference: {points}."
-    return f"Warm starting {'costs accuracy' if gap['low'] > 0 else 'gains accuracy here'}: {points}."
+    return f"Warm starting {'costs accuracy' if told > 0 else 'gains accuracy here'}: {points}."
 
 
 def _gain_sentence(gain: Mapping[str, Any], gap: Mapping[str, Any] | None, unit: Unit) -> str:
     sentence, name = _difference(gain, unit), names.label(gain["minuend"])
-    if gap is None or gap["low"] is None or gap["low"] <= 0:
+    if gap is None or side(gap) != 1 or side(gain) is None:
         return sentence + "."
+    if side(gain) == 0:
+        return f"{sentence}, which includes 0: that {name} takes any of the gap back cannot be told."
     share = gain["mean"] / gap["mean"]
     if share < 0:
         return f"{sentence}: {name} takes nothing of the gap back."
@@ -215,18 +232,13 @@ def _gain_sentence(gain: Mapping[str, Any], gap: Mapping[str, Any] | None, unit:
 
 def _slope_sentence(slope: Mapping[str, Any], unit: Unit) -> str:
     change = f"{minus(slope)} changes by {in_points(slope, unit)} a round"
-    if slope["low"] is None:
-        return f"{change}."
-    if slope["low"] > 0:
-        return f"The gap grows with the rounds: {change}."
-    return f"The gap {'shrinks' if slope['high'] < 0 else 'cannot be told to grow'} with the rounds: {change}."
+    told = {1: "grows", -1: "shrinks", 0: "cannot be told to grow", None: ""}[side(slope)]
+    return f"The gap {told} with the rounds: {change}." if told else f"{change}."
 
 
 def share_range(share: Mapping[str, Any]) -> str:
     """A share with its interval, in words."""
-    if share["low"] is None:
-        return f"{share['mean']:.0%}"
-    return f"{share['mean']:.0%} (95 % interval {share['low']:.0%} to {share['high']:.0%})"
+    return with_bounds(share, ".0%", "95 % interval ")
 
 
 def _difference(difference: Mapping[str, Any], unit: Unit) -> str:
@@ -242,6 +254,13 @@ def with_half(mean: Mapping[str, Any], unit: Unit, decimals: int = 2, sign: bool
     """A mean, such as that of differences, with half of its interval, where it has one."""
     half = "" if mean["low"] is None else f" ± {unit.number((mean['high'] - mean['low']) / 2, decimals)}"
     return unit.number(mean["mean"], decimals, sign) + half
+
+
+def with_bounds(mean: Mapping[str, Any], spec: str, what: str = "") -> str:
+    """A mean with its interval in brackets, where it has one, each number as a format specification has it."""
+    if mean["low"] is None:
+        return f"{mean['mean']:{spec}}"
+    return f"{mean['mean']:{spec}} ({what}{mean['low']:{spec}} to {mean['high']:{spec}})"
 
 
 def in_points(difference: Mapping[str, Any], unit: Unit) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wsjax.results import names
-from wsjax.results.stats import Unit, mean_interval
-from wsjax.results.summary import unit_of_summary
+from wsjax.results.stats import Unit
+from wsjax.results.summary import interval, unit_of_summary, with_half
 from wsjax.storage.rows import Row
 
 Table = tuple[list[str], list[list[str]]]
@@ -73,7 +73,6 @@ def over_seeds(ends: Sequence[Row], field: str, unit: Unit, spread: bool = True)
     known = [end[field] for end in ends if end[field] is not None]
     if not known:
         return "-"
-    interval = mean_interval(known)
-    half = interval.high - interval.mean
-    text = unit.number(interval.mean) + (f" ± {unit.number(half)}" if spread and half == half else "")
+    mean = interval(known)
+    text = with_half(mean, unit, sign=False) if spread else unit.number(mean["mean"])
     return text if len(known) == len(ends) else f"{text} ({len(known)} of {len(ends)})"

@@ -14,9 +14,9 @@ from wsjax.results import names, words
 from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun
 from wsjax.results.names import Methods
-from wsjax.results.stats import Unit, mean_interval, unit_of
-from wsjax.results.summary import minus, paired, unit_of_summary, with_half
-from wsjax.results.tables import Table
+from wsjax.results.stats import Unit, unit_of
+from wsjax.results.summary import minus, paired, side, unit_of_summary, with_half
+from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import FIRST, Row, round_ends
 
@@ -103,7 +103,7 @@ def by_place(ends: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
 
 def differences(ends: Sequence[Row], table: Methods) -> dict[str, Any]:
     """The paired "gap" and "gain" of the kinds' ends in one place."""
-    random, warm = names.find(table, names.RANDOM), names.find(table, names.WARM)
+    random, warm = names.both(table)
     others = [name for name in names.ordered({end["method"] for end in ends}, table) if name not in (random, warm)]
     return {"gap": paired(ends, random, warm), "gain": {name: paired(ends, name, random) for name in others}}
 
@@ -115,10 +115,10 @@ def transfer_table(summary: Mapping[str, Any], methods: Methods) -> Table:
     titles: dict[str, None] = {}
     lines = []
     for pair, own in zip(summary["pairs"], by_place(summary["rows"]).values(), strict=True):
-        scores = [[end["test_accuracy"] for end in own if end["method"] == name] for name in columns]
+        there = [[end for end in own if end["method"] == name] for name in columns]
         found = {minus(each): with_half(each, unit) for each in (pair["gap"], *pair["gain"].values()) if each}
         titles |= dict.fromkeys(found)
-        means = [unit.number(mean_interval(values).mean) if values else "" for values in scores]
+        means = [over_seeds(ends, "test_accuracy", unit, spread=False) if ends else "" for ends in there]
         lines.append(([pair["target"], exact(pair["fraction"]), f"{pair['samples']:,}", *means], found))
     sign = "%" if unit.percent else unit.word
     return ["target", "share", "images", *(f"{names.label(name)} {sign}" for name in columns), *titles], [
@@ -131,12 +131,14 @@ def transfer_sentences(summary: Mapping[str, Any], source: str) -> list[str]:
     unit, sentences = unit_of_summary(summary), []
     for target in dict.fromkeys(pair["target"] for pair in summary["pairs"]):
         own = [pair for pair in summary["pairs"] if pair["target"] == target]
-        for each in zip(*([pair["gap"], *pair["gain"].values()] for pair in own), strict=False):
-            places = [(pair["fraction"], found) for pair, found in zip(own, each, strict=True) if found]
-            if places:
-                told = "; ".join(f"{exact(fraction)}: {with_half(found, unit)}" for fraction, found in places)
-                points = "points, " * unit.percent + "by share of the target"
-                sentences.append(f"{source} to {target}, {minus(places[0][1])} ({points}) {told}. {_signs(places)}")
+        places: dict[str, list[tuple[float, Mapping[str, Any]]]] = {}  # by title: not all need be at every share
+        for pair in own:
+            for found in filter(None, (pair["gap"], *pair["gain"].values())):
+                places.setdefault(minus(found), []).append((pair["fraction"], found))
+        for title, each in places.items():
+            told = "; ".join(f"{exact(fraction)}: {with_half(found, unit)}" for fraction, found in each)
+            points = "points, " * unit.percent + "by share of the target"
+            sentences.append(f"{source} to {target}, {title} ({points}) {told}. {_signs(each)}")
     return sentences
 
 
@@ -174,15 +176,13 @@ def of_source(pair: Pair, pairs: Mapping[Pair, Sequence[Row]], table: Methods) -
 
 def told(pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> tuple[str, str]:
     """What came out: how often each difference lies above and below 0, and all of them in numbers."""
-    signs: dict[str, list[int]] = {}
+    sides: dict[str, list[int]] = {}
     for ends in pairs.values():
         for difference in _differences(ends, table):
-            low, high = difference["low"], difference["high"]
-            side = 2 if low is None or low <= 0 <= high else 0 if low > 0 else 1
-            signs.setdefault(minus(difference), [0, 0, 0])[side] += 1
+            sides.setdefault(minus(difference), []).append(side(difference) or 0)
     counts = [
-        f"{title} is above 0 in {above} of {above + below + open_}, below in {below}, not to be told in {open_}"
-        for title, (above, below, open_) in signs.items()
+        f"{name} is above 0 in {own.count(1)} of {len(own)}, below in {own.count(-1)}, not to be told in {own.count(0)}"
+        for name, own in sides.items()
     ]
     numbers = {pair: _numbers(ends, table, _unit(pairs)) for pair, ends in pairs.items()}
     every = [f"{pair.title}: {_joined(own)}." for pair, own in numbers.items() if own]
@@ -224,17 +224,11 @@ def missing(pairs: Mapping[Pair, Sequence[Row]]) -> str:
 
 def _signs(places: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
     """Which of two is better at which fractions, as far as intervals tell."""
-    first, second = (names.label(places[0][1][side]) for side in ("minuend", "subtrahend"))
-    words = {
-        f"{first} is better": lambda low, high: low > 0,
-        f"{second} is better": lambda low, high: high < 0,
-        "No difference can be told": lambda low, high: low <= 0 <= high,
-    }
-    known = [(fraction, found["low"], found["high"]) for fraction, found in places if found["low"] is not None]
+    first, second = (names.label(places[0][1][part]) for part in ("minuend", "subtrahend"))
     said = []
-    for word, holds in words.items():
-        if where := [exact(fraction) for fraction, low, high in known if holds(low, high)]:
-            said.append(f"{word} at {', '.join(where)}.")
+    for told, what in ((1, f"{first} is better"), (-1, f"{second} is better"), (0, "No difference can be told")):
+        if where := [exact(fraction) for fraction, found in places if side(found) == told]:
+            said.append(f"{what} at {', '.join(where)}.")
     return " ".join(said) or "One seed gives no interval."
 
 

@@ -176,7 +176,7 @@ def not_as_published(own: Settings, published: Settings, capped: bool) -> list[s
     there = _alike(published)
     free = {"epochs"} if not capped and own.get("stop") != ["epochs"] and there.get("stop") != ["epochs"] else set()
     names = [name for name in own if name not in free and own[name] != there.get(name)]
-    return [f"{phrase(name, own[name])} instead of {_value(name, there.get(name))}" for name in names]
+    return [f"{phrase(name, own[name])} instead of {shown(name, there.get(name))}" for name in names]
 
 
 def is_alike(own: Settings, published: Settings, *names: str) -> bool:
@@ -196,13 +196,8 @@ def is_published(own: Settings, published: Settings) -> bool:
 
 def phrase(name: str, value: Any) -> str:
     """A setting in words."""
-    text = _value(name, value)
+    text = shown(name, value)
     return WORDS[name].format(text) if name in WORDS else f"{name.replace('_', ' ')} {text}"
-
-
-def shown(name: str, value: Any) -> str:
-    """A setting's value in words."""
-    return _value(name, value)
 
 
 def share(total: int, fraction: float) -> int:
@@ -226,7 +221,8 @@ def _alike(settings: Settings) -> dict[str, Any]:
     return own
 
 
-def _value(name: str, value: Any) -> str:
+def shown(name: str, value: Any) -> str:
+    """A setting's value in words."""
     if value is None:
         return _NONE.get(name, "none")
     if isinstance(value, bool):
@@ -236,7 +232,7 @@ def _value(name: str, value: Any) -> str:
     if isinstance(value, float):
         return short if float(short := f"{value:.5g}") == value else repr(value)
     if isinstance(value, list | tuple):
-        return "/".join(_value(name, one) for one in value)
+        return "/".join(shown(name, one) for one in value)
     return label(str(value), name)
 
 

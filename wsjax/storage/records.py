@@ -68,11 +68,12 @@ _ABOUT = {"experiment": str, "versions": dict, "devices": list, "host": str, "gi
 
 
 class RunRecords(NamedTuple):
-    """What a run's folder holds; summary is None while the run is unfinished."""
+    """What a run's folder holds, and where that is; summary is None while the run is unfinished."""
 
     config: dict[str, Any]
     rows: list[Row]
     summary: dict[str, Any] | None
+    folder: Path = Path()
 
 
 class Records:
@@ -196,7 +197,7 @@ def read_run(folder: Path | str) -> RunRecords:
         raise RunError(f"{folder} is not a run's folder: it has no {CONFIG}")
     rows = read_rows(folder / RECORDS) if (folder / RECORDS).exists() else []
     summary = read_json(folder / SUMMARY) if (folder / SUMMARY).exists() else None
-    return RunRecords(read_config(folder), rows, summary)
+    return RunRecords(read_config(folder), rows, summary, folder)
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
