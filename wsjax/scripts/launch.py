@@ -117,6 +117,9 @@ class Command:
     def __call__(self) -> int:
         """Runs the command to its end; raises RunError where it fails."""
         self._process = subprocess.Popen([sys.executable, *self.command], cwd=self.folder, preexec_fn=_ignore_notice)
+        # submitit asks for the checkpoint in a signal's handler on this thread. `wait` holds a lock that the handler's
+        # own `wait` would never get, so it comes only when the command has ended.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         code = self._process.wait()
         if code == 128 + signal.SIGTERM:  # Slurm is about to end this process too: the job has not failed
             time.sleep(GRACE)
