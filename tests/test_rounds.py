@@ -344,6 +344,31 @@ def test_a_trunk_that_is_trained_again_leaves_rows_that_can_be_gone_on_with(tmp_
     assert all(same(again.states[key], whole.states[key]) for key in whole.states)
 
 
+def test_a_trunk_that_is_trained_again_may_be_stopped_again(tmp_path):
+    trunk = [Round(10, max_epochs=2), Round(10, max_epochs=2)]
+    methods = {
+        name: Method(mixed(warm_start), after, [Round(30, max_epochs=2)]) for name, after in (("A", 1), ("B", 2))
+    }
+
+    def start(observe=None):
+        records = Records(tmp_path / "r.jsonl")
+        return run(trunk, methods, records=records, checkpoints=tmp_path / "c", states=False, observe=observe)
+
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    whole = start()
+    Records(tmp_path / "r.jsonl").keep(lambda row: row["method"] != "A")
+    for name in ("first-seeds-0", "A-seeds-0"):
+        shutil.rmtree(tmp_path / "c" / name)
+    with pytest.warns(UserWarning, match="no checkpoint reaches"), pytest.raises(KeyboardInterrupt):
+        start(stop)
+    with pytest.warns(UserWarning, match="; 1 epochs are trained again for its last state"):
+        again = start()
+    assert sorted(map(str, timeless(again.rows))) == sorted(map(str, timeless(whole.rows)))
+    assert not (tmp_path / "r.jsonl.dropped").read_text().count('"method": "first"')  # rows that are right stay
+
+
 def gradient_start(boundary):
     """A start that looks at the data: a step down the gradient over all of the round's samples, as DASH has one."""
     here = boundary.setup
@@ -658,7 +683,7 @@ def test_the_rows_of_a_finished_run_suffice_without_its_checkpoints(tmp_path):
     again = start()
     assert (epochs, again.rows, again.states) == ([], whole.rows, {})
     # States that are wanted, and one more round, need what is gone: it is trained again, to the same bits.
-    with pytest.warns(UserWarning, match="no checkpoint reaches as far as its rows do; . epochs are set aside"):
+    with pytest.warns(UserWarning, match="no checkpoint reaches as far as its rows do; . epochs are trained"):
         wanted = start(states=True).states
     direct = undisturbed().states
     assert all(same(wanted[name, 0], direct[name, 0]) for name in METHODS)
