@@ -64,7 +64,7 @@ def main(settings: Config) -> None:
     from wsjax.results import shrink_plots
     from wsjax.rounds.legs import Method
 
-    dataset = run.load_data(settings)
+    dataset = run.load_data(settings, [NETWORKS[name]["model"] for name in settings.networks])
     own = {name: dataclasses.replace(settings, **NETWORKS[name]) for name in settings.networks}
     setups = {name: build.build_setup(trained, dataset) for name, trained in own.items()}
     setup = setups[settings.networks[0]]
