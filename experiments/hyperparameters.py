@@ -105,8 +105,8 @@ def check(settings: Config) -> None:
         for value in values:
             config.check_positive(many, value, config.LIMITS[one])
         cli.check(0 < len(values) == len(set(values)), f"--{many} needs at least one value, and each once")
-        unused = getattr(settings, one) == getattr(defaults(settings.dataset), one)
-        cli.check(unused, f"--{one} has no use here: give the cells' own with --{many}")
+        why = f"here: give the cells' own with --{many}"
+        config.check_unused(settings, defaults(settings.dataset), one, why)
 
 
 if __name__ == "__main__":

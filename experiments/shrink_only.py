@@ -86,8 +86,7 @@ def check(settings: Config) -> None:
     for network in settings.networks:
         cli.choose("networks", network, tuple(NETWORKS))
     for name in UNUSED:
-        unused = getattr(settings, name) != getattr(Config, name)
-        cli.check(not unused, f"--{name} has no use here: networks are those of --networks, and they are only shrunk")
+        config.check_unused(settings, Config, name, "here: networks are those of --networks, and they are only shrunk")
 
 
 def measure(own: dict[str, Config], dataset: Dataset, states: Any) -> list[dict[str, Any]]:

@@ -92,6 +92,7 @@ def check(settings: Config) -> None:
     for fraction in settings.fractions:
         cli.check(0 < fraction <= 1, f"--fractions must lie in (0, 1], not {fraction}")
     config.check_first_epochs(settings.first_epochs)
+    config.check_unused(settings, Config, "own_first", "here: all methods share the rounds before their own")
 
 
 class Plan(NamedTuple):

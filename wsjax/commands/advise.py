@@ -172,8 +172,7 @@ def load(settings: Config) -> Dataset:
     given = settings.data or ("digits",)
     if len(given) == 1 and (given[0] in datasets.NAMES or _has_test_set(given[0])):
         for name, why in (("max_gigabytes", "is loaded as a whole"), ("holdout", "has a test set")):
-            unused = getattr(settings, name) == getattr(Config, name)
-            cli.check(unused, f"--{name} has no use for {given[0]}, which {why}; leave it out")
+            config.check_unused(settings, Config, name, f"for {given[0]}, which {why}; leave it out")
         return datasets.load(given[0], image_size=settings.image_size)
     pool = read_pool(given, (), None, settings.holdout, cli.say, settings.max_gigabytes, settings.image_size)
     assert pool is not None

@@ -179,8 +179,6 @@ def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: 
     """
     from wsjax.methods.starts import with_new_heads
 
-    if config.own_first:
-        raise UsageError("--own_first has no use here: all methods share the rounds before their own")
     own = [here._replace(setup=here.setup or setup) for here in later]
     made = {}
     for name, method in build_methods(config, setup, [*own[:1], *own]).items():

@@ -244,9 +244,9 @@ class Common(Running, Methods, Training, Data):
     """Settings that every experiment of the study has."""
 
 
-def check_config(config: Common) -> None:
-    """Checks every field, once, where it comes in; raises UsageError."""
-    check_training(config)
+def check_config(config: Common, default: Any = Common) -> None:
+    """Checks every field, once, where it comes in, with what a script has where nothing is said; raises UsageError."""
+    check_training(config, default)
     check_image_size(config.image_size)
     for name in ("batch_stats", "opt_state", "fresh", "evaluation", "evaluate"):
         choose(name, getattr(config, name), CHOICES[name])
@@ -285,7 +285,7 @@ def check_run(name: str | None) -> None:
     check(name is None or name == Path(name).name != "..", f"--run must be a plain name, not '{name}'")
 
 
-def check_training(config: Training) -> None:
+def check_training(config: Training, default: Any = Training) -> None:
     """Checks the fields of `Training`; raises UsageError."""
     for name in ("model", "activation", "conv_init", "optimizer", "schedule", "precision", "train_accuracy"):
         choose(name, getattr(config, name), CHOICES[name])
@@ -306,8 +306,8 @@ def check_training(config: Training) -> None:
     check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
     check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
     for name, rule in RULES.items():
-        used = rule in config.stop or getattr(config, name) == getattr(Training, name)
-        check(used, f"--{name} has no use without --stop {rule}: leave it out, or add {rule} to --stop")
+        if rule not in config.stop:
+            check_unused(config, default, name, f"without --stop {rule}: leave it out, or add {rule} to --stop")
     check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
 
 
@@ -371,6 +371,11 @@ def check_positive(name: str, value: float, most: float = math.inf) -> None:
     """Raises UsageError unless a setting's value is finite, above 0 and at most `most`."""
     check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
     check(value <= most, f"--{name} must be at most {most:,}, not {value:,}")
+
+
+def check_unused(config: Any, default: Any, name: str, why: str) -> None:
+    """Raises UsageError where somebody gave a setting, that is where it is not the default's, which has no use."""
+    check(getattr(config, name) == getattr(default, name), f"--{name} has no use {why}")
 
 
 def run_name(config: Common) -> str:
