@@ -20,6 +20,7 @@ from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.methods.starts import mixed, new_heads, scratch
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
+from wsjax.rounds import loop
 from wsjax.rounds.legs import Method, Round, Settings
 from wsjax.rounds.loop import run_rounds
 from wsjax.rounds.programs import Compiler
@@ -577,6 +578,18 @@ def test_a_method_without_shared_rounds_starts_from_what_it_makes_of_a_new_netwo
         assert same(states[name, 0].params, plain["first", 0].params)
     expected = jax.tree.map(lambda x: 0.5 * x, plain["first", 0].params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), states["SP", 0].params, expected)
+
+
+def test_what_begins_with_the_first_network_draws_no_other(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        loop,
+        "_fresh",
+        lambda programs, keys, number, draw=loop._fresh: drawn.append(number) or draw(programs, keys, number),
+    )
+    methods = {name: Method(start, 0) for name, start in (("A", scratch), ("B", mixed(warm_start)))}
+    run([Round(30, max_epochs=1)], methods)
+    assert drawn == [1, 1]
 
 
 def test_the_fresh_network_may_be_the_first_one_again():

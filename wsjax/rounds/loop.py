@@ -271,6 +271,8 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
             check_start(f"round {number}", old, _template(run, leg, number, keys))
         return old
     begins = number == 1
+    if begins and not any(run.methods[name].at_once for name, _ in leg.parts):
+        return old  # drawn for this leg alone, whose first epoch donates it
     first = fresh = _first_kept(run, leg, programs, keys)
     if begins or run.settings.fresh == "new":
         fresh = _fresh(programs, keys, 0 if begins else number)
