@@ -130,6 +130,8 @@ def check(settings: Config) -> None:
         _split(pair)
     for name, most in (("raised", math.inf), ("seeds", 1000), ("max_gigabytes", math.inf)):
         config.check_positive(name, getattr(settings, name), most)
+    same = _raised(settings) == settings.learning_rate
+    cli.check(not same, f"--raised={settings.raised:g} raises nothing: give what the learning rate is multiplied by")
     config.check_first_epochs(settings.first_epochs)
     for name in ("new", "holdout"):
         value = getattr(settings, name)
@@ -142,7 +144,7 @@ def check(settings: Config) -> None:
 
 def ways(settings: Config, num_samples: int) -> dict[str, names.Spec]:
     """What each way is, by name, from the one to try first on; `wsjax retrain` can do all of them."""
-    rate = float(f"{settings.learning_rate * settings.raised:.6g}")
+    rate = _raised(settings)
     scratch, warm = {"reinit": names.RANDOM}, {"reinit": names.WARM}
     pairs: list[dict[str, Any]] = [
         dict(zip(("shrink", "perturb"), _split(pair), strict=True)) for pair in settings.factors
@@ -160,6 +162,11 @@ def ways(settings: Config, num_samples: int) -> dict[str, names.Spec]:
         **shrunk,
         "DASH": dash,
     }
+
+
+def _raised(settings: Config) -> float:
+    """The higher learning rate, as it is written."""
+    return float(f"{settings.learning_rate * settings.raised:.6g}")
 
 
 def load(settings: Config) -> Dataset:
