@@ -85,9 +85,6 @@ def check(settings: Config) -> None:
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: early stopping compares RI and WS, not {' '.join(strangers)}")
     first = _first(settings)
-    config.check_fraction(settings.fraction)
-    config.check_first_epochs(first)
-    config.check_positive("every", settings.every)
     cli.check(settings.every <= first, f"--every={settings.every}: there are {first} epochs before the last warm start")
 
 

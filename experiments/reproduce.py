@@ -251,8 +251,7 @@ def check(settings: Config) -> None:
     cli.choose("scale", settings.scale, list(GRIDS))
     cli.choose("launcher", settings.launcher, ("local", "slurm"))
     for name in ("seeds", "jobs", "parallel", "gpus_per_job"):
-        value = getattr(settings, name)
-        cli.check(value is None or value > 0, f"--{name} must be positive, not {value}")
+        config.check_positive(name, getattr(settings, name))
     study.seconds_of(settings.time)
     names, other = (SLURM_ONLY, "slurm") if settings.launcher == "local" else (("jobs",), "local")
     for name in names:

@@ -122,21 +122,14 @@ def main(settings: Config) -> None:
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     config.check_training(settings)
-    config.check_factors(settings)
     config.check_image_size(settings.image_size)
     study.seconds_of(settings.budget)
     config.check_list("factors", settings.factors)
     for pair in settings.factors:
         _split(pair)
-    for name, most in (("raised", math.inf), ("seeds", 1000), ("max_gigabytes", math.inf)):
-        config.check_positive(name, getattr(settings, name), most)
+    config.check_positive("seeds", settings.seeds, 1000)
     same = _raised(settings) == settings.learning_rate
     cli.check(not same, f"--raised={settings.raised:g} raises nothing: give what the learning rate is multiplied by")
-    config.check_first_epochs(settings.first_epochs)
-    for name in ("new", "holdout"):
-        value = getattr(settings, name)
-        cli.check(0 < value < 1, f"--{name} must lie between 0 and 1, not {value}")
-    cli.check(0 <= settings.tolerance <= 1, f"--tolerance must lie in [0, 1], not {settings.tolerance}")
     config.check_run(settings.run)
     own = config.Common(devices=settings.devices)
     cli.check(not hosts.has_several_processes(own), "advise runs as one process: start it without srun")
