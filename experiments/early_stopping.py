@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 import dataclasses
+import itertools
 from typing import Any
 
 from wsjax.results import early_stopping, names
@@ -64,7 +65,7 @@ def main(settings: Config) -> None:
     setup = build.build_setup(settings, dataset)
     # A schedule runs over the whole of the half's training: no warm start of it begins it again.
     own = optimisers.paced(settings, setup, first)
-    shared = [Round(half, None, end - begin, own) for begin, end in zip([0, *ends], ends, strict=False)]
+    shared = [Round(half, None, end - begin, own) for begin, end in itertools.pairwise([0, *ends])]
     later = build.build_rounds(settings, setup, [(total, settings.epochs)])
     methods, table = {}, {}
     if "RI" in settings.methods:  # it takes what the offline experiment's takes: the network drawn after round 1

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsjax.commands import retrain
-from wsjax.errors import RunError, printable
+from wsjax.errors import RunError, UsageError, printable
 from wsjax.results import advice, names, words
 from wsjax.scripts import build, cli, config, hosts, process, race, study
 from wsjax.storage.files import user_path
@@ -329,8 +329,7 @@ def _split(pair: str) -> tuple[float, float]:
         shrink, perturb = map(float, pair.split("/"))
         if math.isfinite(shrink) and math.isfinite(perturb):
             return shrink, perturb
-    cli.check(False, f"--factors are written as 0.4/0.1, SHRINK/PERTURB, not '{pair}'")
-    raise AssertionError
+    raise UsageError(f"--factors are written as 0.4/0.1, SHRINK/PERTURB, not '{pair}'")
 
 
 def _devices() -> list[str]:

@@ -138,7 +138,7 @@ def open_journal(
     if checkpoints is None:
         yield Journal(leg, records, None, checkpoint_every, observe)
         return
-    with checkpoint.open_folder(checkpoints / leg.name) as folder:
+    with checkpoint.Folder(checkpoints / leg.name) as folder:
         yield Journal(leg, records, folder, checkpoint_every, observe)
 
 

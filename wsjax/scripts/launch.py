@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from wsjax.errors import RunError, UsageError
 from wsjax.storage.lock import is_held
+from wsjax.storage.records import SUMMARY
 
 POLL = 0.2  # seconds between two looks at the jobs that run
 GRACE = 12.0  # seconds that a job has to write its checkpoint when it is told to end
@@ -44,7 +45,7 @@ class Job(NamedTuple):
     @property
     def done(self) -> bool:
         """Whether there is nothing left to run."""
-        return all((folder / "summary.json").exists() for folder in self.folders)
+        return all((folder / SUMMARY).exists() for folder in self.folders)
 
     @property
     def held(self) -> bool:

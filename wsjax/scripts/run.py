@@ -130,7 +130,7 @@ def run(
         parallel.wait_for_all("records")
         records = follow_run(folder) if own is None else own
         known = None if measure is None else _measured(folder)
-        left = sum(_most(config.seeds, methods, caps)) - sum(_work(records.rows, caps))
+        left = _most(config.seeds, methods, caps) - sum(_work(records.rows, caps))
         advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main(), within))
         try:
             result = loop.run_rounds(
@@ -197,7 +197,7 @@ def conclude(
 
 def _measured(folder: Path) -> Any:
     """What an earlier call has measured of the states at the run's end; None where there is nothing yet."""
-    return read_json(folder / SUMMARY).get(MEASURED) if (folder / SUMMARY).exists() else None
+    return read_json(folder / SUMMARY, {}).get(MEASURED)
 
 
 def _folder(name: str, config: Common) -> Path:
@@ -250,14 +250,14 @@ def _caps(rounds: Sequence[Round], methods: Mapping[str, Method]) -> Caps:
     }
 
 
-def _most(seeds: Sequence[int], methods: Mapping[str, Method], caps: Caps) -> list[int]:
-    """The samples that every seed's rounds see at most."""
-    return [
+def _most(seeds: Sequence[int], methods: Mapping[str, Method], caps: Caps) -> int:
+    """The samples that all seeds' rounds see at most."""
+    return sum(
         size * cap
         for (name, _), (size, cap) in caps.items()
         for seed in seeds
         if name not in methods or methods[name].runs(seed)
-    ]
+    )
 
 
 def _observe(advance: Callable[..., None], caps: Caps, watch: Callable[..., None] | None, rows: list[Row]) -> None:
