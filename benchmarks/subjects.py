@@ -207,7 +207,7 @@ def checkpoints(scale: Scale) -> Iterator[Case]:
     tensors = [torch.from_numpy(np.array(leaf)).to(torch_side.DEVICE) for leaf in jax.tree.leaves(state)]
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     place = Path(tempfile.mkdtemp(prefix="wsjax-benchmark-"))
-    folder = checkpoint.open_folder(place / "orbax")
+    folder = checkpoint.Folder(place / "orbax")
     numbers = itertools.count(1)
     try:
         for verb, ours, theirs in (

@@ -18,6 +18,7 @@ if __name__ == "__main__":  # before the imports that take a second
     ending.begin()
 
 import dataclasses
+import itertools
 from typing import Any
 
 from wsjax.results import early_stopping, names
@@ -64,7 +65,7 @@ def main(settings: Config) -> None:
     setup = build.build_setup(settings, dataset)
     # A schedule runs over the whole of the half's training: no warm start of it begins it again.
     own = optimisers.paced(settings, setup, first)
-    shared = [Round(half, None, end - begin, own) for begin, end in zip([0, *ends], ends, strict=False)]
+    shared = [Round(half, None, end - begin, own) for begin, end in itertools.pairwise([0, *ends])]
     later = build.build_rounds(settings, setup, [(total, settings.epochs)])
     methods, table = {}, {}
     if "RI" in settings.methods:  # it takes what the offline experiment's takes: the network drawn after round 1
@@ -85,9 +86,6 @@ def check(settings: Config) -> None:
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: early stopping compares RI and WS, not {' '.join(strangers)}")
     first = _first(settings)
-    config.check_fraction(settings.fraction)
-    config.check_first_epochs(first)
-    config.check_positive("every", settings.every)
     cli.check(settings.every <= first, f"--every={settings.every}: there are {first} epochs before the last warm start")
 
 

@@ -72,7 +72,6 @@ def main(settings: Config) -> None:
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     config.check_config(settings)
-    config.check_first_epochs(settings.first_epochs)
 
 
 if __name__ == "__main__":

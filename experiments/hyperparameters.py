@@ -97,16 +97,13 @@ def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     cli.check(set(settings.stop) != {"epochs"}, "--stop=epochs: cells are compared where they converge; give accuracy")
     config.check_config(settings)
-    config.check_fraction(settings.fraction)
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: this experiment compares RI and WS, not {' '.join(strangers)}")
     for one, many in (("learning_rate", "learning_rates"), ("batch_size", "batch_sizes")):
         values = getattr(settings, many)
-        for value in values:
-            config.check_positive(many, value, config.LIMITS[one])
         cli.check(0 < len(values) == len(set(values)), f"--{many} needs at least one value, and each once")
-        unused = getattr(settings, one) == getattr(defaults(settings.dataset), one)
-        cli.check(unused, f"--{one} has no use here: give the cells' own with --{many}")
+        why = f"here: give the cells' own with --{many}"
+        config.check_unused(settings, defaults(settings.dataset), one, why)
 
 
 if __name__ == "__main__":

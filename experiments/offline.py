@@ -78,9 +78,6 @@ def main(settings: Config) -> None:
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     config.check_config(settings)
-    config.check_fraction(settings.fraction)
-    config.check_first_epochs(settings.first_epochs)
-    cli.check(0 <= settings.label_noise <= 1, f"--label_noise must lie in [0, 1], not {settings.label_noise}")
 
 
 if __name__ == "__main__":

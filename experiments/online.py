@@ -87,13 +87,7 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    told = settings
-    default = protocols.applied(defaults(settings.dataset), settings.protocol).threshold
-    if "accuracy" not in settings.stop and settings.threshold == default:  # nobody gave it
-        told = dataclasses.replace(settings, threshold=Config.threshold)
-    config.check_config(told)
-    for name in ("pool", "increment", "max_rounds"):
-        config.check_positive(name, 1 if (value := getattr(settings, name)) is None else value)
+    config.check_config(settings, protocols.applied(defaults(settings.dataset), settings.protocol))
     whole = settings.pool <= 1 or settings.pool.is_integer()
     cli.check(whole, f"--pool is a fraction up to 1, or a whole number of images above that, not {settings.pool:g}")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import tyro
 
-from wsjax.scripts import cli, study
+from wsjax.scripts import cli, config, study
 from wsjax.scripts.launch import Job
 from wsjax.storage.files import user_path
 from wsjax.storage.lock import hold
@@ -212,33 +212,33 @@ class Config:
     """Folder for runs, logs and the page. Default: runs/study-SCALE."""
 
 
-def main(config: Config) -> None:
+def main(settings: Config) -> None:
     """Runs what is missing, and draws the page."""
-    check(config)
-    workdir = user_path(config.workdir or Path("runs") / f"study-{config.scale}")
-    more = "" if config.seeds is None else f"--seeds {' '.join(map(str, range(config.seeds)))}"
-    figures = study.select(study.make_jobs(GRIDS[config.scale], HERE, workdir, more), config.only)
+    check(settings)
+    workdir = user_path(settings.workdir or Path("runs") / f"study-{settings.scale}")
+    more = "" if settings.seeds is None else f"--seeds {' '.join(map(str, range(settings.seeds)))}"
+    figures = study.select(study.make_jobs(GRIDS[settings.scale], HERE, workdir, more), settings.only)
     jobs = list({job.name: job for own in figures.values() for job in own}.values())
     study.check_runs(jobs)
-    if config.status:
+    if settings.status:
         return cli.print_table(str(workdir), ["job", "state", "rows", "took", "log"], study.states(jobs, workdir))
     waiting, factor = [job for job in jobs if not job.done], study.speed(jobs, workdir)
-    budget = None if config.budget is None else study.seconds_of(config.budget)
+    budget = None if settings.budget is None else study.seconds_of(settings.budget)
     chosen, left_out = study.within(waiting, budget, factor)
     about = cli.duration(sum(job.seconds for job in chosen) * factor)
     cli.say(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are complete; {len(chosen)} to run, about {about}")
     if left_out:
-        cli.say(f"left out, for they do not fit into {config.budget}: {', '.join(job.name for job in left_out)}")
-    if config.dry_run:
+        cli.say(f"left out, for they do not fit into {settings.budget}: {', '.join(job.name for job in left_out)}")
+    if settings.dry_run:
         for job in chosen:
             time = cli.duration(job.seconds * factor)
             cli.say(f"{shlex.join(['python', *job.command])}  # about {job.steps:,.0f} steps, {time}")
         return None
     with hold(workdir):
         study.write_study(figures, workdir)
-        if config.launcher == "slurm" and chosen:
-            return submit(chosen, workdir, config)
-        failed = study.run(chosen, workdir, factor, config.jobs)
+        if settings.launcher == "slurm" and chosen:
+            return submit(chosen, workdir, settings)
+        failed = study.run(chosen, workdir, factor, settings.jobs)
         draw(workdir)
         return study.explain(failed, workdir)
 
@@ -246,22 +246,19 @@ def main(config: Config) -> None:
 SLURM_ONLY = ("partition", "account", "gpus_per_job", "time", "parallel")
 
 
-def check(config: Config) -> None:
+def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    cli.choose("scale", config.scale, list(GRIDS))
-    cli.choose("launcher", config.launcher, ("local", "slurm"))
+    cli.choose("scale", settings.scale, list(GRIDS))
+    cli.choose("launcher", settings.launcher, ("local", "slurm"))
     for name in ("seeds", "jobs", "parallel", "gpus_per_job"):
-        value = getattr(config, name)
-        cli.check(value is None or value > 0, f"--{name} must be positive, not {value}")
-    study.seconds_of(config.time)
-    local = config.launcher == "local"
-    for name in SLURM_ONLY if local else ("jobs",):
-        unused = getattr(config, name) == getattr(Config, name)
-        other = "slurm" if local else "local"
-        cli.check(unused, f"--{name} has no use without --launcher={other}; leave it out, or add that")
+        config.check_positive(name, getattr(settings, name))
+    study.seconds_of(settings.time)
+    names, other = (SLURM_ONLY, "slurm") if settings.launcher == "local" else (("jobs",), "local")
+    for name in names:
+        config.check_unused(settings, Config, name, f"without --launcher={other}; leave it out, or add that")
 
 
-def submit(jobs: Sequence[Job], workdir: Path, config: Config) -> None:
+def submit(jobs: Sequence[Job], workdir: Path, settings: Config) -> None:
     """Hands the jobs to Slurm as one array, but for those that wait there or run already."""
     running = study.under_way(jobs, workdir)
     jobs = [job for job in jobs if job.name not in running]
@@ -270,8 +267,8 @@ def submit(jobs: Sequence[Job], workdir: Path, config: Config) -> None:
     if not jobs:
         return
     numbers = study.submit(
-        jobs, workdir, config.parallel, partition=config.partition, account=config.account,
-        gpus_per_node=config.gpus_per_job, time=max(int(study.seconds_of(config.time) / 60), 1),
+        jobs, workdir, settings.parallel, partition=settings.partition, account=settings.account,
+        gpus_per_node=settings.gpus_per_job, time=max(int(study.seconds_of(settings.time) / 60), 1),
     )  # fmt: skip
     for name, number in numbers.items():
         cli.say(f"{name}: job {number}")

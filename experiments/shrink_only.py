@@ -64,7 +64,7 @@ def main(settings: Config) -> None:
     from wsjax.results import shrink_plots
     from wsjax.rounds.legs import Method
 
-    dataset = run.load_data(settings)
+    dataset = run.load_data(settings, [NETWORKS[name]["model"] for name in settings.networks])
     own = {name: dataclasses.replace(settings, **NETWORKS[name]) for name in settings.networks}
     setups = {name: build.build_setup(trained, dataset) for name, trained in own.items()}
     setup = setups[settings.networks[0]]
@@ -86,8 +86,7 @@ def check(settings: Config) -> None:
     for network in settings.networks:
         cli.choose("networks", network, tuple(NETWORKS))
     for name in UNUSED:
-        unused = getattr(settings, name) != getattr(Config, name)
-        cli.check(not unused, f"--{name} has no use here: networks are those of --networks, and they are only shrunk")
+        config.check_unused(settings, Config, name, "here: networks are those of --networks, and they are only shrunk")
 
 
 def measure(own: dict[str, Config], dataset: Dataset, states: Any) -> list[dict[str, Any]]:

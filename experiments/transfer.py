@@ -89,9 +89,7 @@ def check(settings: Config) -> None:
     stems = [names.of_data(name) for name in settings.datasets]
     cli.check(len(stems) > 1, f"--datasets needs two or more to transfer between, not {' '.join(stems)}")
     cli.check(len(set(stems)) == len(stems), f"--datasets must differ in their names: {' '.join(stems)}")
-    for fraction in settings.fractions:
-        cli.check(0 < fraction <= 1, f"--fractions must lie in (0, 1], not {fraction}")
-    config.check_first_epochs(settings.first_epochs)
+    config.check_unused(settings, Config, "own_first", "here: all methods share the rounds before their own")
 
 
 class Plan(NamedTuple):

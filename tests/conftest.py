@@ -42,7 +42,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def script(monkeypatch, tmp_path, capfd):
-    """Runs one of the experiments' scripts in this process: (exit code, stdout, stderr)."""
+    """Runs one of the experiments' scripts, or of wsjax's commands, in this process: (exit code, stdout, stderr)."""
+    from wsjax.commands.main import COMMANDS
     from wsjax.scripts import cli
 
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -52,10 +53,13 @@ def script(monkeypatch, tmp_path, capfd):
 
     def run(name, *arguments):
         path = Path(__file__).parents[1] / "experiments" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
+        if name in COMMANDS:
+            module = importlib.import_module(COMMANDS[name].module)
+        else:
+            spec = importlib.util.spec_from_file_location(name, path)
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, name, module)
+            spec.loader.exec_module(module)
         monkeypatch.setattr(sys, "argv", [path.name, *map(str, arguments)])
         code = 0
         try:

@@ -248,6 +248,7 @@ def test_a_study_of_ones_own_data(script, tmp_path):
     [
         (("--budget=soon",), "a time is written as 90s, 30m, 8h or 2d, not 'soon'"),
         (("--factors", "0.4"), "--factors are written as 0.4/0.1, SHRINK/PERTURB, not '0.4'"),
+        (("--raised=1",), "--raised=1 raises nothing: give what the learning rate is multiplied by"),
         (("--new=1",), "--new must lie between 0 and 1, not 1.0"),
         (("--new=0.0001",), "--new=0.0001 of 600 train images leaves none on one side; give another"),
         (("--data", "none.npz"), "no such data file: none.npz"),

@@ -57,7 +57,7 @@ def restore(path, template=None, **options):
     """Restores as a new process would; returns what was found and the text of the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with checkpoint.open_folder(path) as folder:
+        with checkpoint.Folder(path) as folder:
             found = checkpoint.restore(folder, like(template or state(0)), **options)
     own = [str(warning.message) for warning in caught if str(warning.message).startswith("checkpoint ")]
     return found, own
@@ -67,7 +67,7 @@ def restore(path, template=None, **options):
 def saved(tmp_path_factory):
     """A folder in which steps 1, 2 and 3 were saved."""
     path = tmp_path_factory.mktemp("checkpoints")
-    folder = checkpoint.open_folder(path)
+    folder = checkpoint.Folder(path)
     for step in (1, 2, 3):
         checkpoint.save(folder, step, state(step))
     folder.close()
@@ -91,7 +91,7 @@ def test_restored_bit_for_bit_with_no_warning(saved):
 
 def test_a_typed_key_is_kept(tmp_path):
     state = {"key": jax.random.key(3), "w": jnp.ones(2)}
-    with checkpoint.open_folder(tmp_path) as folder:
+    with checkpoint.Folder(tmp_path) as folder:
         checkpoint.save(folder, 1, state)
         _, found = checkpoint.restore(folder, lambda _: state)
         assert checkpoint.digest(state | {"key": jax.random.key(4)}) != checkpoint.digest(state)
@@ -116,14 +116,14 @@ def test_only_wanted_steps_are_restored(saved):
 
 
 def test_the_highest_number_is_the_newest(tmp_path):
-    folder = checkpoint.open_folder(tmp_path)
+    folder = checkpoint.Folder(tmp_path)
     for step in (9, 10):
         checkpoint.save(folder, step, state(step))
     assert checkpoint.restore(folder, like(state(0)))[0] == 10
 
 
 def test_a_step_can_be_saved_again(copy):
-    folder = checkpoint.open_folder(copy)
+    folder = checkpoint.Folder(copy)
     checkpoint.save(folder, 3, state(7))
     step, found = checkpoint.restore(folder, like(state(0)))
     assert step == 3
@@ -135,7 +135,7 @@ def test_optimizer_states_and_shardings(tmp_path):
     sharding = NamedSharding(mesh, PartitionSpec("seeds"))
     params = {"w": jax.device_put(jnp.arange(4.0).reshape(2, 2), sharding)}
     before = (params, optax.adam(0.1).init(params))
-    folder = checkpoint.open_folder(tmp_path)
+    folder = checkpoint.Folder(tmp_path)
     checkpoint.save(folder, 1, before)
     step, found = checkpoint.restore(folder, like(jax.tree.map(lambda x: x + 1, before)))
     assert step == 1
@@ -216,7 +216,7 @@ def test_nothing_whole_is_an_error_and_no_wanted_one_is_none(copy):
     for step in ("2", "3"):
         damage_file("truncated", copy / step / "state" / "state.safetensors")
     named = pytest.warns(UserWarning, match="is damaged, passed over: ")
-    with named as told, pytest.raises(checkpoint.UnreadableError) as refusal, checkpoint.open_folder(copy) as folder:
+    with named as told, pytest.raises(checkpoint.UnreadableError) as refusal, checkpoint.Folder(copy) as folder:
         checkpoint.restore(folder, like(state(0)))
     own = [str(warning.message).split(" is damaged")[0] for warning in told if warning.category is UserWarning]
     assert own == [f"checkpoint {copy / step}" for step in ("3", "2")]
@@ -225,12 +225,12 @@ def test_nothing_whole_is_an_error_and_no_wanted_one_is_none(copy):
         "held is then trained again"
     )
     assert restore(copy, wanted=lambda step: False) == (None, [])
-    assert checkpoint.open_folder(copy).steps() == [3, 2]
+    assert checkpoint.Folder(copy).steps() == [3, 2]
 
 
 def test_a_run_goes_on_after_damage(copy):
     damage_file("deleted", copy / "3" / "_CHECKPOINT_METADATA")
-    folder = checkpoint.open_folder(copy)
+    folder = checkpoint.Folder(copy)
     for step in (3, 4, 5):
         checkpoint.save(folder, step, state(step))
     folder.close()
@@ -255,7 +255,7 @@ import os, pathlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax.numpy as jnp
 from wsjax.storage import checkpoint, tensors
-folder = checkpoint.open_folder(pathlib.Path({str(tmp_path)!r}))
+folder = checkpoint.Folder(pathlib.Path({str(tmp_path)!r}))
 for step in range(1, 10**6):
     checkpoint.save(folder, step, {{"w": jnp.full((200, 200), step, jnp.float32)}})
     print(step, flush=True)
@@ -288,7 +288,7 @@ for step in range(1, 10**6):
     ],
 )
 def test_another_template_is_not_filled_nor_the_checkpoint_called_damaged(tmp_path, template, said):
-    folder = checkpoint.open_folder(tmp_path)
+    folder = checkpoint.Folder(tmp_path)
     checkpoint.save(folder, 1, {"w": jnp.arange(4.0).reshape(2, 2) / 3})
     told = f"checkpoint {tmp_path / '1'} is another network's or optimiser's, passed over: its array {said}"
     refused = f"the checkpoints in {tmp_path} are of another network or optimiser; give those that they were saved with"
@@ -299,7 +299,7 @@ def test_another_template_is_not_filled_nor_the_checkpoint_called_damaged(tmp_pa
 
 @pytest.mark.parametrize("leaf", [3.0, "text", object])
 def test_what_is_no_array_is_named_and_not_saved(tmp_path, leaf):
-    with checkpoint.open_folder(tmp_path) as folder, pytest.raises(TaskError, match=r"arrays; \['a'\]\[1\] is "):
+    with checkpoint.Folder(tmp_path) as folder, pytest.raises(TaskError, match=r"arrays; \['a'\]\[1\] is "):
         checkpoint.save(folder, 1, {"a": [jnp.ones(2), leaf]})
     assert names(tmp_path) == []
 
@@ -307,7 +307,7 @@ def test_what_is_no_array_is_named_and_not_saved(tmp_path, leaf):
 def test_a_disk_that_takes_no_more_is_an_oserror_in_one_line(copy, capfd):
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     big = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(100, 100)), jnp.float32)}
-    with checkpoint.open_folder(copy) as folder:
+    with checkpoint.Folder(copy) as folder:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8000, old[1]))
         try:
             with pytest.raises(OSError, match="cannot write checkpoint 4") as failure:
@@ -324,7 +324,7 @@ def test_a_disk_that_takes_no_more_is_an_oserror_in_one_line(copy, capfd):
 
 def test_closing_hides_no_error(tmp_path, monkeypatch, capfd):
     """Orbax raises an old error of its own when it is closed."""
-    folder = checkpoint.open_folder(tmp_path)
+    folder = checkpoint.Folder(tmp_path)
     checkpoint.save(folder, 1, state(1))
 
     def close(self):
@@ -346,7 +346,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_any_name_keeps_its_checkpoints(tmp_path, name):
     path = tmp_path / name / "leg"
-    with checkpoint.open_folder(path) as folder:
+    with checkpoint.Folder(path) as folder:
         for step in (1, 2, 3):
             checkpoint.save(folder, step, {"w": jnp.full(3, step)})
     (step, found), own = restore(path, {"w": jnp.zeros(3, int)})
@@ -358,7 +358,7 @@ def test_a_folder_of_any_name_keeps_its_checkpoints(tmp_path, name):
 def test_the_first_checkpoint_of_a_process_is_read_back(tmp_path, monkeypatch):
     loads, real = [], checkpoint._load
     monkeypatch.setattr(checkpoint, "_load", lambda *arguments: loads.append(arguments[1]) or real(*arguments))
-    with checkpoint.open_folder(tmp_path) as folder:
+    with checkpoint.Folder(tmp_path) as folder:
         checkpoint.save(folder, 1, state(1))
         checkpoint.save(folder, 2, state(2))
     assert loads == [1]
@@ -369,12 +369,12 @@ def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(tmp_path, monkeypatc
     write = tensors.write
     monkeypatch.setattr(tensors, "write", lambda path, arrays, **about: write(path, {"a": arrays}, **about))
     message = rf"^cannot write checkpoint 1 in {re.escape(str(path))}: read back, it is not what was written \("
-    with checkpoint.open_folder(path) as folder, pytest.raises(OSError, match=message):
+    with checkpoint.Folder(path) as folder, pytest.raises(OSError, match=message):
         checkpoint.save(folder, 1, state(1))
 
 
 def test_a_folder_that_vanishes_is_not_made_anew(tmp_path):
-    with checkpoint.open_folder(tmp_path / "run" / "leg") as folder:
+    with checkpoint.Folder(tmp_path / "run" / "leg") as folder:
         checkpoint.save(folder, 1, state(1))
         shutil.rmtree(tmp_path / "run")
         with pytest.raises(
@@ -388,7 +388,7 @@ def test_no_link_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "tmp").mkdir()
-    with checkpoint.open_folder(tmp_path / "a[1]") as folder:
+    with checkpoint.Folder(tmp_path / "a[1]") as folder:
         checkpoint.save(folder, 1, state(1))
         (link,) = (tmp_path / "tmp").glob("wsjax-*/checkpoints")
         assert os.readlink(link) == str(tmp_path / "a[1]")
@@ -462,7 +462,7 @@ def test_arrays_that_were_read_may_be_donated(tmp_path):
 def test_an_array_without_numbers_is_kept(tmp_path):
     """Orbax refuses to save one, and its threads then never end."""
     empty = state(1) | {"none": jnp.zeros((0, 4), jnp.bfloat16)}
-    with checkpoint.open_folder(tmp_path / "empty") as folder:
+    with checkpoint.Folder(tmp_path / "empty") as folder:
         checkpoint.save(folder, 1, empty)
     found, warned = restore(tmp_path / "empty", empty)
     assert not warned

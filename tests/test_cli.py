@@ -217,7 +217,8 @@ assert not {"jax", "matplotlib"} & set(sys.modules), "slow to start"
 
 
 def start(tmp_path, *arguments):
-    (tmp_path / "tiny.py").write_text(TINY)
+    if not (tmp_path / "tiny.py").exists():  # a process before may be reading it
+        (tmp_path / "tiny.py").write_text(TINY)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen([sys.executable, str(tmp_path / "tiny.py"), *arguments], env=environment, **pipes)
@@ -636,3 +637,24 @@ def test_a_signal_within_an_import_ends_the_program_at_once(tmp_path):
     said, error = process.communicate(timeout=30)
     assert (said, process.returncode) == ("", 143)
     assert error == "error: terminated; the same command continues the run\n"
+
+
+def test_an_end_that_is_undone_leaves_no_descriptor():
+    code = """
+import os, threading
+from wsjax.scripts import ending
+
+def lowest():  # of the descriptors that are free
+    number = os.dup(0)
+    os.close(number)
+    return number
+
+before = lowest()
+for _ in range(3):
+    ending.begin()()
+for thread in threading.enumerate()[1:]:
+    thread.join(30)
+print(lowest() - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert ended.stdout == "0\n", ended.stderr

@@ -1,4 +1,4 @@
-"""The command `wsjax`, which stands for the scripts where there is no repository; tests/test_wheel.py installs it."""
+"""The command `wsjax`; tests/test_wheel.py installs it."""
 
 import subprocess
 import sys

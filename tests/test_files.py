@@ -119,12 +119,12 @@ def test_a_home_is_expanded_everywhere(tmp_path, monkeypatch):
     assert read_json("~/run/config.json") == {"config": {}}
     write_json("~/run/other.json", {"a": 1})
     assert Records("~/run/rows.jsonl").path == tmp_path / "run" / "rows.jsonl"
-    assert checkpoint.open_folder("~/checkpoints").path == tmp_path / "checkpoints"
+    assert checkpoint.Folder("~/checkpoints").path == tmp_path / "checkpoints"
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "lock", "other.json"]
 
 
 def test_no_such_home_is_one_line():
-    for use in (user_path, Records, read_run, read_json, checkpoint.open_folder):
+    for use in (user_path, Records, read_run, read_json, checkpoint.Folder):
         with pytest.raises(UsageError) as refusal:
             use("~no-such-user/run")
         assert str(refusal.value) == (

@@ -2,26 +2,23 @@
 
 Commit ecfd91c made those of tests/fixtures, the models from the digits in tests/fixtures/incoming:
 
-    experiments/retrain.py --model_dir=model_folder --data 'incoming/*.npz' --model=mlp --hidden 4 --activation relu
+    wsjax retrain --model_dir=model_folder --data 'incoming/*.npz' --model=mlp --hidden 4 --activation relu
         --batch_size=32 --epochs=20 --learning_rate=0.02
     experiments/offline.py --model=logistic --methods RI SP --num_train=40 --num_test=20 --seeds 0 --epochs=2
         --first_epochs=2
 """
 
-import importlib.util
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from wsjax.scripts import build, cli
+from wsjax.scripts import build
 from wsjax.storage.records import read_run
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SCRIPTS = Path(__file__).parents[1] / "experiments"
 AS_BEFORE = {
     "model": "mlp",
     "hidden": 4,
@@ -35,31 +32,18 @@ RUN = {"model": "logistic", "num_train": 40, "num_test": 20, "seeds": 0, "epochs
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     """A copy, which may be written to, and is where scripts run."""
-    monkeypatch.chdir(shutil.copytree(FIXTURES, tmp_path / "old"))
-    return tmp_path / "old"
+    return shutil.copytree(FIXTURES, tmp_path / "old")
 
 
 @pytest.fixture
-def call(monkeypatch, capfd):
-    """Runs a script of experiments/ in this process: (exit code, stdout on one line, stderr)."""
-    monkeypatch.setattr("warnings.showwarning", lambda *_, **__: None)  # put back after the script has set its own
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+def call(script, folder, monkeypatch):
+    """Runs a script or a command in the folder: (exit code, stdout on one line, stderr)."""
+    monkeypatch.chdir(folder)
 
     def run(name, *arguments, **settings):
-        arguments += tuple(text for field, value in settings.items() for text in (f"--{field}", str(value)))
-        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        code = 0
-        try:
-            cli.run_script(module.main, getattr(module, "defaults", lambda dataset: module.DEFAULTS), module.__doc__)
-        except SystemExit as end:
-            code = end.code
-        said, errors = capfd.readouterr()
+        code, said, errors = script(name, *arguments, *(f"--{field}={value}" for field, value in settings.items()))
         return code, " ".join(said.split()), errors
 
     return run
@@ -108,7 +92,7 @@ def test_what_an_old_version_left_unfinished_is_not_cleared(folder, call):
         (part / name).unlink()
     code, said, errors = retrain(call, "--data", "incoming/*.npz")
     assert code == 0
-    told = "warning: first-seeds-2: no checkpoint reaches as far as its rows do; 20 epochs are set aside"
+    told = "warning: first-seeds-2: no checkpoint reaches as far as its rows do; 20 epochs are trained again"
     assert (errors.startswith(told), errors.count("\n")) == (True, 1)
     assert "it starts anew" not in said
     assert "model 2, from model 1, shrunk and perturbed" in said

@@ -72,6 +72,8 @@ def test_a_threshold_that_nobody_gave_is_no_mistake():
     for dataset, protocol in (("digits", None), ("cifar10", "dash")):
         settings = protocols.applied(defaults(dataset), protocol)
         check(dataclasses.replace(settings, stop=("epochs",)))
+        with pytest.raises(UsageError, match="--threshold has no use"):  # nor is the default of other scripts
+            check(dataclasses.replace(settings, stop=("epochs",), threshold=0.99))
         with pytest.raises(UsageError, match="--threshold has no use"):
             check(dataclasses.replace(settings, stop=("epochs",), threshold=0.5))
 

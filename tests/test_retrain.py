@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +15,11 @@ from wsjax.commands import retrain
 from wsjax.errors import NonFiniteLoss
 from wsjax.storage.records import read_json, read_rows
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "retrain.py"
-
 
 def command(folder, *arguments):
     model = ("--model", "mlp", "--hidden", "32", "--activation", "relu", "--batch_size", "32")
-    return [sys.executable, str(SCRIPT), "--model_dir", str(folder / "model"), *model, *arguments]
+    wsjax = [sys.executable, "-c", "from wsjax.commands.main import main; main()"]
+    return [*wsjax, "retrain", "--model_dir", str(folder / "model"), *model, *arguments]
 
 
 def call(folder, *arguments):

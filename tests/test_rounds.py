@@ -20,6 +20,7 @@ from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.methods.starts import mixed, new_heads, scratch
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
+from wsjax.rounds import loop
 from wsjax.rounds.legs import Method, Round, Settings
 from wsjax.rounds.loop import run_rounds
 from wsjax.rounds.programs import Compiler
@@ -344,6 +345,31 @@ def test_a_trunk_that_is_trained_again_leaves_rows_that_can_be_gone_on_with(tmp_
     assert all(same(again.states[key], whole.states[key]) for key in whole.states)
 
 
+def test_a_trunk_that_is_trained_again_may_be_stopped_again(tmp_path):
+    trunk = [Round(10, max_epochs=2), Round(10, max_epochs=2)]
+    methods = {
+        name: Method(mixed(warm_start), after, [Round(30, max_epochs=2)]) for name, after in (("A", 1), ("B", 2))
+    }
+
+    def start(observe=None):
+        records = Records(tmp_path / "r.jsonl")
+        return run(trunk, methods, records=records, checkpoints=tmp_path / "c", states=False, observe=observe)
+
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    whole = start()
+    Records(tmp_path / "r.jsonl").keep(lambda row: row["method"] != "A")
+    for name in ("first-seeds-0", "A-seeds-0"):
+        shutil.rmtree(tmp_path / "c" / name)
+    with pytest.warns(UserWarning, match="no checkpoint reaches"), pytest.raises(KeyboardInterrupt):
+        start(stop)
+    with pytest.warns(UserWarning, match="; 1 epochs are trained again for its last state"):
+        again = start()
+    assert sorted(map(str, timeless(again.rows))) == sorted(map(str, timeless(whole.rows)))
+    assert not (tmp_path / "r.jsonl.dropped").read_text().count('"method": "first"')  # rows that are right stay
+
+
 def gradient_start(boundary):
     """A start that looks at the data: a step down the gradient over all of the round's samples, as DASH has one."""
     here = boundary.setup
@@ -554,6 +580,18 @@ def test_a_method_without_shared_rounds_starts_from_what_it_makes_of_a_new_netwo
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), states["SP", 0].params, expected)
 
 
+def test_what_begins_with_the_first_network_draws_no_other(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        loop,
+        "_fresh",
+        lambda programs, keys, number, draw=loop._fresh: drawn.append(number) or draw(programs, keys, number),
+    )
+    methods = {name: Method(start, 0) for name, start in (("A", scratch), ("B", mixed(warm_start)))}
+    run([Round(30, max_epochs=1)], methods)
+    assert drawn == [1, 1]
+
+
 def test_the_fresh_network_may_be_the_first_one_again():
     """With `fresh="first"` every start gets the network that round 1 began with; by default a new one."""
     rounds = [Round(10, max_epochs=1), Round(30, max_epochs=1)]
@@ -658,7 +696,7 @@ def test_the_rows_of_a_finished_run_suffice_without_its_checkpoints(tmp_path):
     again = start()
     assert (epochs, again.rows, again.states) == ([], whole.rows, {})
     # States that are wanted, and one more round, need what is gone: it is trained again, to the same bits.
-    with pytest.warns(UserWarning, match="no checkpoint reaches as far as its rows do; . epochs are set aside"):
+    with pytest.warns(UserWarning, match="no checkpoint reaches as far as its rows do; . epochs are trained"):
         wanted = start(states=True).states
     direct = undisturbed().states
     assert all(same(wanted[name, 0], direct[name, 0]) for name in METHODS)

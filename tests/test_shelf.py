@@ -145,7 +145,7 @@ def test_a_lineage_that_cannot_be_is_refused(folder, field, value, message):
         ("hidden", [4, "4"], r"settings.architecture.hidden is \(4, '4'\)"),
         ("hidden", [0], "settings.architecture: --hidden must be positive, not 0"),
         ("activation", "gelu", "settings.architecture: unknown activation 'gelu'; available: tanh, relu"),
-        ("depth", 3, "settings.architecture is .* which experiments/retrain.py never wrote"),
+        ("depth", 3, "settings.architecture is .* which wsjax retrain never wrote"),
     ],
 )
 def test_an_architecture_that_no_script_wrote_is_refused(folder, field, value, message):

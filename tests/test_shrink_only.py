@@ -18,7 +18,7 @@ from test_train import KEY, images, small_resnet_task
 
 from wsjax import parallel
 from wsjax.data.datasets import load, take
-from wsjax.errors import RunError
+from wsjax.errors import RunError, UsageError
 from wsjax.networks import models
 from wsjax.results import shrinking
 from wsjax.scripts import build
@@ -142,7 +142,7 @@ def test_a_run_without_its_summary_is_measured_again_from_its_checkpoints(script
 
     assert "trained again" not in errors_of_another_call()
     shutil.rmtree(folder / "checkpoints")
-    assert "2 epochs are set aside and trained again" in errors_of_another_call()
+    assert "2 epochs are trained again for its last state" in errors_of_another_call()
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_rows_and_curves(script, tmp_path, monkeypatch):
@@ -203,6 +203,14 @@ def test_bad_input_is_one_line_and_exit_code_2(script, arguments, message):
     assert code == 2
     assert re.match(f"error: {message}", error)
     assert error.count("\n") == 1
+
+
+def test_the_kernels_of_a_network_that_is_asked_for_are_made_ready(script, monkeypatch):
+    def prepare(dtype):
+        raise UsageError(f"asked for {dtype}")
+
+    monkeypatch.setattr("wsjax.networks.kernels.prepare", prepare)
+    assert script("shrink_only", *TINY, "--networks", "tanh", "resnet18")[2] == "error: asked for float32\n"
 
 
 def curve(network="tanh", seed=0, evaluation="running", accuracies=(0.1, 0.5, 0.795, 0.79, 0.8)):

@@ -83,6 +83,7 @@ def test_every_method_takes_a_new_head(script, tmp_path):
         (("--datasets", "digits"), "--datasets needs two or more to transfer between, not digits"),
         (("--datasets", "a/x.npz", "b/x.npz"), "--datasets must differ in their names: x x"),
         (("--datasets", "digits", "digit"), "unknown data set 'digit'; possible: "),
+        (("--datasets", "digits", "digit", "--own_first"), "--own_first has no use here: all methods share the rounds"),
         (("--first_epochs", 0), "--first_epochs must be positive, not 0"),
         (
             ("--datasets", "digits_low", "digits", "--opt_state", "keep"),

@@ -1,1 +1,1 @@
-"""What the command `wsjax` runs: a module a command, for those who have the package without its repository."""
+"""What the command `wsjax` runs: a module a command."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsjax.commands import retrain
-from wsjax.errors import RunError, printable
+from wsjax.errors import RunError, UsageError, printable
 from wsjax.results import advice, names, words
 from wsjax.scripts import build, cli, config, hosts, process, race, study
 from wsjax.storage.files import user_path
@@ -122,19 +122,14 @@ def main(settings: Config) -> None:
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     config.check_training(settings)
-    config.check_factors(settings)
     config.check_image_size(settings.image_size)
     study.seconds_of(settings.budget)
     config.check_list("factors", settings.factors)
     for pair in settings.factors:
         _split(pair)
-    for name, most in (("raised", math.inf), ("seeds", 1000), ("max_gigabytes", math.inf)):
-        config.check_positive(name, getattr(settings, name), most)
-    config.check_first_epochs(settings.first_epochs)
-    for name in ("new", "holdout"):
-        value = getattr(settings, name)
-        cli.check(0 < value < 1, f"--{name} must lie between 0 and 1, not {value}")
-    cli.check(0 <= settings.tolerance <= 1, f"--tolerance must lie in [0, 1], not {settings.tolerance}")
+    config.check_positive("seeds", settings.seeds, 1000)
+    same = _raised(settings) == settings.learning_rate
+    cli.check(not same, f"--raised={settings.raised:g} raises nothing: give what the learning rate is multiplied by")
     config.check_run(settings.run)
     own = config.Common(devices=settings.devices)
     cli.check(not hosts.has_several_processes(own), "advise runs as one process: start it without srun")
@@ -142,7 +137,7 @@ def check(settings: Config) -> None:
 
 def ways(settings: Config, num_samples: int) -> dict[str, names.Spec]:
     """What each way is, by name, from the one to try first on; `wsjax retrain` can do all of them."""
-    rate = float(f"{settings.learning_rate * settings.raised:.6g}")
+    rate = _raised(settings)
     scratch, warm = {"reinit": names.RANDOM}, {"reinit": names.WARM}
     pairs: list[dict[str, Any]] = [
         dict(zip(("shrink", "perturb"), _split(pair), strict=True)) for pair in settings.factors
@@ -162,6 +157,11 @@ def ways(settings: Config, num_samples: int) -> dict[str, names.Spec]:
     }
 
 
+def _raised(settings: Config) -> float:
+    """The higher learning rate, as it is written."""
+    return float(f"{settings.learning_rate * settings.raised:.6g}")
+
+
 def load(settings: Config) -> Dataset:
     """The data, with a test set: their own, or images held out as the retraining job does. Sets up the devices."""
     process.set_up()
@@ -172,8 +172,7 @@ def load(settings: Config) -> Dataset:
     given = settings.data or ("digits",)
     if len(given) == 1 and (given[0] in datasets.NAMES or _has_test_set(given[0])):
         for name, why in (("max_gigabytes", "is loaded as a whole"), ("holdout", "has a test set")):
-            unused = getattr(settings, name) == getattr(Config, name)
-            cli.check(unused, f"--{name} has no use for {given[0]}, which {why}; leave it out")
+            config.check_unused(settings, Config, name, f"for {given[0]}, which {why}; leave it out")
         return datasets.load(given[0], image_size=settings.image_size)
     pool = read_pool(given, (), None, settings.holdout, cli.say, settings.max_gigabytes, settings.image_size)
     assert pool is not None
@@ -330,8 +329,7 @@ def _split(pair: str) -> tuple[float, float]:
         shrink, perturb = map(float, pair.split("/"))
         if math.isfinite(shrink) and math.isfinite(perturb):
             return shrink, perturb
-    cli.check(False, f"--factors are written as 0.4/0.1, SHRINK/PERTURB, not '{pair}'")
-    raise AssertionError
+    raise UsageError(f"--factors are written as 0.4/0.1, SHRINK/PERTURB, not '{pair}'")
 
 
 def _devices() -> list[str]:

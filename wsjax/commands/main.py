@@ -1,4 +1,4 @@
-"""The command `wsjax`: `wsjax retrain` and `wsjax advise` are the scripts of these names without the repository."""
+"""The command `wsjax`, for work on your own data: `wsjax retrain` and `wsjax advise`."""
 
 from __future__ import annotations
 

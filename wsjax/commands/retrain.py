@@ -175,20 +175,12 @@ def check(config: Config) -> None:
     """Checks every field; raises UsageError."""
     common.check_training(config)
     cli.choose("method", config.method, METHODS)
-    if config.later_rate is not None:
-        common.check_positive("later_rate", config.later_rate)
-    common.check_factors(config)
     for name in ("shrink", "perturb"):
         value = getattr(config, name)
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
     both = config.rollback and config.rollback_to is not None
     cli.check(not both, "--rollback goes to the parent, --rollback_to to the model that it names: give one of them")
-    size = config.max_gigabytes
-    cli.check(math.isfinite(size) and size > 0, f"--max_gigabytes must be positive, not {size}")
     common.check_image_size(config.image_size)
-    cli.check(0 < config.holdout < 1, f"--holdout must lie between 0 and 1, not {config.holdout}")
-    cli.check(0 <= config.tolerance <= 1, f"--tolerance must lie in [0, 1], not {config.tolerance}")
-    cli.check(0 <= config.seed < 2**31, f"--seed must lie in [0, 2^31), not {config.seed}")
 
 
 def report(config: Config, lineage: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ from wsjax.errors import DataError, RunError, UsageError
 from wsjax.retraining.lineage import fault
 from wsjax.storage import checkpoint
 from wsjax.storage.files import user_path
-from wsjax.storage.records import CONFIG, LOCK, RECORDS, hold, read_json, write_json
+from wsjax.storage.records import CONFIG, DROPPED, LOCK, RECORDS, hold, read_json, write_json
 from wsjax.training.task import Task
 from wsjax.training.train import TrainState, init_state
 
@@ -90,7 +90,7 @@ def load_model(folder: Path | str, make_task: MakeTask, number: int | None = Non
     template = parallel.placed(shapes._replace(opt_state=()), None)
     place = model_folder(folder, number) / PARAMETERS
     found = None
-    with contextlib.suppress(RunError), checkpoint.open_folder(place) as saved:
+    with contextlib.suppress(RunError), checkpoint.Folder(place) as saved:
         found = checkpoint.restore(saved, lambda step: template, lambda step: step == number)
     if found is None:
         raise RunError(f"model {number} cannot be loaded from {place}; {_way_out(folder, number)}")
@@ -249,7 +249,7 @@ def store(part: Path, lineage: Mapping[str, Any], state: TrainState, samples: np
     np.save(file, samples)
     lineage = {**lineage, "samples": hashlib.sha256(file.getvalue()).hexdigest()}
     with _written(part):
-        with checkpoint.open_folder(part / PARAMETERS) as saved:
+        with checkpoint.Folder(part / PARAMETERS) as saved:
             checkpoint.save(saved, lineage["model"], state)
         with (part / SAMPLES).open("wb") as place:
             place.write(file.getbuffer())
@@ -271,9 +271,7 @@ def clear(part: Path) -> None:
     if part.is_symlink() or not part.is_dir():
         raise RunError(f"{part} is no folder that a training left; move it away")
     own = "|".join(
-        map(
-            re.escape, (CONFIG, RECORDS, f"{RECORDS}.dropped", LINEAGE, SAMPLES, PARAMETERS, CHECKPOINTS, SCRATCH, LOCK)
-        )
+        map(re.escape, (CONFIG, RECORDS, RECORDS + DROPPED, LINEAGE, SAMPLES, PARAMETERS, CHECKPOINTS, SCRATCH, LOCK))
     )
     half_written = rf"\.({own})\..*\.part"
     strange = [path.name for path in part.iterdir() if not re.fullmatch(f"{own}|{half_written}", path.name)]

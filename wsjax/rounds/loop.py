@@ -24,7 +24,7 @@ from wsjax.methods.starts import Reinit
 from wsjax.rounds.check import check, check_given, check_start, whole_rounds, whole_seeds
 from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
-from wsjax.rounds.metrics import UNTESTED, finite, fitted_row, not_finite, tested_row, train_accuracies
+from wsjax.rounds.metrics import epoch_row, not_finite, train_accuracies
 from wsjax.rounds.programs import Compiler, Program, Programs, identity
 from wsjax.storage.records import Records
 from wsjax.storage.rows import DIVERGED, Row, check_rows
@@ -232,20 +232,15 @@ def _run_round(
                 reasons[i] = _diverged(run, f"the test {what}", leg, i, f"round {number}, epoch {epoch}")
         active &= [reason is None for reason in reasons]
 
+        # What a stack takes is shared by those that train in it.
+        shares = train_seconds / len(ran), eval_seconds / len(ran)
         rows = [
-            {
-                **dict(zip(("method", "seed"), leg.replicas[i], strict=True)),
-                **{"round": number, "epoch": epoch, "samples": here.num_samples},
-                **fitted_row(fitted, i, epoch, here.num_samples),
-                **(tested_row(tested, i) if i in wanted else UNTESTED),
-                "stop": reasons[i],
-                # What a stack takes is shared by those that train in it.
-                "train_seconds": round(train_seconds / len(ran), 6),
-                "eval_seconds": round(eval_seconds / len(ran), 6),
-                **{name: finite(values[i]) for name, values in fitted["probes"].items()},
-            }
+            epoch_row(
+                (*leg.replicas[i], number, epoch), here.num_samples, i, fitted, tested if i in wanted else None,
+                reasons[i], shares,
+            )
             for i in ran
-        ]
+        ]  # fmt: skip
         journal.write(rows, state, last=not active.any())
     return state
 
@@ -271,6 +266,8 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
             check_start(f"round {number}", old, _template(run, leg, number, keys))
         return old
     begins = number == 1
+    if begins and not any(run.methods[name].at_once for name, _ in leg.parts):
+        return old  # drawn for this leg alone, whose first epoch donates it
     first = fresh = _first_kept(run, leg, programs, keys)
     if begins or run.settings.fresh == "new":
         fresh = _fresh(programs, keys, 0 if begins else number)

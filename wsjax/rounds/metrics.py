@@ -8,25 +8,41 @@ from typing import Any
 
 import numpy as np
 
-from wsjax.storage.rows import Row
-
-UNTESTED: Row = {"test_accuracy": None, "test_loss": None}
-"""What a row has in the place of `tested_row` where the epoch is not tested."""
+from wsjax.storage.rows import Key, Row
 
 
-def fitted_row(metrics: Any, i: Any, epoch: int, num_samples: int) -> Row:
-    """One replica's part of a row on its training, since its round began."""
+def epoch_row(
+    key: Key, num_samples: int, i: Any, fitted: Any, tested: Any, stop: str | None, seconds: Sequence[float]
+) -> Row:
+    """One replica's row of an epoch.
+
+    Args:
+      key: method, seed, round and epoch.
+      num_samples: how many the round trains on.
+      i: which of the stacked replicas it is.
+      fitted: the metrics of the epoch's training.
+      tested: those of its test; None where there was none.
+      stop: why the round ends with it; None where it goes on.
+      seconds: of its training and of its evaluation.
+    """
+    method, seed, number, epoch = key
     return {
-        "steps": epoch * int(metrics["steps"][i]),
+        "method": method,
+        "seed": seed,
+        "round": number,
+        "epoch": epoch,
+        "samples": num_samples,
+        "steps": epoch * int(fitted["steps"][i]),
         "samples_seen": epoch * num_samples,
-        "train_accuracy": finite(metrics["accuracy"][i]),
-        "train_loss": finite(metrics["loss"][i]),
+        "train_accuracy": finite(fitted["accuracy"][i]),
+        "train_loss": finite(fitted["loss"][i]),
+        "test_accuracy": None if tested is None else finite(tested["accuracy"][i]),
+        "test_loss": None if tested is None else finite(tested["loss"][i]),
+        "stop": stop,
+        "train_seconds": round(seconds[0], 6),
+        "eval_seconds": round(seconds[1], 6),
+        **{name: finite(values[i]) for name, values in fitted["probes"].items()},
     }
-
-
-def tested_row(metrics: Any, i: Any) -> Row:
-    """One replica's part of a row on its test."""
-    return {"test_accuracy": finite(metrics["accuracy"][i]), "test_loss": finite(metrics["loss"][i])}
 
 
 def not_finite(metrics: Any, i: Any) -> str | None:

@@ -131,9 +131,11 @@ class Compiler:
                 starts[id(start), own] = start, self._keep(_start_program(about, own, _modes(), start))
             return starts[id(start), own][1](*replicas[:-1], *data, replicas[-1], counts)
 
-        makers = (_draw_program, _epoch_program, _test_program, *([_fit_program] if setup.fit else []))
-        draw, epoch, test, *fit = (self._keep(make(about, mesh, _modes())) for make in makers)
-        return Programs(setup, mesh, draw, epoch, test, fit[0] if fit else None, start)
+        known = about, mesh, _modes()
+        draw, epoch = self._keep(_draw_program(*known)), self._keep(_epoch_program(*known))
+        test = self._keep(_measure_program(*known, evaluate))
+        fit = self._keep(_measure_program(*known, setup.fit)) if setup.fit else None
+        return Programs(setup, mesh, draw, epoch, test, fit, start)
 
     def _keep(self, program: Program) -> Program:
         self._made.setdefault(program, program.compile_seconds)
@@ -182,17 +184,6 @@ def _epoch_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
     return _over(epoch, (0, 0, None, None, 0, None, 0), mesh, donate_argnums=(0,))
 
 
-@kept
-def _test_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
-    return _measuring(setup, mesh, evaluate)
-
-
-@kept
-def _fit_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
-    assert setup.fit is not None
-    return _measuring(setup, mesh, setup.fit)
-
-
 _START_AXES = (0, 0, 0, 0, None, None, 0, None)
 
 
@@ -214,7 +205,10 @@ def _starting(setup: Setup, mesh: Mesh | None, start: Start) -> Callable[..., Tr
     return started
 
 
-def _measuring(setup: Setup, mesh: Mesh | None, measure: Callable[[Setup, TrainState, Samples], Any]) -> Program:
+@kept
+def _measure_program(
+    setup: Setup, mesh: Mesh | None, modes: Any, measure: Callable[[Setup, TrainState, Samples], Any]
+) -> Program:
     own = _on_mesh(setup, mesh)
 
     def measured(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:

@@ -179,8 +179,6 @@ def after_trunk(config: Common, setup: Setup, later: Sequence[Round], new_head: 
     """
     from wsjax.methods.starts import with_new_heads
 
-    if config.own_first:
-        raise UsageError("--own_first has no use here: all methods share the rounds before their own")
     own = [here._replace(setup=here.setup or setup) for here in later]
     made = {}
     for name, method in build_methods(config, setup, [*own[:1], *own]).items():
@@ -230,7 +228,7 @@ def use_devices(count: int | None) -> None:
 
 
 def load_model(folder: Path | str, number: int | None = None) -> Model:
-    """Loads a model that experiments/retrain.py trained, by default the current one; `model(images)` gives logits.
+    """Loads a model that `wsjax retrain` trained, by default the current one; `model(images)` gives logits.
 
     It computes in float32, however it was trained.
     """
@@ -246,9 +244,7 @@ def _trained_as(path: Path, architecture: Any) -> Training:
     """The settings of a network as a lineage tells them; raises RunError where they are not such."""
     defaults: dict[str, Any] = dataclasses.asdict(Training())
     if not isinstance(architecture, dict) or not architecture.keys() <= defaults.keys():
-        raise RunError(
-            f"{path}: settings.architecture is {architecture!r:.80}, which experiments/retrain.py never wrote"
-        )
+        raise RunError(f"{path}: settings.architecture is {architecture!r:.80}, which wsjax retrain never wrote")
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in architecture.items()
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,35 @@ CHOICES = {
     "fresh": ("new", "first"),
     "evaluation": ("running", "reestimated", "batch"),
     "evaluate": ("epoch", "round"),
+    "stop": STOPS,
+    "replicas": ("devices",),
 }
+"""What settings may be, of any script that has them; as in the next two, of a tuple each value, and None always."""
+_EPOCHS = 999_999  # what a checkpoint's number has room for
 LIMITS: dict[str, float] = {
+    **dict.fromkeys(("epochs", "first_epochs", "plateau_window", "checkpoint_every", "tortoise_every"), _EPOCHS),
+    **dict.fromkeys(("batch_size", "batch_sizes", "dash_chunk"), 2**31 - 1),
+    **dict.fromkeys(("learning_rate", "learning_rates", "later_rate", "raised", "clip_norm"), math.inf),
+    **dict.fromkeys(("plateau_tolerance", "pool", "max_gigabytes"), math.inf),
+    **dict.fromkeys(("increment", "max_rounds", "every", "devices", "num_processes"), math.inf),
     "width": 2**16,
-    "learning_rate": math.inf,
-    "batch_size": 2**31 - 1,
-    "epochs": 999_999,  # what a checkpoint's number has room for
-    "plateau_window": 999_999,
-    "plateau_tolerance": math.inf,
-    "checkpoint_every": 999_999,
+    "hidden": 2**20,
+    "rate_decay": 1,
 }
-"""Fields that must be positive, and the largest that they may be."""
+"""Those that must be positive, and the largest that they may be."""
+INTERVALS: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "must lie in (0, 1]": (lambda x: 0 < x <= 1, ("threshold", "fraction", "fractions", "dash_decay")),
+    "must lie in [0, 1]": (
+        lambda x: 0 <= x <= 1,
+        ("dash_shrink", "tortoise", "rescaling", "head_rescaling", "label_noise", "tolerance"),
+    ),
+    "must lie in [0, 1)": (lambda x: 0 <= x < 1, ("warmup_share",)),
+    "must lie between 0 and 1": (lambda x: 0 < x < 1, ("holdout", "new")),
+    "must be 0 or more": (lambda x: 0 <= x < math.inf, ("weight_decay", "gaussian_shrink", "gaussian_std", "l2_init")),
+    "must lie in [0, 2^31)": (lambda x: 0 <= x < 2**31, ("warmup", "seed")),
+    "must lie in [0, 1000] or be None": (lambda x: 0 <= x <= 1000, ("fire_steps",)),
+}
+"""What is said of those that must lie elsewhere, which values may, and whom it is about."""
 DIGITS: dict[str, Any] = {
     "hidden": (300,),
     "activation": "relu",
@@ -245,23 +263,28 @@ class Common(Running, Methods, Training, Data):
     """Settings that every experiment of the study has."""
 
 
-def check_config(config: Common) -> None:
-    """Checks every field, once, where it comes in; raises UsageError."""
-    check_training(config)
+def check_config(config: Common, default: Any = Common) -> None:
+    """Checks every field, once, where it comes in, with what a script has where nothing is said; raises UsageError."""
+    check_training(config, default)
     check_image_size(config.image_size)
-    for name in ("batch_stats", "opt_state", "fresh", "evaluation", "evaluate"):
-        choose(name, getattr(config, name), CHOICES[name])
     for method in config.methods:
         name, rate = _split(method)
         choose("method", name, ALL_METHODS)
-        if rate is not None:
-            check_positive(f"methods {method}", rate)
-    _check_factors(config)
+        check_positive(f"methods {method}", rate)
+    own = [method for method in config.methods if _split(method)[0] in known.IN_OPTIMIZER]
+    check(
+        not own or config.opt_state == "rebuild" or config.own_first,
+        f"--opt_state=keep: {' '.join(own)} cannot go on with the first round's optimiser; add --own_first",
+    )
+    by_batch = config.model == "resnet18" and config.evaluation == "batch"
+    check(
+        not by_batch or all(_split(method)[0] != "DASH" for method in config.methods),
+        "--evaluation=batch: DASH's gradients are by running statistics; leave DASH or that out",
+    )
     for probe in config.probes:
         choose("probe", probe, PROBES)
     check(len(set(config.probes)) == len(config.probes), f"--probes must not repeat a value: {_list(config.probes)}")
     if config.replicas is not None:
-        choose("replicas", config.replicas, ("devices",))
         check(config.devices is None, "--devices splits batches and --replicas=devices spreads runs: give one of them")
     check_hosts(config)
     check(
@@ -273,14 +296,6 @@ def check_config(config: Common) -> None:
     for name in ("shrink", "perturb"):
         values = getattr(config, name)
         check(all(map(math.isfinite, values)), f"--{name} must be finite, not {_list(values)}")
-    check_factors(config)
-    by_batch = config.model == "resnet18" and config.evaluation == "batch"
-    check(
-        not by_batch or "DASH" not in {_split(method)[0] for method in config.methods},
-        "--evaluation=batch: DASH's gradients are by running statistics; leave DASH or that out",
-    )
-    check(0 < config.dash_decay <= 1, f"--dash_decay must lie in (0, 1], not {config.dash_decay}")
-    check_positive("dash_chunk", config.dash_chunk, 2**31 - 1)
     check(all(0 <= seed < 2**32 for seed in config.seeds), f"--seeds must lie in [0, 2^32), not {_list(config.seeds)}")
     check_run(config.run)
 
@@ -291,37 +306,28 @@ def check_run(name: str | None) -> None:
     check(name is None or name == Path(name).name != "..", f"--run must be a plain name, not '{name}'")
 
 
-def check_training(config: Training) -> None:
-    """Checks the fields of `Training`; raises UsageError."""
-    for name in ("model", "activation", "conv_init", "optimizer", "schedule", "precision", "train_accuracy"):
-        choose(name, getattr(config, name), CHOICES[name])
-    for rule in config.stop:
-        choose("stop", rule, STOPS)
+def check_training(config: Training, default: Any = Training) -> None:
+    """Checks the fields of `Training`, and of a script's own what the tables above say of them; raises UsageError."""
+    for name, value in vars(config).items():
+        for one in value if isinstance(value, tuple) else (value,):
+            _check_value(name, one)
     check_list("stop", config.stop)
-    for name, most in LIMITS.items():
-        check_positive(name, getattr(config, name), most)
-    for size in config.hidden:
-        check_positive("hidden", size, 2**20)
-    check(0 <= config.warmup < 2**31, f"--warmup must lie in [0, 2^31), not {config.warmup}")
-    share = config.warmup_share
-    check(0 <= share < 1, f"--warmup_share must lie in [0, 1), not {share}")
     _check_steps(config)
-    if config.clip_norm is not None:
-        check_positive("clip_norm", config.clip_norm)
-    decay = config.weight_decay
-    check(math.isfinite(decay) and decay >= 0, f"--weight_decay must be 0 or more, not {decay}")
-    check(0 < config.threshold <= 1, f"--threshold must lie in (0, 1], not {config.threshold}")
     for name, rule in RULES.items():
-        used = rule in config.stop or getattr(config, name) == getattr(Training, name)
-        check(used, f"--{name} has no use without --stop {rule}: leave it out, or add {rule} to --stop")
-    check(config.devices is None or config.devices > 0, f"--devices must be positive, not {config.devices}")
+        if rule not in config.stop:
+            check_unused(config, default, name, f"without --stop {rule}: leave it out, or add {rule} to --stop")
 
 
-def check_factors(config: Any) -> None:
-    """Checks the factors of DASH and FIRE that every script with these methods has; raises UsageError."""
-    check(0 <= config.dash_shrink <= 1, f"--dash_shrink must lie in [0, 1], not {config.dash_shrink}")
-    steps = config.fire_steps
-    check(steps is None or 0 <= steps <= 1000, f"--fire_steps must lie in [0, 1000] or be None, not {steps}")
+def _check_value(name: str, value: Any) -> None:
+    """Checks a value of a setting by the tables above."""
+    if value is None:
+        return
+    if name in CHOICES:
+        choose(name, value, CHOICES[name])
+    if name in LIMITS:
+        check_positive(name, value, LIMITS[name])
+    for text, (holds, those) in INTERVALS.items():
+        check(name not in those or holds(value), f"--{name} {text}, not {value}")
 
 
 def _check_steps(config: Training) -> None:
@@ -331,27 +337,10 @@ def _check_steps(config: Training) -> None:
         bool(config.milestones) or not steps, "--schedule=steps needs --milestones: the epochs at which the rate falls"
     )
     check(steps or not config.milestones, "--milestones are for --schedule=steps; leave them out")
-    check_positive("rate_decay", config.rate_decay, 1)
     before = 0
     for epoch in config.milestones:
         check(before < epoch, f"--milestones must rise from above 0: {_list(config.milestones)}")
         before = epoch
-
-
-def _check_factors(config: Common) -> None:
-    """Checks the factors of the methods that experiments alone take."""
-    for name in ("gaussian_shrink", "gaussian_std", "l2_init"):
-        value = getattr(config, name)
-        check(math.isfinite(value) and value >= 0, f"--{name} must be 0 or more, not {value}")
-    check_positive("tortoise_every", config.tortoise_every, LIMITS["epochs"])
-    head = config.rescaling if config.head_rescaling is None else config.head_rescaling
-    for name, value in (("tortoise", config.tortoise), ("rescaling", config.rescaling), ("head_rescaling", head)):
-        check(0 <= value <= 1, f"--{name} must lie in [0, 1], not {value}")
-    own = [method for method in config.methods if _split(method)[0] in known.IN_OPTIMIZER]
-    check(
-        not own or config.opt_state == "rebuild" or config.own_first,
-        f"--opt_state=keep: {' '.join(own)} cannot go on with the first round's optimiser; add --own_first",
-    )
 
 
 def check_image_size(size: int | None) -> None:
@@ -362,21 +351,17 @@ def check_image_size(size: int | None) -> None:
         check_positive("image_size", size, LARGEST_SIZE)
 
 
-def check_fraction(fraction: float) -> None:
-    """Raises UsageError unless a first round can have such a share of the train images."""
-    check(0 < fraction <= 1, f"--fraction must lie in (0, 1], not {fraction}")
-
-
-def check_first_epochs(epochs: int | None) -> None:
-    """Raises UsageError unless the first round can have so many epochs; None leaves them to the script."""
-    if epochs is not None:
-        check_positive("first_epochs", epochs, LIMITS["epochs"])
-
-
-def check_positive(name: str, value: float, most: float = math.inf) -> None:
-    """Raises UsageError unless a setting's value is finite, above 0 and at most `most`."""
+def check_positive(name: str, value: float | None, most: float = math.inf) -> None:
+    """Raises UsageError unless a setting's value is finite, above 0 and at most `most`, or None."""
+    if value is None:
+        return
     check(math.isfinite(value) and value > 0, f"--{name} must be positive, not {value}")
     check(value <= most, f"--{name} must be at most {most:,}, not {value:,}")
+
+
+def check_unused(config: Any, default: Any, name: str, why: str) -> None:
+    """Raises UsageError where somebody gave a setting, that is where it is not the default's, which has no use."""
+    check(getattr(config, name) == getattr(default, name), f"--{name} has no use {why}")
 
 
 def run_name(config: Common) -> str:

@@ -161,8 +161,8 @@ def _is_importing(frame: Any) -> bool:
 def _watch(woken: int) -> None:
     """Ends the program after a signal, if it has not ended itself."""
     number = _next_signal(woken, None)
-    if number is None:
-        return
+    if number is None:  # it was undone
+        return os.close(woken)
     if _how != _AT_ONCE and not one_of_several():
         _next_signal(woken, GRACE)
     _end(number)

@@ -33,10 +33,9 @@ def check_hosts(config: Any) -> None:
             found is not None and 0 < int(found[2]) < 2**16,
             f"--coordinator is HOST:PORT of process 0, such as node1:12345, not '{address}'",
         )
-    check(count is None or count > 0, f"--num_processes must be positive, not {count}")
     if number is not None:
         most = "" if count is None else f", below --num_processes={count}"
-        check(0 <= number < (number + 1 if count is None else count), f"--process_id counts from 0{most}, not {number}")
+        check(number >= 0 and (count is None or number < count), f"--process_id counts from 0{most}, not {number}")
 
 
 def explained(config: Any) -> str:

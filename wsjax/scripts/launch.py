@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from wsjax.errors import RunError, UsageError
 from wsjax.storage.lock import is_held
+from wsjax.storage.records import SUMMARY
 
 POLL = 0.2  # seconds between two looks at the jobs that run
 GRACE = 12.0  # seconds that a job has to write its checkpoint when it is told to end
@@ -44,7 +45,7 @@ class Job(NamedTuple):
     @property
     def done(self) -> bool:
         """Whether there is nothing left to run."""
-        return all((folder / "summary.json").exists() for folder in self.folders)
+        return all((folder / SUMMARY).exists() for folder in self.folders)
 
     @property
     def held(self) -> bool:
@@ -117,6 +118,9 @@ class Command:
     def __call__(self) -> int:
         """Runs the command to its end; raises RunError where it fails."""
         self._process = subprocess.Popen([sys.executable, *self.command], cwd=self.folder, preexec_fn=_ignore_notice)
+        # submitit asks for the checkpoint in a signal's handler on this thread. `wait` holds a lock that the handler's
+        # own `wait` would never get, so it comes only when the command has ended.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         code = self._process.wait()
         if code == 128 + signal.SIGTERM:  # Slurm is about to end this process too: the job has not failed
             time.sleep(GRACE)

@@ -53,15 +53,16 @@ class Outcome(NamedTuple):
     summary: dict[str, Any]
 
 
-def load_data(config: Common) -> Dataset:
-    """Loads the data set, or the subset of it that the settings ask for; before it, sets up the devices."""
-    return load_several(config, [config.dataset])[0]
+def load_data(config: Common, models: Sequence[str] = ()) -> Dataset:
+    """Loads the data set, or the subset of it that the settings ask for; see `load_several`."""
+    return load_several(config, [config.dataset], models)[0]
 
 
-def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
+def load_several(config: Common, names: Sequence[str], models: Sequence[str] = ()) -> list[Dataset]:
     """Loads data sets, or the subset of each that the settings ask for; before it, sets up the devices.
 
-    Joins the processes of several hosts, or has a CPU pass for as many devices as are wanted.
+    Joins the processes of several hosts, or has a CPU pass for as many devices as are wanted. What else is compiled for
+    the settings' model, or for one of `models`, is compiled while the data are read.
     """
     process.set_up()
     import jax
@@ -79,7 +80,7 @@ def load_several(config: Common, names: Sequence[str]) -> list[Dataset]:
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
         use_devices(config.devices or (parallel.cores() if config.replicas else None))
-    if config.model == "resnet18":
+    if "resnet18" in {config.model, *models}:
         kernels.prepare(config.precision)
     loaded = [datasets.load(name, config.data_dir, config.image_size) for name in names]
     return [datasets.take(jax.random.key(0), dataset, config.num_train, config.num_test) for dataset in loaded]
@@ -129,7 +130,7 @@ def run(
         parallel.wait_for_all("records")
         records = follow_run(folder) if own is None else own
         known = None if measure is None else _measured(folder)
-        left = sum(_most(config.seeds, methods, caps)) - sum(_work(records.rows, caps))
+        left = _most(config.seeds, methods, caps) - sum(_work(records.rows, caps))
         advance = stack.enter_context(progress(max(left, 1), ", if no round ends early", parallel.is_main(), within))
         try:
             result = loop.run_rounds(
@@ -196,7 +197,7 @@ def conclude(
 
 def _measured(folder: Path) -> Any:
     """What an earlier call has measured of the states at the run's end; None where there is nothing yet."""
-    return read_json(folder / SUMMARY).get(MEASURED) if (folder / SUMMARY).exists() else None
+    return read_json(folder / SUMMARY, {}).get(MEASURED)
 
 
 def _folder(name: str, config: Common) -> Path:
@@ -228,10 +229,8 @@ def _about(name: str, config: Common, table: Methods) -> dict[str, Any]:
     from wsjax.networks import kernels
 
     about = about_run(name, parallel.device_names()) | {"methods": table}
-    if "resnet18" in {
-        config.model,
-        *(spec.get("model") for spec in table.values()),
-    }:  # they give other bits than XLA's convolutions
+    models = {config.model, *(spec.get("model") for spec in table.values())}
+    if "resnet18" in models:  # the kernels give other bits than XLA's convolutions
         about["compiled_kernels"] = kernels.support(jax.ShapeDtypeStruct((), config.precision))
     return about
 
@@ -251,14 +250,14 @@ def _caps(rounds: Sequence[Round], methods: Mapping[str, Method]) -> Caps:
     }
 
 
-def _most(seeds: Sequence[int], methods: Mapping[str, Method], caps: Caps) -> list[int]:
-    """The samples that every seed's rounds see at most."""
-    return [
+def _most(seeds: Sequence[int], methods: Mapping[str, Method], caps: Caps) -> int:
+    """The samples that all seeds' rounds see at most."""
+    return sum(
         size * cap
         for (name, _), (size, cap) in caps.items()
         for seed in seeds
         if name not in methods or methods[name].runs(seed)
-    ]
+    )
 
 
 def _observe(advance: Callable[..., None], caps: Caps, watch: Callable[..., None] | None, rows: list[Row]) -> None:

@@ -20,7 +20,7 @@ from wsjax.results.names import of_data
 from wsjax.scripts import cli, config, launch, plan
 from wsjax.scripts.launch import Ended, Job
 from wsjax.storage.files import read_json, write_json
-from wsjax.storage.records import CONFIG, differing
+from wsjax.storage.records import CONFIG, RECORDS, differing
 
 STUDY = "study.json"
 """What of a study's folder belongs to which figure."""
@@ -164,7 +164,7 @@ def speed(jobs: Sequence[Job], workdir: Path) -> float:
 
 def read_took(workdir: Path) -> dict[str, float]:
     """The seconds that each job took so far."""
-    return read_json(workdir / TOOK) if (workdir / TOOK).exists() else {}
+    return read_json(workdir / TOOK, {})
 
 
 def within(jobs: Sequence[Job], budget: float | None, factor: float) -> tuple[list[Job], list[Job]]:
@@ -182,7 +182,7 @@ def within(jobs: Sequence[Job], budget: float | None, factor: float) -> tuple[li
 def write_study(figures: Mapping[str, Sequence[Job]], workdir: Path) -> None:
     """Writes which runs belong to which figure, beside what other calls wrote."""
     path = workdir / STUDY
-    known = read_json(path) if path.exists() else {}
+    known = read_json(path, {})
     own = {
         figure: [str(folder.relative_to(workdir)) for job in jobs for folder in job.folders]
         for figure, jobs in figures.items()
@@ -221,7 +221,7 @@ def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> lis
 
 def read_submitted(workdir: Path) -> dict[str, str]:
     """Slurm's number of each job that was submitted last, by the job's name."""
-    return read_json(workdir / SUBMITTED) if (workdir / SUBMITTED).exists() else {}
+    return read_json(workdir / SUBMITTED, {})
 
 
 def under_way(jobs: Sequence[Job], workdir: Path) -> set[str]:
@@ -245,7 +245,7 @@ def states(jobs: Sequence[Job], workdir: Path) -> list[list[str]]:
         queued = under_way(jobs, workdir)
     lines = []
     for job in jobs:
-        records = [path for folder in job.folders if (path := folder / "records.jsonl").exists()]
+        records = [path for folder in job.folders if (path := folder / RECORDS).exists()]
         rows = sum(path.read_bytes().count(b"\n") for path in records)
         state = "queued" if job.name in queued else "begun" if rows else "waiting"
         state = "complete" if job.done else "running" if job.held else state

@@ -71,7 +71,7 @@ class UnreadableError(RunError):
 
 
 class Folder:
-    """A folder of checkpoints. It is made with the first of them.
+    """A folder of checkpoints, to be closed or used in a with statement. It is made with the first of them.
 
     Attributes:
       path: where it is.
@@ -127,11 +127,6 @@ class Folder:
         return str(place / "checkpoints")
 
 
-def open_folder(path: Path | str) -> Folder:
-    """Opens a folder of checkpoints, to be closed or used in a with statement. It need not be there yet."""
-    return Folder(path)
-
-
 def save(folder: Folder, step: int, state: Any) -> None:
     """Saves a pytree of arrays; it is on the disk when this returns.
 
@@ -165,7 +160,7 @@ def restore(
     """Restores the newest checkpoint that is whole, with a warning for each one that is passed over.
 
     Args:
-      folder: from `open_folder`.
+      folder: where they are.
       template: gives a pytree of arrays with the structure, shapes, dtypes and shardings of a step's checkpoint.
       wanted: says of a step whether it may be restored.
 

@@ -33,12 +33,15 @@ def user_path(path: Path | str) -> Path:
         ) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     """Reads a JSON object, without its digest, which files of earlier versions lack.
 
-    Raises RunError where it cannot be read, or is not what was written.
+    Raises RunError where it cannot be read, or is not what was written; where there is none, `missing` is what it
+    gives, if that is given.
     """
     path = user_path(path)
+    if missing is not None and not path.exists():
+        return missing
     try:
         value = parse(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, OSError) as error:

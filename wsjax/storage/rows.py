@@ -180,10 +180,7 @@ def _stranger(row: Row, number: int, reason: str, source: object) -> RunError:
 
 
 def round_ends(rows: Sequence[Row]) -> list[Row]:
-    """How each method and seed ended each of its rounds: the round's last row, with the seconds of all its epochs.
-
-    Fields that are no single value, such as a list, stay with the epochs.
-    """
+    """How each method and seed ended each of its rounds: the round's last row, with the seconds of all its epochs."""
     seconds: dict[tuple[str, int, int], list[float]] = {}
     ends = []
     for row in rows:
@@ -191,7 +188,7 @@ def round_ends(rows: Sequence[Row]) -> list[Row]:
         total[0] += row["train_seconds"]
         total[1] += row["eval_seconds"]
         if row["stop"]:
-            end = {name: value for name, value in row.items() if not isinstance(value, list | dict)}
-            end |= {"epochs": end.pop("epoch")}
+            end = dict(row)
+            end["epochs"] = end.pop("epoch")
             ends.append(end | {"train_seconds": round(total[0], 3), "eval_seconds": round(total[1], 3)})
     return ends
