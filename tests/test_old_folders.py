@@ -92,7 +92,7 @@ def test_what_an_old_version_left_unfinished_is_not_cleared(folder, call):
         (part / name).unlink()
     code, said, errors = retrain(call, "--data", "incoming/*.npz")
     assert code == 0
-    told = "warning: first-seeds-2: no checkpoint reaches as far as its rows do; 20 epochs are trained again"
+    told = "warning: first-seeds-2: no checkpoint reaches as far as its rows do; 20 epochs are set aside"
     assert (errors.startswith(told), errors.count("\n")) == (True, 1)
     assert "it starts anew" not in said
     assert "model 2, from model 1, shrunk and perturbed" in said

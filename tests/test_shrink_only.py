@@ -142,7 +142,7 @@ def test_a_run_without_its_summary_is_measured_again_from_its_checkpoints(script
 
     assert "trained again" not in errors_of_another_call()
     shutil.rmtree(folder / "checkpoints")
-    assert "2 epochs are trained again for its last state" in errors_of_another_call()
+    assert "2 epochs are set aside and trained again" in errors_of_another_call()
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_rows_and_curves(script, tmp_path, monkeypatch):

@@ -41,8 +41,8 @@ class Journal:
         """How far the leg has come, by the newest checkpoint whose way there the rows tell.
 
         Rows beyond it are set aside, to be trained again; where that is more than a kill leaves, it is told. Where the
-        rows say that the leg is done they stay: if no state is needed, they suffice, and no checkpoint is read; else
-        the way to it is trained again with a copy of them.
+        rows say that the leg is done and no state is needed, they suffice, and no checkpoint is read; if one is, and
+        other legs have rows, they stay, and the way to it is trained again with a copy of them.
 
         Args:
           template: gives the stacked state of a round, as arrays or their shapes.
@@ -60,7 +60,8 @@ class Journal:
             if not done:
                 raise
         reached = reached or Reached(self.leg.begin, 0, None)
-        if done:  # a kill meanwhile must not leave later legs' rows without these
+        stay = done and len(self._own()) < len(self._records.rows)
+        if stay:  # a kill meanwhile must not leave other legs' rows without these
             self._records = Records(rows=self._own())
         lost = self._epochs_after(reached)
         here = reached.number, reached.epoch
@@ -69,7 +70,7 @@ class Journal:
             dropped = self._records.keep(lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= here)
         # A kill leaves less than that; and a round's end has a checkpoint.
         if self._folder is not None and (lost > self._checkpoint_every or any(row["stop"] for row in dropped)):
-            again = "trained again for its last state" if done else "set aside and trained again"
+            again = "trained again for its last state" if stay else "set aside and trained again"
             warnings.warn(
                 f"{self.leg.name}: no checkpoint reaches as far as its rows do; {lost} epochs are {again}", stacklevel=2
             )
