@@ -32,7 +32,7 @@ def test_an_example_runs(code, tmp_path, monkeypatch):
 
 
 def test_all_examples_are_found():
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 9
     for name in ("def retrain(", "metrics"):  # what an example's run is asked for above
         assert sum(name in code for code in EXAMPLES) == 1
 
@@ -78,28 +78,31 @@ def test_what_a_stop_looks_at_is_told_as_the_records_have_it():
     assert f"at {after['RI'][:-1]} and {after['WS'][:-1]} % by a pass after it" in text
 
 
-def against_random(folder, rounds, methods):
-    """Points above RI after so many online rounds and percent of its steps over all, means of three seeds."""
-    run = read_run(ROOT / "figures" / "results" / "cpu" / "online" / folder)
-    ends = {(row["method"], row["seed"]): row for row in summarize_online(run.rows, run.config["methods"])["rows"]}
+def against_random(folders, rounds, methods, seeds):
+    """Points above RI after so many online rounds and percent of its steps over all, means over so many seeds."""
+    runs = [read_run(ROOT / "figures" / "results" / "cpu" / "online" / folder) for folder in folders]
+    rows = [row for run in runs for row in run.rows]
+    ends = {(row["method"], row["seed"]): row for row in summarize_online(rows, runs[0].config["methods"])["rows"]}
     assert {row["round"] for row in ends.values()} == {rounds}
     found = []
     for method in methods:
         pairs = [(row, ends["RI", seed]) for (name, seed), row in ends.items() if name == method]
-        assert len(pairs) == 3
+        assert len(pairs) == seeds
         gain = statistics.mean(own["test_accuracy"] - other["test_accuracy"] for own, other in pairs)
         found.append((100 * gain, 100 * statistics.mean(own["steps"] / other["steps"] for own, other in pairs)))
     return found
 
 
 def test_what_shrink_perturb_gains_online_is_told_as_the_records_have_it():
-    gains, shares = zip(*against_random("figure6", 5, ("SP 0.2", "SP 0.4", "SP 0.6")), strict=True)
+    gains, shares = zip(
+        *against_random(["figure6", "figure6-2"], 5, ("SP 0.2", "SP 0.4", "SP 0.6"), 7), strict=True
+    )
     told = "ends {:.1f}, {:.1f} and {:.1f} points above RI, for {:.0f}, {:.0f} and {:.0f} % of its steps"
     assert told.format(*gains, *shares) in " ".join(PAGES[0].read_text().split())
 
 
 def test_the_board_is_told_as_the_records_have_it():
-    (sp, sp_steps), *others = against_random("board", 4, ("SP", "DASH", "FIRE", "RI@0.01"))
+    (sp, sp_steps), *others = against_random(["board"], 4, ("SP", "DASH", "FIRE", "RI@0.01"), 3)
     told = (
         "SP 0.3 ends {:.1f} points above RI for {:.0f} % of its steps, DASH {:.1f} for {:.0f} %, FIRE {:.1f} for "
         "{:.0f} %, and RI at ten times the rate {:.1f} for {:.0f} %"
