@@ -5,9 +5,9 @@
     python experiments/online.py --dataset=cifar10 --increment=2500 --shrink 0 0.2 0.4 0.6 0.8 1    Figure 6
 
 Each round starts from scratch (RI), from the parameters of the round before (WS), or from their shrink-perturb (SP), on
-the same images in the same order, and ends at a train accuracy. The first round is the same for all. The run's folder
-gets a row an epoch and a summary with a row a round, the paired gap RI - WS and the steps that each method took. The
-same command continues a run that was stopped, however it was.
+the same images in the same order, and ends at a train accuracy. The first round is the same for all, but for what
+--at_once shrinks before it. The run's folder gets a row an epoch and a summary with a row a round, the paired gap
+RI - WS and the steps that each method took. The same command continues a run that was stopped, however it was.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main(settings: Config) -> None:
     outcome = run.run("online", settings, setup, rounds, methods, summary.summarize_online)
     table = tables.online_table(outcome.summary)
     curves = plots.online_curves(outcome.summary["rounds"], outcome.methods)
-    run.conclude(outcome, f"{len(sizes)} rounds, up to {sizes[-1]:,} images", table, curves)
+    run.conclude(outcome, f"{len(sizes)} rounds, up to {sizes[-1]:,} of {total:,} images", table, curves)
 
 
 def check(settings: Config) -> None:

@@ -38,7 +38,7 @@ def test_warm_starts_branch_off_the_half_after_every_round(stop_early, tmp_path)
     assert code == 0, error
     for text in ("RI - WS", "% of RI", "with every 2 epochs before", "Picture:"):
         assert text in " ".join(out.split())
-    config, rows, summary = found(tmp_path)
+    config, rows, summary, _ = found(tmp_path)
     assert config["methods"] == {
         "RI": {"reinit": "random_init"},
         **{f"WS {after}": {"reinit": "warm_start", "after": after} for after in (2, 4, 5)},
@@ -94,7 +94,7 @@ def interrupt_at(method):
 
 def test_random_initialisation_alone_trains_the_first_round_only(stop_early, tmp_path):
     assert stop_early(*CUT, "--seeds", 0, "--methods", "RI")[0] == 0
-    config, rows, summary = found(tmp_path)
+    config, rows, summary, _ = found(tmp_path)
     assert list(config["methods"]) == ["RI"]
     assert {(row["method"], row["round"]) for row in rows} == {("first", 1), ("RI", 2)}
     assert (summary["damage"], summary["slope"]) == ([], None)

@@ -39,7 +39,7 @@ def test_every_warm_start_has_its_own_half_and_a_chain_goes_on(search, tmp_path)
     code, out, error = search(*WIDER, "--run", "own")
     assert code == 0, error
     assert "With the same settings on all of the data RI - WS" in " ".join(out.split())
-    config, rows, summary = found(tmp_path, "own")
+    config, rows, summary, _ = found(tmp_path, "own")
     grid = [(0.03, 16), (0.03, 8), (0.03, 20)]
     drawn = {}
     for end in summary["rows"]:

@@ -290,8 +290,8 @@ def test_a_file_is_one_however_it_is_written(tmp_path, monkeypatch):
 
 def test_the_scripts_limit_reaches_the_files(tmp_path):
     path = write(tmp_path / "a.npz")
-    script = Path(__file__).parents[1] / "experiments" / "retrain.py"
-    line = [sys.executable, str(script), "--model_dir", str(tmp_path / "model"), "--data", str(path)]
+    command = [sys.executable, "-c", "from wsjax.commands.main import main; main()", "retrain"]
+    line = [*command, "--model_dir", str(tmp_path / "model"), "--data", str(path)]
     done = subprocess.run([*line, "--max_gigabytes=1e-6"], capture_output=True, text=True)
     assert done.returncode == 2
     said = " ".join(done.stdout.split())

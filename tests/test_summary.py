@@ -110,7 +110,7 @@ def test_summary_of_rows():
         row("RI", 0, 3, "plateau", test=0.6, train=0.8, train_seconds=4.0, eval_seconds=0.5),
         row("WS", 1, 1, None, test=0.99),  # cut off before its end
         row("WS", 0, 1, test=0.5),
-        row("SP", 0, 1, test=0.55, weight_norm=2.5, norms=[1.0, 2.0]),
+        row("SP", 0, 1, test=0.55, weight_norm=2.5),
         row("mine", 0, 1, test=0.45),
     ]
     result = summarize_offline(rows, METHODS)
@@ -135,8 +135,7 @@ def test_summary_of_rows():
     }
     factors = {end["method"]: (end["shrink"], end["perturb"]) for end in result["rows"]}
     assert factors == {"RI": (0.0, 1.0), "WS": (1.0, 0.0), "SP": (0.4, 0.1), "mine": (None, None)}
-    assert result["rows"][3]["weight_norm"] == 2.5  # a probe's numbers stay, its lists do not
-    assert "norms" not in result["rows"][3]
+    assert result["rows"][3]["weight_norm"] == 2.5  # a probe's numbers stay
     (first,) = result["first_round"]
     assert (first["epochs"], first["test_accuracy"], first["train_seconds"]) == (2, 0.4, 0.5)
     assert result["gap"]["mean"] == pytest.approx(0.1)

@@ -192,7 +192,7 @@ def conclude(
     checkpoints = outcome.folder / "checkpoints"
     size = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
     say(f"Picture: {picture}")
-    say(f"Records: {outcome.folder} (its checkpoints take {size / 1e6:,.1f} MB)")
+    say(f"Records: {outcome.folder} (its checkpoints take {size / 1e6:,.1f} MB, and may be deleted)")
 
 
 def _measured(folder: Path) -> Any:
