@@ -27,7 +27,7 @@ from wsjax.retraining.shelf import load_model, roll_back
 from wsjax.rounds.legs import Settings
 from wsjax.scripts import build
 from wsjax.scripts.config import Training
-from wsjax.storage.records import read_json
+from wsjax.storage.records import read_json, write_json
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import Task, correct, cross_entropy, image_task
 
@@ -256,6 +256,51 @@ def test_changed_vanished_and_moved_files_are_told(job):
     assert f"{a} changed since it was trained on: its present images count" in job.lines
     assert lineage["metrics"]["train_images"] + lineage["metrics"]["held_out_images"] == 160
     assert [row["path"] for row in lineage["files"]] == [str(a), str(c.with_name("d.npz"))]
+
+
+def test_a_moved_file_stays_known_where_it_is(job, tmp_path):
+    """Also where the call that finds it trains nothing, and the next one does not name it."""
+    job.add("a")
+    moved = job.add("b", seed=1)
+    job.call()
+    shelf_before = (job.folder / "models/0001/lineage.json").read_bytes()
+    archive = tmp_path / "archive" / "b.npz"
+    archive.parent.mkdir()
+    moved.rename(archive)
+    assert retrain(job.folder, [str(archive)], recipe(), say=job.lines.append) is None
+    assert job.lines == [f"{moved} is now {archive}"]
+    assert (job.folder / "models/0001/lineage.json").read_bytes() == shelf_before
+    before = job.files()
+    assert job.call() is None
+    assert (job.lines, job.files()) == ([], before)  # it is told once
+
+    job.add("b", seed=2)  # other images in the old place
+    lineage = job.call()
+    assert job.lines == []
+    assert lineage["metrics"]["train_images"] + lineage["metrics"]["held_out_images"] == 240
+    assert [row["path"] for row in lineage["files"]] == [str(job.incoming / "a.npz"), str(archive), str(moved)]
+    assert job.call() is None
+    assert job.lines == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: path.write_text("{"), "places.json cannot be read: "),
+        (lambda path: write_json(path, {"model": 1, "files": [{}]}), "is damaged: files[0].path is missing; remove it"),
+    ],
+)
+def test_damaged_notes_of_moved_files_stop_no_call(job, damage, told):
+    job.add("a").rename(job.incoming / "b.npz")
+    job.call()
+    (job.incoming / "b.npz").rename(job.incoming / "c.npz")
+    job.call()
+    damage(job.folder / "places.json")
+    assert job.call() is None
+    assert told in job.lines[0]
+    assert job.lines[1] == f"{job.incoming / 'b.npz'} is now {job.incoming / 'c.npz'}"
+    assert job.call() is None
+    assert job.lines == []  # it was noted anew
 
 
 def test_known_files_count_whether_or_not_a_pattern_names_them(job, tmp_path):

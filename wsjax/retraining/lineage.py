@@ -38,13 +38,18 @@ def fault(lineage: Mapping[str, Any], number: int) -> str | None:
         settings=_record(holdout=_value(lambda x: _is_number(x) and 0 < x < 1, "a number between 0 and 1")),
         class_names=_list(_TEXT),
         image_shape=_list(_count(1), 3),
-        files=_list(_record(path=_TEXT, sha256=_SHA256, images=_count(0))),
+        files=_FILES,
     )
     if wrong := whole("", lineage):
         return wrong
     channels = lineage["image_shape"][-1]
     rest = _record(mean=_list(_NUMBER, channels), std=_list(_POSITIVE, channels))
     return rest("", lineage) or _SHA256("samples", lineage.get("samples", 64 * "0"))  # older ones have no such digest
+
+
+def files_fault(values: Mapping[str, Any]) -> str | None:
+    """Says what is wrong with the data files that a record tells of in "files"; None where nothing is."""
+    return _record(files=_FILES)("", values)
 
 
 def _value(holds: Callable[[Any], bool], words: str) -> Check:
@@ -109,6 +114,7 @@ _NUMBER = _value(_is_number, "a finite number")
 _POSITIVE = _value(lambda x: _is_number(x) and x > 0, "a number above 0")
 _TEXT = _value(lambda x: isinstance(x, str), "a text")
 _SHA256 = _value(_is_sha256, "a SHA-256 in hexadecimal")
+_FILES = _list(_record(path=_TEXT, sha256=_SHA256, images=_count(0)))
 
 
 def _shown(value: Any) -> str:

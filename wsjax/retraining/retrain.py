@@ -25,7 +25,7 @@ import numpy as np
 from wsjax import parallel
 from wsjax.data.datasets import channel_statistics
 from wsjax.errors import NonFiniteLoss, RunError
-from wsjax.retraining import methods, shelf
+from wsjax.retraining import methods, places, shelf
 from wsjax.retraining.incoming import Pool, read_pool
 from wsjax.retraining.lineage import SCRATCH
 from wsjax.retraining.recipe import Recipe
@@ -93,8 +93,10 @@ def retrain(
             _check_same(folder, base["settings"], recipe)
         known, samples = shelf.newest(folder, current, say) or (None, np.empty(0, np.uint64))
         pool = None if known else first
-        files = known["files"] if known else ()
+        files = places.known_files(folder, known, say) if known else ()
         pool = pool or read_pool(patterns, files, base, recipe.holdout, say, *limits)
+        if pool and known:  # a file that moved is known at its new place, also where nothing is trained
+            places.keep(folder, known["model"], files, pool.files)
         if pool is None or (known and not np.setdiff1d(pool.samples, samples).size):
             return settled
         if settled is not None:

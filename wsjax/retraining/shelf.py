@@ -1,6 +1,7 @@
 """The folder of a retrained model: every model there was, and which of them is current.
 
     MODEL/current.json          {"current": 3, "decided": 4}
+    MODEL/places.json           where data files are that moved (`places`)
     MODEL/models/0003/          lineage.json, records.jsonl (a row an epoch), samples.npy, parameters/ (Orbax)
     MODEL/models/0004.part/     one that is being trained
 
