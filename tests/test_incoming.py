@@ -264,12 +264,45 @@ def test_a_label_that_may_be_a_place_or_a_name_is_left_out(tmp_path, names, labe
 
 
 def test_numbers_that_are_their_own_labels_are_no_riddle():
-    known = ("00", "01", "cat")
-    assert incoming._merge_classes(known, None, {0, 1, 2, 3}, Path("a")) == (*known, "3")
+    known = ("00", "01")
+    assert incoming._merge_classes(known, None, {0, 1, 2, 3}, Path("a")) == (*known, "2", "3")
+    assert incoming._merge_classes((*known, "cat"), None, {0, 1}, Path("a")) == (*known, "cat")
     with pytest.raises(
         DataError, match=r"a: with its class_names, cat, two classes would have one name; known .*0, cat$"
     ):
         incoming._merge_classes(("0", "cat"), ("cat",), {0}, Path("a"))
+
+
+def test_labels_without_names_after_classes_with_names_are_left_out(tmp_path):
+    first = write(tmp_path / "a.npz", class_names=np.array(["cat", "dog"]))
+    pool, _ = read([first])
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    path = write(tmp_path / "b.npz", seed=1)
+    for labels, named in ((np.arange(40) % 2, 0), (np.full(40, 2), 2)):
+        write(path, seed=1, labels=labels)
+        again, lines = read([first, path], pool.files, base)
+        assert paths(again) == [first]
+        assert lines == [
+            f"left out: {path}: the label {named} has no name where the known classes have, cat, dog; "
+            "add class_names, with the known ones first"
+        ]
+    write(path, seed=1, labels=np.full(40, 2), class_names=np.array(["cat", "dog", "eel"]))
+    assert read([first, path], pool.files, base)[0].class_names == ("cat", "dog", "eel")
+
+
+def test_labels_that_were_trained_on_stay_what_they_are(tmp_path):
+    """A later file gave the numbers their names, or an older version did not ask for them."""
+    numbered = write(tmp_path / "a.npz")
+    named = write(tmp_path / "b.npz", seed=1, class_names=np.array(["cat", "dog"]))
+    pool, lines = read([numbered, named])
+    assert (pool.class_names, lines) == (("cat", "dog"), [])
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    again, lines = read([numbered, named], pool.files, base)
+    assert (paths(again), lines) == ([numbered, named], [])
+    write(numbered, seed=2)  # other images: whose labels are meant cannot be told
+    again, lines = read([numbered, named], pool.files, base)
+    assert lines[0].startswith(f"left out: {numbered}: the label 0 has no name where the known classes have, cat, dog;")
+    assert size(again) == 40
 
 
 def test_a_file_is_one_however_it_is_written(tmp_path, monkeypatch):
@@ -290,8 +323,8 @@ def test_a_file_is_one_however_it_is_written(tmp_path, monkeypatch):
 
 def test_the_scripts_limit_reaches_the_files(tmp_path):
     path = write(tmp_path / "a.npz")
-    script = Path(__file__).parents[1] / "experiments" / "retrain.py"
-    line = [sys.executable, str(script), "--model_dir", str(tmp_path / "model"), "--data", str(path)]
+    wsjax = "from wsjax.commands.main import main; main()"
+    line = [sys.executable, "-c", wsjax, "retrain", "--model_dir", str(tmp_path / "model"), "--data", str(path)]
     done = subprocess.run([*line, "--max_gigabytes=1e-6"], capture_output=True, text=True)
     assert done.returncode == 2
     said = " ".join(done.stdout.split())

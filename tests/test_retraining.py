@@ -543,11 +543,13 @@ def test_load_model_knows_the_architecture_of_the_scripts_models(job):
 def test_classes_by_hand():
     merge = partial(incoming._merge_classes, path="file")
     assert merge(("0", "1"), ("cat", "dog", "eel"), {2}) == ("cat", "dog", "eel")
-    assert merge(("cat", "dog"), None, {2, 0}) == ("cat", "dog", "2")
+    assert merge(("cat", "dog"), None, {2, 0}, trained_on=True) == ("cat", "dog", "2")
+    with pytest.raises(DataError, match="the label 0 has no name where the known classes have, cat, dog; add class_na"):
+        merge(("cat", "dog"), None, {2, 0})
     assert merge(("cat", "dog", "2"), ("cat", "dog", "eel"), {2}) == ("cat", "dog", "eel")
     assert merge(("cat", "dog"), ("cat",), {0}) == ("cat", "dog")
     with pytest.raises(DataError, match="the label 9 where 2 classes are known leaves a gap"):
-        merge(("cat", "dog"), None, {1, 9})
+        merge(("0", "1"), None, {1, 9})
     with pytest.raises(DataError, match="two classes would have one name"):
         merge((), ("cat", "cat"), {1})
 

@@ -58,7 +58,8 @@ class Pool(NamedTuple):
 class _Found:
     """What the files read so far hold, each image once, by the SHA-256 of its pixels.
 
-    `shape` is that of an image, and `whose` says who has it.
+    `shape` is that of an image, and `whose` says who has it. `trained_on` are the hashes of files that earlier
+    models were trained on.
     """
 
     class_names: tuple[str, ...] = ()
@@ -68,6 +69,7 @@ class _Found:
     labels: dict[bytes, int] = dataclasses.field(default_factory=dict)
     duplicates: int = 0
     corrected: int = 0
+    trained_on: frozenset[str] = frozenset()
 
     def add(self, path: Path, max_gigabytes: float, image_size: int | None = None, refuse: Refuse = stop) -> Row:
         """Adds a file or a folder of images, and returns its row; where it raises DataError, nothing has changed.
@@ -78,7 +80,8 @@ class _Found:
         shape = read.images.shape[1:]
         if self.shape is not None and shape != self.shape:
             raise _OtherSize(f"{path}: images of {shape} where {self.whose} {self.shape}")
-        class_names = _merge_classes(self.class_names, read.class_names, set(read.labels.tolist()), path)
+        labels, trained_on = set(read.labels.tolist()), read.sha256 in self.trained_on
+        class_names = _merge_classes(self.class_names, read.class_names, labels, path, trained_on)
         digests = [hashlib.sha256(image.tobytes()).digest() for image in read.images]
         fresh = {digest: i for i, digest in enumerate(digests) if digest not in self.images}
         size = (len(self.images) + len(fresh)) * read.images[0].nbytes
@@ -144,6 +147,7 @@ def read_pool(
     old = {_one_spelling(row["path"]): row for row in known}
     files = _in_order(patterns, old, max_gigabytes, tell)
     found = _Found(tuple(base["class_names"]), tuple(base["image_shape"]), "the model's are") if base else _Found()
+    found.trained_on = frozenset(row["sha256"] for row in known)
     rows = []
     for path in files:
         refused: list[DataError] = []
@@ -249,15 +253,17 @@ def _one_spelling(path: str | Path) -> Path:
 
 
 def _merge_classes(
-    known: tuple[str, ...], names: tuple[str, ...] | None, labels: set[int], path: Path
+    known: tuple[str, ...], names: tuple[str, ...] | None, labels: set[int], path: Path, trained_on: bool = False
 ) -> tuple[str, ...]:
     """The classes known after a file. Its names must go on where the known ones end; a number stands for no name yet.
 
-    Labels of a file without names must go on without a gap: a gap is most likely a mistake. Where known names are
-    numbers, each must be its label's own: whether a label is a place or a name could not be told.
+    Labels of a file without names must go on without a gap: a gap is most likely a mistake. They can only be told from
+    names where the known classes are called by their own numbers; those of a file that models were trained on already,
+    `trained_on`, mean what they meant then.
     """
     if names is None:
-        _check_numbers(known, labels, path)
+        if not trained_on:
+            _check_numbers(known, labels, path)
         new = sorted(label for label in labels if label >= len(known))
         if new != list(range(len(known), len(known) + len(new))):
             raise DataError(
@@ -279,14 +285,21 @@ def _merge_classes(
 
 
 def _check_numbers(known: tuple[str, ...], labels: set[int], path: Path) -> None:
-    """Raises DataError where a label, as a number, is the name of another class than it would be taken for."""
-    taken = {_number(name) for name in known}
+    """Raises DataError where it cannot be told which class a label without a name means."""
+    numbers = [_number(name) for name in known]
+    named = None in numbers
     for label in sorted(labels):
-        new = label >= len(known)
-        if (new and str(label) in taken) or (not new and _number(known[label]) not in (None, str(label))):
+        # One of a class to come: where others have names, so will that.
+        to_come = not named and str(label) not in numbers
+        sure = numbers[label] == str(label) if label < len(known) else to_come
+        if not sure:
+            what = (
+                "has no name where the known classes have"
+                if named
+                else "may be a place or a name among the known classes"
+            )
             raise DataError(
-                f"{path}: the label {label} may be a place or a name among the known classes, {listed(known)}; "
-                "add class_names, with the known ones first"
+                f"{path}: the label {label} {what}, {listed(known)}; add class_names, with the known ones first"
             )
 
 
