@@ -55,7 +55,13 @@ def test_a_jobs_life(tmp_path):
     )
     assert code == 3
     assert "KEPT ASIDE, model 2 stays current: worse by more than --tolerance=0.02" in said
+    assert said.endswith(
+        f"to take model 3 all the same: wsjax retrain --model_dir={tmp_path / 'model'} --rollback_to=3"
+    )
     assert "the cap" not in said  # which --stop epochs asks for
+    (tmp_path / "thursday.npz").write_bytes(b"half an upload")
+    code, said, _ = call(tmp_path)
+    assert (code, said.count("left out: "), "no new data, unless in what could not be used (" in said) == (4, 1, True)
 
     code, said, _ = call(tmp_path, "--rollback")
     assert (code, "model 1 is current, not 2" in said) == (0, True)

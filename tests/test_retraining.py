@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from wsjax import parallel
-from wsjax.errors import DataError, RunError
+from wsjax.errors import DataError, LeftOut, RunError
 from wsjax.methods.dash import dash
 from wsjax.methods.fire import fire
 from wsjax.methods.layouts import wsjax_layout
@@ -335,6 +335,37 @@ def test_new_classes_grow_the_head_and_count_as_wrong_before(job):
     assert lineage["class_names"] == ("0", "1", "2")
     assert lineage["before"] < 0.9 < lineage["metrics"]["accuracy"]
     assert job.load()(make_images(4, classes=3)[0]).shape == (4, 3)
+
+
+def test_new_classes_are_told_where_they_are_trained_on(job):
+    job.add("a")
+    job.call()
+    names = np.array(["0", "1", "\u202eeerht", *(f"class {number}" for number in range(60))])
+    write(job.incoming / "b.npz", *make_images(120, classes=3, seed=1), class_names=names)
+    aside = recipe(epochs=1, optimizer=optax.sgd(0.0), shrink=-1.0, perturb=0.0)
+    assert not job.call(aside)["promoted"]
+    (line,) = job.lines
+    assert line.startswith("new classes: \\u202eeerht, class 0, ")
+    assert line.endswith(" and 41 more")
+    assert job.call() is None
+    assert job.lines == []
+
+
+def test_nothing_new_but_what_could_not_be_used_is_told_apart(job):
+    job.add("a")
+    job.call()
+    half = job.incoming / "b.npz"
+    half.write_bytes(b"half an upload")
+    before = job.files()
+    with pytest.raises(LeftOut, match=rf"^no new data, unless in what could not be used \({half}\): nothing changed$"):
+        job.call()
+    with pytest.raises(LeftOut, match=r"\(.*/x\*\.npz\)"):
+        retrain(job.folder, [str(job.incoming / "a.npz"), str(job.incoming / "x*.npz")], recipe())
+    assert job.files() == before
+    job.add("c", seed=1)
+    assert job.call()["model"] == 2  # what can be used is
+    half.unlink()
+    assert job.call() is None
 
 
 def test_a_grown_network_leaves_new_units_newly_drawn():

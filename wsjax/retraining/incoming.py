@@ -12,7 +12,7 @@ import fnmatch
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from wsjax.data.datasets import read_images
 from wsjax.data.folders import Refuse, folder_hash, is_held_out, read_labelled, stop
 from wsjax.data.image_files import IMAGE_SIZE
 from wsjax.data.sources import MAX_GIGABYTES, Images, expand_user, listed, read_bytes
-from wsjax.errors import DataError, printable
+from wsjax.errors import DataError, LeftOut, printable
 from wsjax.storage.rows import Row
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -30,6 +30,7 @@ Data = tuple[np.ndarray, np.ndarray]
 
 _LEAST = {False: 2, True: 1}  # images to train on (BatchNorm has no variance over one), and held out
 _TOLD = 20  # files of one folder that are left out, each in a line
+_NAMED = 3  # of all that was left out, in the last line
 
 
 class _OtherSize(DataError):
@@ -45,6 +46,8 @@ class Pool(NamedTuple):
       class_names: one name a class.
       files: a row a data file or folder: path, sha256, images.
       samples: uint64 [N], sorted: a hash of each image with its label.
+      unused: what was given and is in none of the above: files and folders that were left out as a whole, patterns that
+        match no file.
     """
 
     train: Data
@@ -52,6 +55,7 @@ class Pool(NamedTuple):
     class_names: tuple[str, ...]
     files: list[Row]
     samples: np.ndarray
+    unused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -137,6 +141,7 @@ def read_pool(
       The pool; None where known files are all that was asked for, and they are gone.
 
     Raises:
+      LeftOut: known files are gone, and what else was asked for could not be used.
       DataError: a file that is named does not exist and is not known, no pattern matches a file, there is no image, or
         there are too few.
     """
@@ -145,7 +150,8 @@ def read_pool(
         say(printable(line))
 
     old = {_one_spelling(row["path"]): row for row in known}
-    files = _in_order(patterns, old, max_gigabytes, tell)
+    matched, unused = _matched(patterns, old, tell)
+    files = _in_order(matched, old, max_gigabytes, tell)
     found = _Found(tuple(base["class_names"]), tuple(base["image_shape"]), "the model's are") if base else _Found()
     found.trained_on = frozenset(row["sha256"] for row in known)
     rows = []
@@ -157,6 +163,7 @@ def read_pool(
             if base is None and isinstance(error, _OtherSize):
                 raise  # which of two sizes is meant is the user's to say
             refused.insert(0, error)
+            unused.append(str(path))
             rows += [old[path]] if path in old else []
             continue
         finally:
@@ -165,15 +172,22 @@ def read_pool(
             tell(f"{path} changed since it was trained on: its present images count")
         rows.append(row)
     if not found.images:
+        if known and unused:
+            raise left_out(unused)
         if known:
             return None
         raise DataError(f"there is no image to train on: {len(files)} files for {', '.join(patterns) or 'no pattern'}")
     if found.duplicates:
         mended = f"; {found.corrected} with another label, of which the last holds" if found.corrected else ""
         tell(f"{found.duplicates} images came more than once and count once{mended}")
-    if base and len(found.class_names) > len(base["class_names"]):
-        tell(f"new classes: {listed(found.class_names[len(base['class_names']) :])}")
-    return _split(found.images, found.labels, found.class_names, rows, holdout)
+    return _split(found.images, found.labels, found.class_names, rows, holdout)._replace(unused=tuple(unused))
+
+
+def left_out(unused: Sequence[str]) -> LeftOut:
+    """Says that nothing is new but perhaps what could not be used."""
+    more = [f"{len(unused) - _NAMED:,} more"] if len(unused) > _NAMED else []
+    names = ", ".join([*unused[:_NAMED], *more])
+    return LeftOut(f"no new data, unless in what could not be used ({names}): nothing changed")
 
 
 def _tell_refused(refused: Sequence[DataError], path: Path, tell: Callable[[str], None]) -> None:
@@ -184,10 +198,9 @@ def _tell_refused(refused: Sequence[DataError], path: Path, tell: Callable[[str]
 
 
 def _in_order(
-    patterns: Sequence[str], old: Mapping[Path, Row], max_gigabytes: float, tell: Callable[[str], None]
+    matched: Set[Path], old: Mapping[Path, Row], max_gigabytes: float, tell: Callable[[str], None]
 ) -> list[Path]:
     """The files there are: known ones at their old place, also where they have moved, then new ones by name."""
-    matched = _matched(patterns, old, tell)
     new = sorted(matched - set(old))
     gone = {path for path in old if not (os.path.isfile(path) or os.path.isdir(path))}
     moved: dict[str, Path] = {}
@@ -212,15 +225,17 @@ def _hash(path: Path, max_gigabytes: float) -> str:
     return folder_hash(path) if path.is_dir() else hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest()
 
 
-def _matched(patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[str], None]) -> set[Path]:
-    """The files that patterns match, now or earlier. A pattern that matches none is told; that all do is an error."""
+def _matched(
+    patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[str], None]
+) -> tuple[set[Path], list[str]]:
+    """The files that patterns match, now or earlier, and the patterns that match none: all that do is an error."""
     found = {pattern: _expand(pattern, old) for pattern in patterns}
     empty = [pattern for pattern, paths in found.items() if not paths]
     if empty and len(empty) == len(found):
         raise DataError(f"there is no image to train on: no file matches {', '.join(empty)}")
     for pattern in empty:
         tell(f"no file matches {pattern}")
-    return {path for paths in found.values() for path in paths}
+    return {path for paths in found.values() for path in paths}, empty
 
 
 def _expand(pattern: str, old: Mapping[Path, Row]) -> list[Path]:
