@@ -28,10 +28,11 @@ from typing import Any
 
 import tyro
 
-from wsjax.errors import LeftOut
-from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB
+from wsjax.errors import LeftOut, UserError
+from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB, current_settings
 from wsjax.scripts import build, cli, process
 from wsjax.scripts import config as common
+from wsjax.storage.files import user_path
 
 ARCHITECTURE = ("model", "width", "stem_pool", "hidden", "activation", "bias")
 KEPT_ASIDE, LEFT_OUT = 3, 4
@@ -39,7 +40,7 @@ KEPT_ASIDE, LEFT_OUT = 3, 4
 
 @dataclasses.dataclass(frozen=True)
 class Config(common.Training):
-    """Settings of the retraining job."""
+    """Settings of the retraining job. The network's and --holdout are the model folder's where they are not given."""
 
     model_dir: Path = Path("model")
     """Folder of the models; made by the first call."""
@@ -81,8 +82,25 @@ ORIGINS = {"continue": "as it is", "dash": "made ready by DASH", "fire": "made r
 
 
 def defaults(dataset: str | None) -> Config:
-    """The settings where nothing else is said."""
-    return DEFAULTS
+    """The settings where nothing else is said: of what must not change, those of the command line's model folder."""
+    folder = cli.peeked("model_dir", sys.argv[1:], "--model-dir")
+    return with_kept(DEFAULTS, DEFAULTS.model_dir if folder is None else Path(folder))
+
+
+def with_kept(config: Config, folder: Path) -> Config:
+    """Settings with the architecture and --holdout of a folder's current model, where they can be read there."""
+    try:
+        stored = current_settings(user_path(folder))
+        kept = {name: value for name, value in stored.get("architecture", {}).items() if name in ARCHITECTURE}
+        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+        kept |= {"holdout": stored["holdout"]} if stored else {}
+        if any(type(value) is not type(getattr(config, name)) for name, value in kept.items()):
+            return config
+        made = dataclasses.replace(config, **kept)
+        check(made)
+    except (UserError, TypeError, KeyError, AttributeError):  # the call itself says what is wrong with the folder
+        return config
+    return made
 
 
 def main(config: Config) -> None:
@@ -218,6 +236,8 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
         cap = " (the cap)" if scratch["stop"] == "epochs" and set(config.stop) != {"epochs"} else ""
         cost = f"{scratch['steps']:,} steps{cap}, {scratch['accuracy']:.2%}"
         when = f"measured with model {scratch['model']}, on {scratch['train_images']:,} images"
+        if scratch["held_out_images"] != metrics["held_out_images"]:  # its accuracy is not to be compared
+            when += " and another held-out set"
         lines.append(f"from scratch: {cost} ({when})")
     if lineage["promoted"]:
         lines.append(f"model {number} is current: {config.model_dir}/models/{number:04d}")

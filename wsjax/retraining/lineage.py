@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from wsjax.storage.files import read_json
+
+CURRENT, LINEAGE = "current.json", "lineage.json"
 SHRINK_PERTURB, SCRATCH = "shrink-perturb", "scratch"
 METHODS = (SHRINK_PERTURB, "continue", SCRATCH, "dash", "fire")
 """What a model that has a parent may begin with; lineages that name none have the first."""
 
 Check = Callable[[str, Any], str | None]
 """`(name, value) -> what is wrong`, None where nothing is."""
+
+
+def model_folder(folder: Path, number: int) -> Path:
+    """Where model `number` is."""
+    return folder / "models" / f"{number:04d}"
+
+
+def current_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a folder's current model was trained with; none where there is no such model.
+
+    They are unchecked. Raises RunError where a file cannot be read.
+    """
+    current = read_json(folder / CURRENT, missing={}).get("current")
+    if type(current) is not int:
+        return {}
+    settings = read_json(model_folder(folder, current) / LINEAGE).get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def fault(lineage: Mapping[str, Any], number: int) -> str | None:

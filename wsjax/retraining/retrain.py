@@ -190,7 +190,8 @@ def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> No
         pairs = differing(there, here)
     if pairs:
         words = "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in pairs.items())
-        raise RunError(f"{folder} holds a model of another architecture ({words}); give the same, or name a new folder")
+        way_out = "give the same, or leave its flags out, or name a new folder"
+        raise RunError(f"{folder} holds a model of another architecture ({words}); {way_out}")
     if settings["holdout"] != recipe.holdout:
         held = settings["holdout"]
         raise RunError(f"{folder} was begun with --holdout={held:g}, which must stay, not {recipe.holdout:g}")

@@ -28,14 +28,14 @@ import optax
 
 from wsjax import parallel
 from wsjax.errors import DataError, RunError, UsageError
-from wsjax.retraining.lineage import fault
+from wsjax.retraining.lineage import CURRENT, LINEAGE, fault, model_folder
 from wsjax.storage import checkpoint
 from wsjax.storage.files import user_path
 from wsjax.storage.records import CONFIG, DROPPED, LOCK, RECORDS, hold, read_json, write_json
 from wsjax.training.task import Task
 from wsjax.training.train import TrainState, init_state
 
-CURRENT, LINEAGE, SAMPLES, PARAMETERS = "current.json", "lineage.json", "samples.npy", "parameters"
+SAMPLES, PARAMETERS = "samples.npy", "parameters"
 CHECKPOINTS, SCRATCH = "checkpoints", "scratch"
 IMAGES_AT_ONCE = 512
 """How many images a model looks at in one piece: a bound on memory."""
@@ -174,11 +174,6 @@ def numbers(folder: Path) -> list[int]:
     """The numbers that are taken, in order: of models that are finished, whether or not they can be read."""
     names = (path.name for path in (folder / "models").glob("*"))
     return sorted(int(name) for name in names if _NAME.fullmatch(name) and f"{int(name):04d}" == name)
-
-
-def model_folder(folder: Path, number: int) -> Path:
-    """Where model `number` is."""
-    return folder / "models" / f"{number:04d}"
 
 
 def part_folder(folder: Path, number: int) -> Path:
