@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsjax.data.datasets import read_images
-from wsjax.data.folders import Refuse, folder_hash, is_held_out, read_labelled, stop
+from wsjax.data.folders import Refuse, folder_hash, has_image_name, is_held_out, read_labelled, stop
 from wsjax.data.image_files import IMAGE_SIZE
 from wsjax.data.sources import MAX_GIGABYTES, Images, expand_user, listed, read_bytes
 from wsjax.errors import DataError, LeftOut, printable
@@ -105,6 +105,9 @@ class _Found:
         return {"path": str(path), "sha256": read.sha256, "images": len(digests)}
 
     def _read(self, path: Path, max_gigabytes: float, image_size: int | None, refuse: Refuse) -> Images:
+        if has_image_name(path) and not path.is_dir():
+            parents = f"{path.parent.parent}, where {path.parent.name} is its class"
+            raise DataError(f"{path} is one image; give the folder above the class folders, such as {parents}")
         if not path.is_dir():
             return read_images(path, max_gigabytes)
         size = image_size or (self.shape[0] if self.shape else IMAGE_SIZE)
