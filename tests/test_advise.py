@@ -11,8 +11,8 @@ from sklearn.datasets import load_digits
 
 from wsjax.commands import advise as advice
 from wsjax.commands import retrain
-from wsjax.errors import NonFiniteLoss, UsageError
-from wsjax.rounds.legs import Method
+from wsjax.errors import NonFiniteLoss, RunError, UsageError
+from wsjax.rounds.legs import Method, Round
 from wsjax.scripts import cli, race
 from wsjax.scripts.config import Common
 from wsjax.storage.files import read_json, write_json
@@ -283,6 +283,22 @@ def test_a_study_of_an_older_version_goes_on_by_its_data(tmp_path):
     assert advice._as_begun(tmp_path, identity) == {"new": 0.2, "image_size": None}
     write_json(tmp_path / "config.json", {"config": {"new": 0.2, "image_size": None, "holdout": 0.1}})
     assert advice._as_begun(tmp_path, identity) == identity
+
+
+def test_a_budget_that_did_not_suffice_is_told_what_would(monkeypatch):
+    rows = [{"method": FIRST, "train_seconds": seconds} for seconds in (2.0, 4.0)]
+    monkeypatch.setattr(race, "_rows", lambda own, rung: rows)
+    rounds = [Round(100, None, 10), Round(200, None, 5)]
+    own = race.Race(*[None] * 2, rounds, *[None] * 7)
+    plan = {"rungs": [{"seeds": [0, 1]}]}
+    assert race.enough_for_two(own, plan) == pytest.approx(6 + 1.15 * 2 * (10 + 2 * 5 * 2) * 3)
+    rows[:] = [row | {"method": "scratch"} for row in rows]
+    assert race.enough_for_two(own, plan) is None
+    with pytest.raises(RunError, match=r"^10min did not suffice for two ways on one seed \(20 min should\); the same"):
+        advice.check_sufficed(advice.Config(), [{"method": "scratch"}], 1200.0)
+    with pytest.raises(RunError, match="on one seed; the same"):
+        advice.check_sufficed(advice.Config(), [{"method": "scratch"}], 500.0)
+    advice.check_sufficed(advice.Config(), [{"method": "scratch"}, {"method": "FIRE"}], None)
 
 
 def test_what_data_are_called():

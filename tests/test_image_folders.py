@@ -193,10 +193,13 @@ def test_a_job_leaves_it_out_and_tells(photos, kind):
     assert size(pool) == before - lost + more
 
 
-def test_folders_that_are_none(tmp_path, photos):
+def test_folders_that_are_none(tmp_path, photos, monkeypatch):
     (tmp_path / "empty").mkdir()
     assert failure(tmp_path / "empty").startswith(f"{tmp_path / 'empty'} has no sub-folder; a folder of images has ")
     assert failure(photos / "cat").startswith(f"{photos / 'cat'} has no sub-folder; ")
+    assert failure(photos / "cat").endswith(f"; is {photos / 'cat'} a class? Then give {photos}")
+    monkeypatch.chdir(photos)
+    assert failure("./cat").endswith(f"; is cat a class? Then give {photos}")
     shutil.rmtree(photos / "dog")
     assert failure(photos) == f"{photos}: the number of classes is 1; there must be 2 to tell apart"
     write(tmp_path / "few" / "a", 1)
@@ -297,6 +300,17 @@ def test_a_folder_comes_in(photos):
     assert again.samples.tolist() == pool.samples.tolist()
 
 
+def test_an_image_or_a_class_in_place_of_a_folder_is_told_what_to_give(photos):
+    (photos / "cat" / "000.png").rename(photos / "cat" / "000.JPG")
+    _, lines = job(photos, photos / "cat" / "000.JPG", photos / "cat", image_size=8)
+    assert [line.removeprefix("left out: ") for line in lines] == [
+        f"{photos}/cat has no sub-folder; a folder of images has a sub-folder a class with PNG or JPEG files, perhaps "
+        f"below train/ and test/; is {photos}/cat a class? Then give {photos}",
+        f"{photos}/cat/000.JPG is one image; give the folder above the class folders, such as {photos}, where cat is "
+        "its class",
+    ]
+
+
 def test_classes_are_known_by_their_names(photos, tmp_path):
     pool, _ = job(photos, image_size=8)
     write(tmp_path / "more" / "dog")
@@ -304,10 +318,7 @@ def test_classes_are_known_by_their_names(photos, tmp_path):
     (tmp_path / "more" / "bee").mkdir()  # no class before it has an image
     later, lines = job(photos, tmp_path / "more", known=pool.files, base=base_of(pool))
     assert later.class_names == ("cat", "dog", "ant")
-    assert lines == [
-        f"left out: {tmp_path}/more/bee holds no image; put some in, or remove the folder",
-        "new classes: ant",
-    ]
+    assert lines == [f"left out: {tmp_path}/more/bee holds no image; put some in, or remove the folder"]
     assert sorted(labels_by_name(later).values()) == ["ant"] * 30 + ["cat"] * 30 + ["dog"] * 60
     write(tmp_path / "odd" / "DOG")
     write(tmp_path / "odd" / "cat", 1)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from wsjax.data import datasets
-from wsjax.errors import DataError
+from wsjax.errors import DataError, LeftOut
 from wsjax.retraining import incoming
 from wsjax.retraining.incoming import read_pool
 
@@ -125,6 +125,25 @@ def test_a_pattern_that_matches_nothing(tmp_path):
             read([path, "~no-such-user/*.npz"], known, model)
 
 
+def test_what_could_not_be_used_is_told_beside_the_images(tmp_path):
+    path = write(tmp_path / "a.npz")
+    half = tmp_path / "b.npz"
+    half.write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    for number, image in enumerate(make_images(40)[0]):
+        Image.fromarray(image[..., 0]).save(tmp_path / "photos" / "cat" / f"{number}.png")
+    (tmp_path / "photos" / "cat" / "b.png").write_bytes(b"")  # a part of a folder is no file that was given
+    write(tmp_path / "c.npz", images=np.zeros((40, 4, 4, 3), np.uint8))
+    pool, _ = read([path, tmp_path / "c.npz"], (), {"class_names": ("0", "1"), "image_shape": (4, 4, 1)})
+    assert pool.unused == (str(tmp_path / "c.npz"),)
+    pool, _ = read([path, half, tmp_path / "x*.npz"])
+    assert pool.unused == (str(tmp_path / "x*.npz"), str(half))
+    assert read([tmp_path / "photos"])[0].unused == ()
+    path.unlink()
+    with pytest.raises(LeftOut, match=r"no new data, unless in what could not be used \(.*/b\.npz\): nothing changed"):
+        read([path, half], pool.files)
+
+
 def test_names_cannot_forge_a_line(tmp_path):
     odd = write(tmp_path / "a\nmodel 7 is current\x1b[2J.npz")
     pool, _ = read([odd])
@@ -135,7 +154,6 @@ def test_names_cannot_forge_a_line(tmp_path):
     write(odd, seed=1, class_names=np.array(["0", "1", "\u202eeerht"]))
     assert read([odd], pool.files, base)[1] == [
         f"{shown} changed since it was trained on: its present images count",
-        "new classes: \\u202eeerht",
     ]
     write(odd)
     moved = odd.rename(tmp_path / "b\r.npz")
@@ -238,11 +256,10 @@ def test_many_class_names_do_not_fill_the_terminal(tmp_path):
     base = {"class_names": ("0", "1"), "image_shape": (4, 4, 1)}
     write(tmp_path / "a.npz", class_names=np.array([f"class {number}" for number in range(90_000)]))
     write(tmp_path / "b.npz", seed=1, class_names=np.array([f"other {number}" for number in range(90_000)]))
-    lines = read([tmp_path / "*.npz"], base=base)[1]
-    assert [line.partition("b.npz: ")[2].partition(" ")[0] for line in lines] == ["class_names", ""]
-    assert lines[1].startswith("new classes: class 2, class 3, ")
-    assert ["and 89,980 more" in lines[0], "and 89,978 more" in lines[1]] == [True, True]
-    assert max(map(len, lines)) < 2_000
+    (line,) = read([tmp_path / "*.npz"], base=base)[1]
+    assert line.startswith(f"left out: {tmp_path / 'b.npz'}: class_names ")
+    assert "and 89,980 more" in line
+    assert len(line) < 2_000
 
 
 @pytest.mark.parametrize(("names", "labels"), [("013", [0, 1, 2, 3]), ("02", [1] * 4), ("013", [3, 0, 1, 1])])
@@ -264,12 +281,45 @@ def test_a_label_that_may_be_a_place_or_a_name_is_left_out(tmp_path, names, labe
 
 
 def test_numbers_that_are_their_own_labels_are_no_riddle():
-    known = ("00", "01", "cat")
-    assert incoming._merge_classes(known, None, {0, 1, 2, 3}, Path("a")) == (*known, "3")
+    known = ("00", "01")
+    assert incoming._merge_classes(known, None, {0, 1, 2, 3}, Path("a")) == (*known, "2", "3")
+    assert incoming._merge_classes((*known, "cat"), None, {0, 1}, Path("a")) == (*known, "cat")
     with pytest.raises(
         DataError, match=r"a: with its class_names, cat, two classes would have one name; known .*0, cat$"
     ):
         incoming._merge_classes(("0", "cat"), ("cat",), {0}, Path("a"))
+
+
+def test_labels_without_names_after_classes_with_names_are_left_out(tmp_path):
+    first = write(tmp_path / "a.npz", class_names=np.array(["cat", "dog"]))
+    pool, _ = read([first])
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    path = write(tmp_path / "b.npz", seed=1)
+    for labels, named in ((np.arange(40) % 2, 0), (np.full(40, 2), 2)):
+        write(path, seed=1, labels=labels)
+        again, lines = read([first, path], pool.files, base)
+        assert paths(again) == [first]
+        assert lines == [
+            f"left out: {path}: the label {named} has no name where the known classes have, cat, dog; "
+            "add class_names, with the known ones first"
+        ]
+    write(path, seed=1, labels=np.full(40, 2), class_names=np.array(["cat", "dog", "eel"]))
+    assert read([first, path], pool.files, base)[0].class_names == ("cat", "dog", "eel")
+
+
+def test_labels_that_were_trained_on_stay_what_they_are(tmp_path):
+    """A later file gave the numbers their names, or an older version did not ask for them."""
+    numbered = write(tmp_path / "a.npz")
+    named = write(tmp_path / "b.npz", seed=1, class_names=np.array(["cat", "dog"]))
+    pool, lines = read([numbered, named])
+    assert (pool.class_names, lines) == (("cat", "dog"), [])
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    again, lines = read([numbered, named], pool.files, base)
+    assert (paths(again), lines) == ([numbered, named], [])
+    write(numbered, seed=2)  # other images: whose labels are meant cannot be told
+    again, lines = read([numbered, named], pool.files, base)
+    assert lines[0].startswith(f"left out: {numbered}: the label 0 has no name where the known classes have, cat, dog;")
+    assert size(again) == 40
 
 
 def test_a_file_is_one_however_it_is_written(tmp_path, monkeypatch):

@@ -74,8 +74,17 @@ def test_an_old_model_folder_is_gone_on_with(folder, call):
     assert (code, errors) == (0, "")
     assert "model 3, from model 2, shrunk and perturbed" in said
     assert "held-out accuracy: before " in said
-    assert "(measured with model 1, on 92 images)" in said
+    assert "(measured with model 1, on 92 images and another held-out set)" in said
     assert build.load_model("model_folder").lineage["parent"] == 2
+
+    # The architecture is the folder's where no flag gives one; one that does is compared.
+    given = ("retrain", "--model_dir", "model_folder", "--data", "incoming/*.npz")
+    assert call(*given)[::2] == (0, "")
+    code, _, errors = call(*given, "--hidden", "5", "--width=16")
+    assert (code, errors) == (
+        2, "error: model_folder holds a model of another architecture (hidden [4] there, [5] here); give the same, or "
+        "leave its flags out, or name a new folder\n",
+    )  # fmt: skip
 
     assert retrain(call, "--rollback")[:2] == (
         0, "rolled back: model 2 is current, not 3, which stays in model_folder/models",

@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from sklearn.datasets import load_digits
 
 from wsjax.commands import retrain
 from wsjax.errors import NonFiniteLoss
-from wsjax.storage.records import read_json, read_rows
+from wsjax.storage.records import read_json, read_rows, write_json
 
 
 def command(folder, *arguments):
@@ -55,7 +57,13 @@ def test_a_jobs_life(tmp_path):
     )
     assert code == 3
     assert "KEPT ASIDE, model 2 stays current: worse by more than --tolerance=0.02" in said
+    assert said.endswith(
+        f"to take model 3 all the same: wsjax retrain --model_dir={tmp_path / 'model'} --rollback_to=3"
+    )
     assert "the cap" not in said  # which --stop epochs asks for
+    (tmp_path / "thursday.npz").write_bytes(b"half an upload")
+    code, said, _ = call(tmp_path)
+    assert (code, said.count("left out: "), "no new data, unless in what could not be used (" in said) == (4, 1, True)
 
     code, said, _ = call(tmp_path, "--rollback")
     assert (code, "model 1 is current, not 2" in said) == (0, True)
@@ -112,6 +120,43 @@ def test_progress_counts_a_training_for_comparison_too():
         ("fire", None, True), ("fire", 1.0, True), ("scratch", 1.0, True),
     ]  # fmt: skip
     assert set(most.values()) == {5, 10}
+
+
+def test_what_must_stay_is_the_folders_where_it_is_not_given(tmp_path, monkeypatch):
+    folder = Path(__file__).parent / "fixtures" / "model_folder"
+    monkeypatch.setattr(sys, "argv", ["wsjax retrain", "--model-dir", str(folder)])
+    kept = retrain.defaults(None)
+    assert (kept.model, kept.hidden, kept.activation, kept.holdout) == ("mlp", (4,), "relu", 0.1)
+    assert (kept.learning_rate, kept.batch_size) == (retrain.DEFAULTS.learning_rate, retrain.DEFAULTS.batch_size)
+    copy = shutil.copytree(folder, tmp_path / "model")
+    path = copy / "models" / "0002" / "lineage.json"
+    lineage = read_json(path)
+    write_json(path, lineage | {"settings": lineage["settings"] | {"holdout": 0.25}})
+    assert retrain.with_kept(retrain.DEFAULTS, copy).holdout == 0.25
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        None,
+        {},
+        {"holdout": "0.1"},
+        {"holdout": 0.1, "architecture": "mlp"},
+        {"holdout": 0.1, "architecture": {"model": 5}},
+        {"holdout": 0.1, "architecture": {"model": "transformer"}},
+        {"holdout": 0.1, "architecture": {"hidden": ["4"]}},
+        {"holdout": 0.1, "architecture": {"hidden": [[4]]}},
+    ],
+)
+def test_a_folder_that_cannot_be_keeps_no_setting(tmp_path, settings):
+    model = tmp_path / "models" / "0001"
+    model.mkdir(parents=True)
+    write_json(tmp_path / "current.json", {"current": 1, "decided": 1})
+    assert retrain.with_kept(retrain.DEFAULTS, tmp_path) == retrain.DEFAULTS
+    write_json(model / "lineage.json", {"settings": settings})
+    assert retrain.with_kept(retrain.DEFAULTS, tmp_path) == retrain.DEFAULTS
+    (tmp_path / "current.json").write_text("{")
+    assert retrain.with_kept(retrain.DEFAULTS, tmp_path) == retrain.DEFAULTS
 
 
 def test_a_later_rate_that_diverges_is_named():

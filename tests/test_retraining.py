@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from wsjax import parallel
-from wsjax.errors import DataError, RunError
+from wsjax.errors import DataError, LeftOut, RunError
 from wsjax.methods.dash import dash
 from wsjax.methods.fire import fire
 from wsjax.methods.layouts import wsjax_layout
@@ -27,7 +27,7 @@ from wsjax.retraining.shelf import load_model, roll_back
 from wsjax.rounds.legs import Settings
 from wsjax.scripts import build
 from wsjax.scripts.config import Training
-from wsjax.storage.records import read_json
+from wsjax.storage.records import read_json, write_json
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import Task, correct, cross_entropy, image_task
 
@@ -258,6 +258,51 @@ def test_changed_vanished_and_moved_files_are_told(job):
     assert [row["path"] for row in lineage["files"]] == [str(a), str(c.with_name("d.npz"))]
 
 
+def test_a_moved_file_stays_known_where_it_is(job, tmp_path):
+    """Also where the call that finds it trains nothing, and the next one does not name it."""
+    job.add("a")
+    moved = job.add("b", seed=1)
+    job.call()
+    shelf_before = (job.folder / "models/0001/lineage.json").read_bytes()
+    archive = tmp_path / "archive" / "b.npz"
+    archive.parent.mkdir()
+    moved.rename(archive)
+    assert retrain(job.folder, [str(archive)], recipe(), say=job.lines.append) is None
+    assert job.lines == [f"{moved} is now {archive}"]
+    assert (job.folder / "models/0001/lineage.json").read_bytes() == shelf_before
+    before = job.files()
+    assert job.call() is None
+    assert (job.lines, job.files()) == ([], before)  # it is told once
+
+    job.add("b", seed=2)  # other images in the old place
+    lineage = job.call()
+    assert job.lines == []
+    assert lineage["metrics"]["train_images"] + lineage["metrics"]["held_out_images"] == 240
+    assert [row["path"] for row in lineage["files"]] == [str(job.incoming / "a.npz"), str(archive), str(moved)]
+    assert job.call() is None
+    assert job.lines == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda path: path.write_text("{"), "places.json cannot be read: "),
+        (lambda path: write_json(path, {"model": 1, "files": [{}]}), "is damaged: files[0].path is missing; remove it"),
+    ],
+)
+def test_damaged_notes_of_moved_files_stop_no_call(job, damage, told):
+    job.add("a").rename(job.incoming / "b.npz")
+    job.call()
+    (job.incoming / "b.npz").rename(job.incoming / "c.npz")
+    job.call()
+    damage(job.folder / "places.json")
+    assert job.call() is None
+    assert told in job.lines[0]
+    assert job.lines[1] == f"{job.incoming / 'b.npz'} is now {job.incoming / 'c.npz'}"
+    assert job.call() is None
+    assert job.lines == []  # it was noted anew
+
+
 def test_known_files_count_whether_or_not_a_pattern_names_them(job, tmp_path):
     job.add("a")
     job.call()
@@ -290,6 +335,37 @@ def test_new_classes_grow_the_head_and_count_as_wrong_before(job):
     assert lineage["class_names"] == ("0", "1", "2")
     assert lineage["before"] < 0.9 < lineage["metrics"]["accuracy"]
     assert job.load()(make_images(4, classes=3)[0]).shape == (4, 3)
+
+
+def test_new_classes_are_told_where_they_are_trained_on(job):
+    job.add("a")
+    job.call()
+    names = np.array(["0", "1", "\u202eeerht", *(f"class {number}" for number in range(60))])
+    write(job.incoming / "b.npz", *make_images(120, classes=3, seed=1), class_names=names)
+    aside = recipe(epochs=1, optimizer=optax.sgd(0.0), shrink=-1.0, perturb=0.0)
+    assert not job.call(aside)["promoted"]
+    (line,) = job.lines
+    assert line.startswith("new classes: \\u202eeerht, class 0, ")
+    assert line.endswith(" and 41 more")
+    assert job.call() is None
+    assert job.lines == []
+
+
+def test_nothing_new_but_what_could_not_be_used_is_told_apart(job):
+    job.add("a")
+    job.call()
+    half = job.incoming / "b.npz"
+    half.write_bytes(b"half an upload")
+    before = job.files()
+    with pytest.raises(LeftOut, match=rf"^no new data, unless in what could not be used \({half}\): nothing changed$"):
+        job.call()
+    with pytest.raises(LeftOut, match=r"\(.*/x\*\.npz\)"):
+        retrain(job.folder, [str(job.incoming / "a.npz"), str(job.incoming / "x*.npz")], recipe())
+    assert job.files() == before
+    job.add("c", seed=1)
+    assert job.call()["model"] == 2  # what can be used is
+    half.unlink()
+    assert job.call() is None
 
 
 def test_a_grown_network_leaves_new_units_newly_drawn():
@@ -498,11 +574,13 @@ def test_load_model_knows_the_architecture_of_the_scripts_models(job):
 def test_classes_by_hand():
     merge = partial(incoming._merge_classes, path="file")
     assert merge(("0", "1"), ("cat", "dog", "eel"), {2}) == ("cat", "dog", "eel")
-    assert merge(("cat", "dog"), None, {2, 0}) == ("cat", "dog", "2")
+    assert merge(("cat", "dog"), None, {2, 0}, trained_on=True) == ("cat", "dog", "2")
+    with pytest.raises(DataError, match="the label 0 has no name where the known classes have, cat, dog; add class_na"):
+        merge(("cat", "dog"), None, {2, 0})
     assert merge(("cat", "dog", "2"), ("cat", "dog", "eel"), {2}) == ("cat", "dog", "eel")
     assert merge(("cat", "dog"), ("cat",), {0}) == ("cat", "dog")
     with pytest.raises(DataError, match="the label 9 where 2 classes are known leaves a gap"):
-        merge(("cat", "dog"), None, {1, 9})
+        merge(("0", "1"), None, {1, 9})
     with pytest.raises(DataError, match="two classes would have one name"):
         merge((), ("cat", "cat"), {1})
 

@@ -3,6 +3,7 @@
 The folder is that of tests/fixtures: models 1 and 2, of 10 classes on images [8, 8, 1], 2 current.
 """
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -81,6 +82,19 @@ def test_images_in_any_container():
     np.testing.assert_allclose(jax.jit(lambda images: model(images))(IMAGES), whole, rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_can_be_jitted_and_tells_what_it_takes():
+    model = load_model(FIXTURE)
+    np.testing.assert_allclose(jax.jit(model)(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)
+    assert model.class_names == tuple("0123456789")
+    assert model.image_shape == (8, 8, 1)
+    assert repr(model) == "<wsjax model 2: uint8 [N, 8, 8, 1] to 10 classes>"
+
+
+def test_a_text_is_no_models_number():
+    with pytest.raises(UsageError, match=r"^a model is named by its number, such as 2, not by '1'$"):
+        load_model(FIXTURE, "1")
+
+
 def test_many_images_are_looked_at_in_pieces(monkeypatch):
     model = load_model(FIXTURE)
     whole = model(IMAGES)
@@ -91,7 +105,7 @@ def test_many_images_are_looked_at_in_pieces(monkeypatch):
         return model.task.apply(params, batch_stats, images, weights, train)
 
     monkeypatch.setattr(shelf, "IMAGES_AT_ONCE", 3)
-    pieces = model._replace(task=model.task._replace(apply=apply))(IMAGES)
+    pieces = dataclasses.replace(model, task=model.task._replace(apply=apply))(IMAGES)
     assert sizes == [(3, 3), (3, 3), (1, 1)]
     np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-5)
 

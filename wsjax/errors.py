@@ -18,6 +18,10 @@ class DataError(UserError, ValueError):
     """Data that cannot be used or found."""
 
 
+class LeftOut(DataError):
+    """Nothing new was found, but of what was given something could not be used, and that may be new."""
+
+
 class TaskError(UserError, ValueError):
     """A task, a method or data that training cannot take; raised when it is traced, or before."""
 

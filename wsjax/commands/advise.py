@@ -110,12 +110,12 @@ def main(settings: Config) -> None:
     )
     identity = _as_begun(folder, _identity(settings, own, dataset))
     with open_run(folder, identity, about_run("advise", _devices()) | {"methods": table}):
-        ends, raced = race.race(
-            race.Race(
-                own, setup, rounds, methods, table, folder, budget, settings.seeds, settings.tolerance,
-                lambda: time.monotonic() - begin,
-            )
+        racing = race.Race(
+            own, setup, rounds, methods, table, folder, budget, settings.seeds, settings.tolerance,
+            lambda: time.monotonic() - begin,
         )  # fmt: skip
+        ends, raced = race.race(racing)
+        check_sufficed(settings, ends, race.enough_for_two(racing, raced))
         conclude(settings, table, folder, ends, raced)
 
 
@@ -212,18 +212,27 @@ _METHODS = {
 """What `wsjax retrain` calls a way."""
 
 
+def check_sufficed(settings: Config, ends: Sequence[Any], seconds: float | None) -> None:
+    """Raises RunError unless scratch and another way have ended; `seconds` is a budget that suffices, if known."""
+    ended = {end["method"] for end in ends}
+    if "scratch" not in ended or len(ended) < 2:
+        # An estimate within the budget leaves out what took the time: compiling, most likely.
+        most = ""
+        if seconds is not None and seconds > study.seconds_of(settings.budget):
+            most = f" ({cli.duration(seconds)} should)"
+        raise RunError(
+            f"{settings.budget} did not suffice for two ways on one seed{most}; the same command with a larger "
+            "--budget goes on where this one ended"
+        )
+
+
 def conclude(settings: Config, table: names.Methods, folder: Path, ends: Sequence[Any], plan: dict[str, Any]) -> None:
     """Says what the study came to, and draws it."""
     from wsjax.results import advice_plot, plots
 
-    ended = {end["method"] for end in ends}
-    if "scratch" not in ended or len(ended) < 2:
-        raise RunError(
-            f"{settings.budget} did not suffice for two ways on one seed; the same command with a larger --budget goes "
-            "on where this one ended"
-        )
     judged = advice.judge(ends, table, settings.tolerance, race.out_of(plan))
     cli.print_table("With the new data, each way", *advice.table(judged))
+    ended = {end["method"] for end in ends}
     left = [way for way in table if way not in {*ended, *plan["unseen"], *plan["diverged"]}]
     for sentence in [*advice.sentences(judged), *dropped(plan, left, settings.budget)]:
         cli.say(sentence)

@@ -10,7 +10,8 @@ one reads the files known so far and the new ones, shrinks and perturbs the curr
 compares both models on images that never enter training. Without new images it changes nothing.
 
 Exit codes: 0 the new model is current, or nothing is new; 2 an error, in one line; 3 the new model is worse and was
-kept aside.
+kept aside; 4 nothing was trained, and what may be new could not be used: a file was left out, or a pattern matches no
+file.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -26,17 +28,19 @@ from typing import Any
 
 import tyro
 
-from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB
+from wsjax.errors import LeftOut, UserError
+from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB, current_settings
 from wsjax.scripts import build, cli, process
 from wsjax.scripts import config as common
+from wsjax.storage.files import user_path
 
 ARCHITECTURE = ("model", "width", "stem_pool", "hidden", "activation", "bias")
-KEPT_ASIDE = 3
+KEPT_ASIDE, LEFT_OUT = 3, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(common.Training):
-    """Settings of the retraining job."""
+    """Settings of the retraining job. The network's and --holdout are the model folder's where they are not given."""
 
     model_dir: Path = Path("model")
     """Folder of the models; made by the first call."""
@@ -78,8 +82,25 @@ ORIGINS = {"continue": "as it is", "dash": "made ready by DASH", "fire": "made r
 
 
 def defaults(dataset: str | None) -> Config:
-    """The settings where nothing else is said."""
-    return DEFAULTS
+    """The settings where nothing else is said: of what must not change, those of the command line's model folder."""
+    folder = cli.peeked("model_dir", sys.argv[1:], "--model-dir")
+    return with_kept(DEFAULTS, DEFAULTS.model_dir if folder is None else Path(folder))
+
+
+def with_kept(config: Config, folder: Path) -> Config:
+    """Settings with the architecture and --holdout of a folder's current model, where they can be read there."""
+    try:
+        stored = current_settings(user_path(folder))
+        kept = {name: value for name, value in stored.get("architecture", {}).items() if name in ARCHITECTURE}
+        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+        kept |= {"holdout": stored["holdout"]} if stored else {}
+        if any(type(value) is not type(getattr(config, name)) for name, value in kept.items()):
+            return config
+        made = dataclasses.replace(config, **kept)
+        check(made)
+    except (UserError, TypeError, KeyError, AttributeError):  # the call itself says what is wrong with the folder
+        return config
+    return made
 
 
 def main(config: Config) -> None:
@@ -87,7 +108,6 @@ def main(config: Config) -> None:
     check(config)
     process.set_up()
     build.use_devices(config.devices)
-    from wsjax.retraining.retrain import retrain
     from wsjax.retraining.shelf import roll_back
 
     if config.rollback or config.rollback_to is not None:
@@ -95,8 +115,25 @@ def main(config: Config) -> None:
         before = "" if old is None else f", not {old}, which stays in {config.model_dir}/models"
         return cli.say(f"rolled back: model {new} is current{before}")
     cli.check(len(config.data) > 0, "--data is missing: give files, folders or globs, such as --data 'incoming/*.npz'")
+    try:
+        lineage = _retrain(config)
+    except LeftOut as error:
+        cli.say(str(error))
+        sys.exit(LEFT_OUT)
+    if lineage is None:
+        return cli.say("no new data: nothing changed")
+    for line in report(config, lineage):
+        cli.say(line)
+    if not lineage["promoted"]:
+        sys.exit(KEPT_ASIDE)
+
+
+def _retrain(config: Config) -> dict[str, Any] | None:
+    """Trains the next model and shows how far it is; returns its lineage, None where nothing is new."""
+    from wsjax.retraining.retrain import retrain
+
     with cli.progress(_most_epochs(config), ", if training does not end early") as advance, advice(config):
-        lineage = retrain(
+        return retrain(
             config.model_dir,
             config.data,
             build_recipe(config),
@@ -105,12 +142,6 @@ def main(config: Config) -> None:
                 1, f"epoch {rows[0]['epoch']}: train accuracy {rows[0]['train_accuracy']:.1%}"
             ),
         )
-    if lineage is None:
-        return cli.say("no new data: nothing changed")
-    for line in report(config, lineage):
-        cli.say(line)
-    if not lineage["promoted"]:
-        sys.exit(KEPT_ASIDE)
 
 
 def _most_epochs(config: Config) -> int:
@@ -205,10 +236,14 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
         cap = " (the cap)" if scratch["stop"] == "epochs" and set(config.stop) != {"epochs"} else ""
         cost = f"{scratch['steps']:,} steps{cap}, {scratch['accuracy']:.2%}"
         when = f"measured with model {scratch['model']}, on {scratch['train_images']:,} images"
+        if scratch["held_out_images"] != metrics["held_out_images"]:  # its accuracy is not to be compared
+            when += " and another held-out set"
         lines.append(f"from scratch: {cost} ({when})")
     if lineage["promoted"]:
         lines.append(f"model {number} is current: {config.model_dir}/models/{number:04d}")
     else:
         tolerance = lineage["settings"].get("tolerance", config.tolerance)  # older lineages do without
         lines.append(f"KEPT ASIDE, model {parent} stays current: worse by more than --tolerance={tolerance:g}")
+        take = f"wsjax retrain --model_dir={shlex.quote(str(config.model_dir))} --rollback_to={number}"
+        lines.append(f"to take model {number} all the same: {take}")
     return lines

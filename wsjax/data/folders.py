@@ -28,6 +28,7 @@ JUNK = ("Thumbs.db", "desktop.ini", "__MACOSX")
 
 _TRAIN, _TEST = "train", "test"
 _LEAST = 2  # images in a split: BatchNorm has no variance over one
+_SUFFIXES = (".png", ".jpg", ".jpeg")
 _MAX_THREADS = 8  # each holds an image in its own size
 
 Refuse = Callable[[DataError], None]
@@ -127,6 +128,16 @@ def is_held_out(digest: bytes, holdout: float) -> bool:
     return int.from_bytes(digest[:8], "big") < holdout * 2**64
 
 
+def has_image_name(path: Path) -> bool:
+    """Whether a file is called as an image file is."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def above(path: Path) -> Path:
+    """The folder that a path lies in, as a user may write it."""
+    return path.parent if path.name and path.parent.name else path.absolute().parent
+
+
 def _ignore(error: DataError) -> None:
     pass
 
@@ -152,7 +163,8 @@ def _classes(place: Path, folder: Path, known: Iterable[str], refuse: Refuse) ->
     entries = _visible(place)
     if not any(map(os.path.isdir, entries)):
         wanted = "a sub-folder a class with PNG or JPEG files, perhaps below train/ and test/"
-        raise DataError(f"{place} has no sub-folder; a folder of images has {wanted}")
+        hint = f"; is {place} a class? Then give {above(place)}" if any(map(has_image_name, entries)) else ""
+        raise DataError(f"{place} has no sub-folder; a folder of images has {wanted}{hint}")
     classes: dict[str, list[Path]] = {}
     alike = {_folded(name): name for name in known}
     for path in entries:

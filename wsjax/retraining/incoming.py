@@ -12,17 +12,17 @@ import fnmatch
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from wsjax.data.datasets import read_images
-from wsjax.data.folders import Refuse, folder_hash, is_held_out, read_labelled, stop
+from wsjax.data.folders import Refuse, folder_hash, has_image_name, is_held_out, read_labelled, stop
 from wsjax.data.image_files import IMAGE_SIZE
 from wsjax.data.sources import MAX_GIGABYTES, Images, expand_user, listed, read_bytes
-from wsjax.errors import DataError, printable
+from wsjax.errors import DataError, LeftOut, printable
 from wsjax.storage.rows import Row
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -30,6 +30,7 @@ Data = tuple[np.ndarray, np.ndarray]
 
 _LEAST = {False: 2, True: 1}  # images to train on (BatchNorm has no variance over one), and held out
 _TOLD = 20  # files of one folder that are left out, each in a line
+_NAMED = 3  # of all that was left out, in the last line
 
 
 class _OtherSize(DataError):
@@ -45,6 +46,8 @@ class Pool(NamedTuple):
       class_names: one name a class.
       files: a row a data file or folder: path, sha256, images.
       samples: uint64 [N], sorted: a hash of each image with its label.
+      unused: what was given and is in none of the above: files and folders that were left out as a whole, patterns that
+        match no file.
     """
 
     train: Data
@@ -52,13 +55,15 @@ class Pool(NamedTuple):
     class_names: tuple[str, ...]
     files: list[Row]
     samples: np.ndarray
+    unused: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
 class _Found:
     """What the files read so far hold, each image once, by the SHA-256 of its pixels.
 
-    `shape` is that of an image, and `whose` says who has it.
+    `shape` is that of an image, and `whose` says who has it. `trained_on` are the hashes of files that earlier
+    models were trained on.
     """
 
     class_names: tuple[str, ...] = ()
@@ -68,6 +73,7 @@ class _Found:
     labels: dict[bytes, int] = dataclasses.field(default_factory=dict)
     duplicates: int = 0
     corrected: int = 0
+    trained_on: frozenset[str] = frozenset()
 
     def add(self, path: Path, max_gigabytes: float, image_size: int | None = None, refuse: Refuse = stop) -> Row:
         """Adds a file or a folder of images, and returns its row; where it raises DataError, nothing has changed.
@@ -78,7 +84,8 @@ class _Found:
         shape = read.images.shape[1:]
         if self.shape is not None and shape != self.shape:
             raise _OtherSize(f"{path}: images of {shape} where {self.whose} {self.shape}")
-        class_names = _merge_classes(self.class_names, read.class_names, set(read.labels.tolist()), path)
+        labels, trained_on = set(read.labels.tolist()), read.sha256 in self.trained_on
+        class_names = _merge_classes(self.class_names, read.class_names, labels, path, trained_on)
         digests = [hashlib.sha256(image.tobytes()).digest() for image in read.images]
         fresh = {digest: i for i, digest in enumerate(digests) if digest not in self.images}
         size = (len(self.images) + len(fresh)) * read.images[0].nbytes
@@ -98,6 +105,9 @@ class _Found:
         return {"path": str(path), "sha256": read.sha256, "images": len(digests)}
 
     def _read(self, path: Path, max_gigabytes: float, image_size: int | None, refuse: Refuse) -> Images:
+        if has_image_name(path) and not path.is_dir():
+            parents = f"{path.parent.parent}, where {path.parent.name} is its class"
+            raise DataError(f"{path} is one image; give the folder above the class folders, such as {parents}")
         if not path.is_dir():
             return read_images(path, max_gigabytes)
         size = image_size or (self.shape[0] if self.shape else IMAGE_SIZE)
@@ -134,6 +144,7 @@ def read_pool(
       The pool; None where known files are all that was asked for, and they are gone.
 
     Raises:
+      LeftOut: known files are gone, and what else was asked for could not be used.
       DataError: a file that is named does not exist and is not known, no pattern matches a file, there is no image, or
         there are too few.
     """
@@ -142,8 +153,10 @@ def read_pool(
         say(printable(line))
 
     old = {_one_spelling(row["path"]): row for row in known}
-    files = _in_order(patterns, old, max_gigabytes, tell)
+    matched, unused = _matched(patterns, old, tell)
+    files = _in_order(matched, old, max_gigabytes, tell)
     found = _Found(tuple(base["class_names"]), tuple(base["image_shape"]), "the model's are") if base else _Found()
+    found.trained_on = frozenset(row["sha256"] for row in known)
     rows = []
     for path in files:
         refused: list[DataError] = []
@@ -153,6 +166,7 @@ def read_pool(
             if base is None and isinstance(error, _OtherSize):
                 raise  # which of two sizes is meant is the user's to say
             refused.insert(0, error)
+            unused.append(str(path))
             rows += [old[path]] if path in old else []
             continue
         finally:
@@ -161,15 +175,22 @@ def read_pool(
             tell(f"{path} changed since it was trained on: its present images count")
         rows.append(row)
     if not found.images:
+        if known and unused:
+            raise left_out(unused)
         if known:
             return None
         raise DataError(f"there is no image to train on: {len(files)} files for {', '.join(patterns) or 'no pattern'}")
     if found.duplicates:
         mended = f"; {found.corrected} with another label, of which the last holds" if found.corrected else ""
         tell(f"{found.duplicates} images came more than once and count once{mended}")
-    if base and len(found.class_names) > len(base["class_names"]):
-        tell(f"new classes: {listed(found.class_names[len(base['class_names']) :])}")
-    return _split(found.images, found.labels, found.class_names, rows, holdout)
+    return _split(found.images, found.labels, found.class_names, rows, holdout)._replace(unused=tuple(unused))
+
+
+def left_out(unused: Sequence[str]) -> LeftOut:
+    """Says that nothing is new but perhaps what could not be used."""
+    more = [f"{len(unused) - _NAMED:,} more"] if len(unused) > _NAMED else []
+    names = ", ".join([*unused[:_NAMED], *more])
+    return LeftOut(f"no new data, unless in what could not be used ({names}): nothing changed")
 
 
 def _tell_refused(refused: Sequence[DataError], path: Path, tell: Callable[[str], None]) -> None:
@@ -180,10 +201,9 @@ def _tell_refused(refused: Sequence[DataError], path: Path, tell: Callable[[str]
 
 
 def _in_order(
-    patterns: Sequence[str], old: Mapping[Path, Row], max_gigabytes: float, tell: Callable[[str], None]
+    matched: Set[Path], old: Mapping[Path, Row], max_gigabytes: float, tell: Callable[[str], None]
 ) -> list[Path]:
     """The files there are: known ones at their old place, also where they have moved, then new ones by name."""
-    matched = _matched(patterns, old, tell)
     new = sorted(matched - set(old))
     gone = {path for path in old if not (os.path.isfile(path) or os.path.isdir(path))}
     moved: dict[str, Path] = {}
@@ -208,15 +228,17 @@ def _hash(path: Path, max_gigabytes: float) -> str:
     return folder_hash(path) if path.is_dir() else hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest()
 
 
-def _matched(patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[str], None]) -> set[Path]:
-    """The files that patterns match, now or earlier. A pattern that matches none is told; that all do is an error."""
+def _matched(
+    patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[str], None]
+) -> tuple[set[Path], list[str]]:
+    """The files that patterns match, now or earlier, and the patterns that match none: all that do is an error."""
     found = {pattern: _expand(pattern, old) for pattern in patterns}
     empty = [pattern for pattern, paths in found.items() if not paths]
     if empty and len(empty) == len(found):
         raise DataError(f"there is no image to train on: no file matches {', '.join(empty)}")
     for pattern in empty:
         tell(f"no file matches {pattern}")
-    return {path for paths in found.values() for path in paths}
+    return {path for paths in found.values() for path in paths}, empty
 
 
 def _expand(pattern: str, old: Mapping[Path, Row]) -> list[Path]:
@@ -249,15 +271,17 @@ def _one_spelling(path: str | Path) -> Path:
 
 
 def _merge_classes(
-    known: tuple[str, ...], names: tuple[str, ...] | None, labels: set[int], path: Path
+    known: tuple[str, ...], names: tuple[str, ...] | None, labels: set[int], path: Path, trained_on: bool = False
 ) -> tuple[str, ...]:
     """The classes known after a file. Its names must go on where the known ones end; a number stands for no name yet.
 
-    Labels of a file without names must go on without a gap: a gap is most likely a mistake. Where known names are
-    numbers, each must be its label's own: whether a label is a place or a name could not be told.
+    Labels of a file without names must go on without a gap: a gap is most likely a mistake. They can only be told from
+    names where the known classes are called by their own numbers; those of a file that models were trained on already,
+    `trained_on`, mean what they meant then.
     """
     if names is None:
-        _check_numbers(known, labels, path)
+        if not trained_on:
+            _check_numbers(known, labels, path)
         new = sorted(label for label in labels if label >= len(known))
         if new != list(range(len(known), len(known) + len(new))):
             raise DataError(
@@ -279,14 +303,21 @@ def _merge_classes(
 
 
 def _check_numbers(known: tuple[str, ...], labels: set[int], path: Path) -> None:
-    """Raises DataError where a label, as a number, is the name of another class than it would be taken for."""
-    taken = {_number(name) for name in known}
+    """Raises DataError where it cannot be told which class a label without a name means."""
+    numbers = [_number(name) for name in known]
+    named = None in numbers
     for label in sorted(labels):
-        new = label >= len(known)
-        if (new and str(label) in taken) or (not new and _number(known[label]) not in (None, str(label))):
+        # One of a class to come: where others have names, so will that.
+        to_come = not named and str(label) not in numbers
+        sure = numbers[label] == str(label) if label < len(known) else to_come
+        if not sure:
+            what = (
+                "has no name where the known classes have"
+                if named
+                else "may be a place or a name among the known classes"
+            )
             raise DataError(
-                f"{path}: the label {label} may be a place or a name among the known classes, {listed(known)}; "
-                "add class_names, with the known ones first"
+                f"{path}: the label {label} {what}, {listed(known)}; add class_names, with the known ones first"
             )
 
 

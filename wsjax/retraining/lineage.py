@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from wsjax.storage.files import read_json
+
+CURRENT, LINEAGE = "current.json", "lineage.json"
 SHRINK_PERTURB, SCRATCH = "shrink-perturb", "scratch"
 METHODS = (SHRINK_PERTURB, "continue", SCRATCH, "dash", "fire")
 """What a model that has a parent may begin with; lineages that name none have the first."""
 
 Check = Callable[[str, Any], str | None]
 """`(name, value) -> what is wrong`, None where nothing is."""
+
+
+def model_folder(folder: Path, number: int) -> Path:
+    """Where model `number` is."""
+    return folder / "models" / f"{number:04d}"
+
+
+def current_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a folder's current model was trained with; none where there is no such model.
+
+    They are unchecked. Raises RunError where a file cannot be read.
+    """
+    current = read_json(folder / CURRENT, missing={}).get("current")
+    if type(current) is not int:
+        return {}
+    settings = read_json(model_folder(folder, current) / LINEAGE).get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def fault(lineage: Mapping[str, Any], number: int) -> str | None:
@@ -38,13 +59,18 @@ def fault(lineage: Mapping[str, Any], number: int) -> str | None:
         settings=_record(holdout=_value(lambda x: _is_number(x) and 0 < x < 1, "a number between 0 and 1")),
         class_names=_list(_TEXT),
         image_shape=_list(_count(1), 3),
-        files=_list(_record(path=_TEXT, sha256=_SHA256, images=_count(0))),
+        files=_FILES,
     )
     if wrong := whole("", lineage):
         return wrong
     channels = lineage["image_shape"][-1]
     rest = _record(mean=_list(_NUMBER, channels), std=_list(_POSITIVE, channels))
     return rest("", lineage) or _SHA256("samples", lineage.get("samples", 64 * "0"))  # older ones have no such digest
+
+
+def files_fault(values: Mapping[str, Any]) -> str | None:
+    """Says what is wrong with the data files that a record tells of in "files"; None where nothing is."""
+    return _record(files=_FILES)("", values)
 
 
 def _value(holds: Callable[[Any], bool], words: str) -> Check:
@@ -109,6 +135,7 @@ _NUMBER = _value(_is_number, "a finite number")
 _POSITIVE = _value(lambda x: _is_number(x) and x > 0, "a number above 0")
 _TEXT = _value(lambda x: isinstance(x, str), "a text")
 _SHA256 = _value(_is_sha256, "a SHA-256 in hexadecimal")
+_FILES = _list(_record(path=_TEXT, sha256=_SHA256, images=_count(0)))
 
 
 def _shown(value: Any) -> str:

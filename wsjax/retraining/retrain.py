@@ -24,9 +24,10 @@ import numpy as np
 
 from wsjax import parallel
 from wsjax.data.datasets import channel_statistics
-from wsjax.errors import NonFiniteLoss, RunError
-from wsjax.retraining import methods, shelf
-from wsjax.retraining.incoming import Pool, read_pool
+from wsjax.data.sources import listed
+from wsjax.errors import NonFiniteLoss, RunError, printable
+from wsjax.retraining import methods, places, shelf
+from wsjax.retraining.incoming import Pool, left_out, read_pool
 from wsjax.retraining.lineage import SCRATCH
 from wsjax.retraining.recipe import Recipe
 from wsjax.retraining.shelf import Model
@@ -76,6 +77,7 @@ def retrain(
       The new model's lineage, also where a killed call had trained it; None where nothing is new.
 
     Raises:
+      LeftOut: nothing is new, but something was given that could not be used.
       RunError: another process works in the folder, it cannot be written, its model is of another architecture or
         cannot be read.
       DataError: there is no image to train on, or none is held out.
@@ -93,13 +95,19 @@ def retrain(
             _check_same(folder, base["settings"], recipe)
         known, samples = shelf.newest(folder, current, say) or (None, np.empty(0, np.uint64))
         pool = None if known else first
-        files = known["files"] if known else ()
+        files = places.known_files(folder, known, say) if known else ()
         pool = pool or read_pool(patterns, files, base, recipe.holdout, say, *limits)
+        if pool and known:  # a file that moved is known at its new place, also where nothing is trained
+            places.keep(folder, known["model"], files, pool.files)
         if pool is None or (known and not np.setdiff1d(pool.samples, samples).size):
+            if settled is None and pool is not None and pool.unused:
+                raise left_out(pool.unused)
             return settled
         if settled is not None:
             outcome = "is current" if settled["promoted"] else "is kept aside: it is worse than its parent"
             say(f"model {settled['model']}, which a stopped call had trained, {outcome}")
+        if base is not None and (new_classes := pool.class_names[len(base["class_names"]) :]):
+            say(printable(f"new classes: {listed(new_classes)}"))
         number = max([decided, *shelf.numbers(folder)]) + 1
         part = shelf.part_folder(folder, number)
         parent = None if current is None else shelf.load_model(folder, recipe.make_task, current)
@@ -182,7 +190,8 @@ def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> No
         pairs = differing(there, here)
     if pairs:
         words = "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in pairs.items())
-        raise RunError(f"{folder} holds a model of another architecture ({words}); give the same, or name a new folder")
+        way_out = "give the same, or leave its flags out, or name a new folder"
+        raise RunError(f"{folder} holds a model of another architecture ({words}); {way_out}")
     if settings["holdout"] != recipe.holdout:
         held = settings["holdout"]
         raise RunError(f"{folder} was begun with --holdout={held:g}, which must stay, not {recipe.holdout:g}")

@@ -1,6 +1,7 @@
 """The folder of a retrained model: every model there was, and which of them is current.
 
     MODEL/current.json          {"current": 3, "decided": 4}
+    MODEL/places.json           where data files are that moved (`places`)
     MODEL/models/0003/          lineage.json, records.jsonl (a row an epoch), samples.npy, parameters/ (Orbax)
     MODEL/models/0004.part/     one that is being trained
 
@@ -11,6 +12,7 @@ whether it becomes current; what a killed call left open is settled by the next 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import os
@@ -27,14 +29,14 @@ import optax
 
 from wsjax import parallel
 from wsjax.errors import DataError, RunError, UsageError
-from wsjax.retraining.lineage import fault
+from wsjax.retraining.lineage import CURRENT, LINEAGE, fault, model_folder
 from wsjax.storage import checkpoint
 from wsjax.storage.files import user_path
 from wsjax.storage.records import CONFIG, DROPPED, LOCK, RECORDS, hold, read_json, write_json
 from wsjax.training.task import Task
 from wsjax.training.train import TrainState, init_state
 
-CURRENT, LINEAGE, SAMPLES, PARAMETERS = "current.json", "lineage.json", "samples.npy", "parameters"
+SAMPLES, PARAMETERS = "samples.npy", "parameters"
 CHECKPOINTS, SCRATCH = "checkpoints", "scratch"
 IMAGES_AT_ONCE = 512
 """How many images a model looks at in one piece: a bound on memory."""
@@ -55,12 +57,34 @@ class Place(NamedTuple):
     decided: int
 
 
-class Model(NamedTuple):
-    """A trained model: its task, its state (the optimiser's is empty), and where it comes from."""
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A trained model: a function of images, which may be jitted.
+
+    Attributes:
+      task: its task.
+      state: its parameters and batch statistics; the optimiser's state is empty.
+      lineage: what its lineage.json tells: where it comes from, its settings and metrics.
+    """
 
     task: Task
     state: TrainState
     lineage: dict[str, Any]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class, in the order of the logits; a number where none was given."""
+        return tuple(self.lineage["class_names"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images that it takes."""
+        height, width, channels = self.lineage["image_shape"]
+        return height, width, channels
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.image_shape))
+        return f"<wsjax model {self.lineage['model']}: uint8 [N, {shape}] to {len(self.class_names)} classes>"
 
     def __call__(self, images: Any) -> jax.Array:
         """The outputs [N, ...] for images as the model was trained on: uint8 [N, height, width, channels].
@@ -100,14 +124,18 @@ def load_model(folder: Path | str, make_task: MakeTask, number: int | None = Non
 def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
     """What a model's folder tells of it, by default the current one's: parent, data files, settings, metrics.
 
-    Raises RunError where there is no such model, or a field of its lineage is not what it must be.
+    Raises RunError where there is no such model, or a field of its lineage is not what it must be, UsageError where
+    `number` is a text.
     """
     folder = expanded(folder)
     if number is None:
         number = read_place(folder).current
         if number is None:
             raise RunError(f"{folder} has no model yet")
-    if number not in (taken := numbers(folder)):
+    taken = numbers(folder)
+    if isinstance(number, str):
+        raise UsageError(f"a model is named by its number, such as {taken[-1] if taken else 1}, not by {number!r:.40}")
+    if number not in taken:
         present = ", ".join(map(str, taken[-8:])) or "none"
         raise RunError(f"{folder} has no model {number}, only {present}; {_way_out(folder, number)}")
     path = model_folder(folder, number) / LINEAGE
@@ -173,11 +201,6 @@ def numbers(folder: Path) -> list[int]:
     """The numbers that are taken, in order: of models that are finished, whether or not they can be read."""
     names = (path.name for path in (folder / "models").glob("*"))
     return sorted(int(name) for name in names if _NAME.fullmatch(name) and f"{int(name):04d}" == name)
-
-
-def model_folder(folder: Path, number: int) -> Path:
-    """Where model `number` is."""
-    return folder / "models" / f"{number:04d}"
 
 
 def part_folder(folder: Path, number: int) -> Path:

@@ -108,6 +108,19 @@ def ends_of(own: Race, plan: Mapping[str, Any]) -> list[Row]:
     return advice.costed(round_ends(rows), own.table)
 
 
+def enough_for_two(own: Race, plan: Mapping[str, Any]) -> float | None:
+    """The budget, in seconds, that suffices for two ways on the first seeds; None where no epoch tells.
+
+    By the epochs that the first round has had, and as if each round went on to its cap.
+    """
+    first = [row["train_seconds"] for row in _rows(own, plan["rungs"][0]) if row["method"] == FIRST]
+    (old, old_epochs), (total, epochs) = ((here.num_samples, here.max_epochs) for here in own.rounds)
+    if not first or old_epochs is None or epochs is None:
+        return None
+    passes = old_epochs + 2 * epochs * total / old  # over the images of the first round
+    return RESERVE + MARGIN * len(plan["rungs"][0]["seeds"]) * passes * sum(first) / len(first)
+
+
 def out_of(plan: Mapping[str, Any]) -> list[str]:
     """The ways that are no longer followed."""
     return [*plan["unseen"], *plan["aside"], *plan["diverged"]]
