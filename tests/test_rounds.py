@@ -646,6 +646,12 @@ def test_a_round_may_have_a_setup_of_its_own():
     assert same(head, states["RI", 0].params["head"]["kernel"])  # newly drawn, not shrunk
 
 
+def test_new_heads_by_a_path_that_there_is_not_are_refused():
+    named = {"SP": new_heads(warm_start, where=lambda path: path.startswith("classifier"))}
+    with pytest.raises(TaskError, match="where chooses none of the leaves; it is asked for their paths, 'head/bias', "):
+        run(TWO_ROUNDS, named)
+
+
 def test_probes_become_fields_of_the_rows(tmp_path):
     def probe(setup, state, samples, key):
         return {"old_samples": samples.before, "weight": jnp.abs(state.params["head"]["bias"]).max()}
