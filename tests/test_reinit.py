@@ -1,5 +1,7 @@
 """Re-initialisers: the formula on any pytree, its two exact ends, its transforms, and what is refused."""
 
+from functools import partial
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -521,6 +523,11 @@ def test_factors_that_are_no_real_numbers_are_refused(factor):
     for arguments, name in (((factor, 0.1), "shrink"), ((0.1, factor), "perturb")):
         with pytest.raises(ValueError, match=rf"^{name} must be a real number, not "):
             shrink_perturb(jnp.ones(2), jnp.ones(2), *arguments)
+
+
+def test_a_tree_in_a_factors_place_is_told_to_go_by_name():
+    with pytest.raises(ValueError, match=r"^shrink must be a real number, not a tree of type dict: .* shrink=\.\.\.$"):
+        partial(shrink_perturb, 0.4, 0.1)({"a": jnp.ones(2)}, {"a": jnp.ones(2)})
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])

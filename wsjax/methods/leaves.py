@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.reinit import Where, chosen_by
+from wsjax.methods.reinit import Where, chosen_by, function_fault
 from wsjax.trees import path_name, wide
 
 
@@ -19,8 +19,11 @@ def chosen(params: Any, where: Where | None = None, widened: bool = False) -> An
     It is a copy, for a training step that is given both may donate each; with `widened`, in 32 bits at least.
 
     Raises:
-      TaskError: `where` chooses none of them.
+      TaskError: `where` chooses none of them, or a leaf is a function.
     """
+    for path, leaf in _flat(params):
+        if callable(leaf) and not hasattr(leaf, "dtype"):
+            raise TaskError(function_fault(path_name(path)))
 
     def copy(is_chosen: bool, leaf: Any) -> Any:
         dtype = jnp.result_type(leaf)

@@ -197,7 +197,10 @@ def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:
     for (old_path, old_leaf), (new_path, new_leaf) in zip(old, new, strict=False):
         name = path_name(old_path)
         if old_path != new_path:
-            raise ValueError(f"trees differ: params has leaf '{name}' where {other} has '{path_name(new_path)}'")
+            there = f"params has leaf '{name}' where {other} has '{path_name(new_path)}'"
+            raise ValueError(
+                f"trees differ: {there}{_advice(name, old_leaf) or _advice(path_name(new_path), new_leaf)}"
+            )
         if np.shape(old_leaf) != np.shape(new_leaf) or _kind(old_leaf) != _kind(new_leaf):
             there = f"{_describe(old_leaf)} in params, {_describe(new_leaf)} in {other}"
             raise ValueError(f"leaf '{name}' differs: {there}")
@@ -206,9 +209,19 @@ def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:
                 raise ValueError(f"leaf '{name}' of {holder} {fault}")
     if len(old) != len(new):
         longer, holder = (old, "params") if len(old) > len(new) else (new, other)
-        raise ValueError(f"trees differ: only {holder} has leaf '{path_name(longer[min(len(old), len(new))][0])}'")
+        path, leaf = longer[min(len(old), len(new))]
+        raise ValueError(f"trees differ: only {holder} has leaf '{path_name(path)}'{_advice(path_name(path), leaf)}")
     if (structure := jax.tree.structure(params)) != (there := jax.tree.structure(fresh)):
         raise ValueError(f"trees differ in their nodes: {structure} in params, {there} in {other}")
+
+
+def function_fault(name: str) -> str:
+    """What is said of a leaf that is a function, where arrays alone will do."""
+    return f"leaf '{name}' is a function, no array: give the arrays alone, of Equinox eqx.filter(tree, eqx.is_array)"
+
+
+def _advice(name: str, leaf: Any) -> str:
+    return f"; {function_fault(name)}" if callable(leaf) and not _is_array(leaf) else ""
 
 
 def _fault(leaf: Any) -> str | None:

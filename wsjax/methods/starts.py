@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.errors import TaskError
+from wsjax.methods.checks import check_can_start
 from wsjax.methods.reinit import Where, chosen_by
 from wsjax.training.schedules import restarted
 from wsjax.training.statistics import reestimated
@@ -111,7 +112,11 @@ def anchored(start: Start) -> Start:
 
     What the optimiser keeps of the parameters that its state is built for, L2-Init's anchor and the norms of soft
     weight rescaling, is then the first network's in every round.
+
+    Raises:
+      TaskError: it is no start, as a re-initialiser is none before `mixed` makes it one.
     """
+    check_can_start("anchored", start)
 
     def started(boundary: Boundary) -> TrainState:
         return start(boundary)._replace(opt_state=boundary.setup.optimizer.init(boundary.first.params))
