@@ -74,54 +74,58 @@ def near(a, b, rtol=1e-5):
 @pytest.mark.parametrize("shrink", [0.0, 0.3, 0.9])
 def test_the_authors_formula(shrink):
     params, direction = tree(0), tree(1)
-    near(dash(params, direction, shrink=shrink), by_loops(params, direction, shrink))
-    near(jax.jit(dash)(params, direction, shrink=jnp.float32(shrink)), by_loops(params, direction, shrink))
+    near(dash(params, direction=direction, shrink=shrink), by_loops(params, direction, shrink))
+    near(jax.jit(dash)(params, direction=direction, shrink=jnp.float32(shrink)), by_loops(params, direction, shrink))
 
 
 def test_hand_worked_tree():
     # Columns are units: cos((3, 4), (4, 3)) = 24 / 25; (1, 1) against (-1, 0) is below 0.3; the bias is at 45 degrees.
     params = {"head": {"kernel": jnp.array([[3.0, 1.0], [4.0, 1.0]]), "bias": jnp.array([1.0, 0.0])}}
     direction = {"head": {"kernel": jnp.array([[8.0, -1.0], [6.0, 0.0]]), "bias": jnp.array([5.0, 5.0])}}
-    new = dash(params, direction)["head"]
+    new = dash(params, direction=direction)["head"]
     np.testing.assert_allclose(new["kernel"], [[3 * 0.96, 0.3], [4 * 0.96, 0.3]], rtol=1e-6)
     np.testing.assert_allclose(new["bias"], [0.5**0.5, 0], rtol=1e-6)
     # As [out, in], rows are units: (3, 1) against (8, -1), and (4, 1) against (6, 0).
-    rows = dash(params, direction, layout=wsjax_layout)["head"]["kernel"]
+    rows = dash(params, direction=direction, layout=wsjax_layout)["head"]["kernel"]
     cosines = np.array([23 / (10 * 65) ** 0.5, 24 / (17 * 36) ** 0.5])
     np.testing.assert_allclose(rows, np.array([[3, 1], [4, 1]]) * cosines[:, None], rtol=1e-6)
 
 
 def test_the_exact_cases():
     params = tree()
-    near(dash(params, params), params, rtol=1e-6)
-    against = dash(params, jax.tree.map(lambda x: -7 * x, params))
+    near(dash(params, direction=params), params, rtol=1e-6)
+    against = dash(params, direction=jax.tree.map(lambda x: -7 * x, params))
     assert same(against["norm"], params["norm"])
     del against["norm"], params["norm"]
     near(against, jax.tree.map(lambda x: 0.3 * x, params), rtol=1e-6)
-    one = dash(tree(), tree(1))["shortcut"]["kernel"] / tree()["shortcut"]["kernel"]
+    one = dash(tree(), direction=tree(1))["shortcut"]["kernel"] / tree()["shortcut"]["kernel"]
     assert {round(float(x), 6) for x in one.ravel()} == {0.3, 1.0}  # the sign alone
-    still = dash(tree(), jax.tree.map(jnp.zeros_like, tree()))  # a right angle, as in PyTorch
+    still = dash(tree(), direction=jax.tree.map(jnp.zeros_like, tree()))  # a right angle, as in PyTorch
     near(still["conv"], jax.tree.map(lambda x: 0.3 * x, params["conv"]), rtol=1e-6)
-    assert not any(jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(dash(jax.tree.map(jnp.zeros_like, tree()), tree())))
+    assert not any(
+        jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(dash(jax.tree.map(jnp.zeros_like, tree()), direction=tree()))
+    )
 
 
 def test_other_granularities():
     params, direction = tree(0), tree(1)
-    by_unit, by_kernel = (dash(params, direction, shrink=0.1, granularity=g) for g in ("unit", "kernel"))
+    by_unit, by_kernel = (dash(params, direction=direction, shrink=0.1, granularity=g) for g in ("unit", "kernel"))
     kernel, other = (np.asarray(t["conv"]["kernel"]) for t in (params, direction))
     for o in range(5):
         own = factor(kernel[..., o].ravel(), other[..., o].ravel(), 0.1)
         np.testing.assert_allclose(by_unit["conv"]["kernel"][..., o], own * kernel[..., o], rtol=1e-5)
     own = factor(kernel.ravel(), other.ravel(), 0.1)
     np.testing.assert_allclose(by_kernel["conv"]["kernel"], own * kernel, rtol=1e-5)
-    assert same(by_unit["head"], dash(params, direction, shrink=0.1)["head"])  # of a dense layer a unit is a row
+    assert same(
+        by_unit["head"], dash(params, direction=direction, shrink=0.1)["head"]
+    )  # of a dense layer a unit is a row
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_dtypes(dtype):
     with jax.enable_x64(dtype == "float64"):
         params, direction = (jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(seed)) for seed in (0, 1))
-        new = dash(params, direction)
+        new = dash(params, direction=direction)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(new)} == {dtype}
         wide = by_loops(params, direction, 0.3)
         rounding = max(float(jnp.finfo(dtype).eps), 1e-12 if dtype == "float64" else 1e-6)
@@ -132,9 +136,11 @@ def test_vmap_is_one_after_the_other():
     pairs = [(tree(seed), tree(seed + 10)) for seed in range(3)]
     params, directions = (jax.tree.map(lambda *x: jnp.stack(x), *trees) for trees in zip(*pairs, strict=True))
     shrinks = jnp.array([0.0, 0.3, 0.6])
-    together = jax.vmap(lambda p, d, s: dash(p, d, shrink=s))(params, directions, shrinks)
+    together = jax.vmap(lambda p, d, s: dash(p, direction=d, shrink=s))(params, directions, shrinks)
     for i, (own, other) in enumerate(pairs):
-        near(jax.tree.map(lambda x, i=i: x[i], together), dash(own, other, shrink=float(shrinks[i])), rtol=1e-6)
+        near(
+            jax.tree.map(lambda x, i=i: x[i], together), dash(own, direction=other, shrink=float(shrinks[i])), rtol=1e-6
+        )
 
 
 def test_what_cannot_be_shrunk_is_refused_in_one_line():
@@ -143,11 +149,13 @@ def test_what_cannot_be_shrunk_is_refused_in_one_line():
             call(*arguments, **options)
         assert "\n" not in str(caught.value)
 
-    refused(r"shrink must lie in \[0, 1\], not 1.5", tree(), tree(), shrink=1.5)
-    refused("shrink must be a scalar", tree(), tree(), shrink=jnp.ones(2))
-    refused("unknown granularity 'row'; available: authors, unit, kernel", tree(), tree(), granularity="row")
+    refused(r"shrink must lie in \[0, 1\], not 1.5", tree(), direction=tree(), shrink=1.5)
+    refused("shrink must be a scalar", tree(), direction=tree(), shrink=jnp.ones(2))
+    refused("unknown granularity 'row'; available: authors, unit, kernel", tree(), direction=tree(), granularity="row")
     other = tree() | {"head": {"kernel": jnp.ones((6, 5)), "bias": jnp.ones(4)}}
-    refused(r"leaf 'head/kernel' differs: .* in params, shape \(6, 5\) of float32 in direction", tree(), other)
+    refused(
+        r"leaf 'head/kernel' differs: .* in params, shape \(6, 5\) of float32 in direction", tree(), direction=other
+    )
     for match, options in (
         (r"decay must lie in \(0, 1\], not 0", {"decay": 0}),
         ("decay must be a real number, not 'a'", {"decay": "a"}),
@@ -157,6 +165,16 @@ def test_what_cannot_be_shrunk_is_refused_in_one_line():
     ):
         refused(match, call=dash_start, kind=TaskError, **options)
     refused("shrink must be finite", call=dash_start, shrink=float("nan"))
+
+
+def test_the_direction_goes_by_its_name_and_arrays_alone_have_one():
+    with pytest.raises(TypeError):
+        dash(tree(), tree())  # a new network would do for a direction: as a re-initialiser it would go unnoticed
+    model = {**tree(), "act": jax.nn.relu}
+    with pytest.raises(
+        ValueError, match=r"^trees differ: .*; leaf 'act' is a function, no array: give the arrays alone"
+    ):
+        dash(model, direction={**tree(), "act": None})
 
 
 def test_the_direction_is_a_moving_average_over_chunks_in_the_order_of_arrival():
@@ -197,7 +215,7 @@ def test_a_run_starts_from_what_dash_gives():
         order = loop.pool_order(loop._keys((seed,))[loop._ORDER][0], 30)
         old, samples = states["WS", seed], Samples(order, jnp.asarray(30), jnp.asarray(10))
         direction = falling(setup(train=(inputs, targets)), old, samples, 10, 0.3)
-        near(states["DASH", seed].params, dash(old.params, direction, layout=wsjax_layout), rtol=1e-4)
+        near(states["DASH", seed].params, dash(old.params, direction=direction, layout=wsjax_layout), rtol=1e-4)
         assert not same(states["DASH", seed].params, old.params)
 
 

@@ -169,6 +169,10 @@ def test_what_cannot_be_done_is_refused_in_one_line():
     for match, call in (
         ("steps must be a whole number, 0 or more, not -1", lambda: fire(tree(), steps=-1)),
         ("steps must be a whole number, 0 or more, not 2.5", lambda: fire(tree(), steps=2.5)),  # type: ignore[arg-type]
+        (
+            "steps must be known before a program is traced.* static_argnames",
+            lambda: jax.jit(lambda steps: fire(tree(), steps=steps))(3),
+        ),
         ("leaf 'kernel' is float128, which JAX rounds here", lambda: fire({"kernel": np.ones((2, 2), np.longdouble)})),
         ("no leaf is a kernel by flax_layout; the first one is 'a'", lambda: fire({"a": jnp.ones(3)})),
         ("unknown each 'row'; available: kernel, matrix", lambda: with_norms_of(tree(), tree(), each="row")),

@@ -6,6 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from wsjax.errors import TaskError
+from wsjax.methods.hare_tortoise import tortoise_kept
 from wsjax.methods.l2_init import l2_init
 from wsjax.methods.reinit import not_normalization, warm_start
 from wsjax.methods.starts import anchored, mixed
@@ -66,6 +68,39 @@ def test_it_is_the_gradient_of_the_penalty_and_zero_at_the_anchor():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, jax.grad(penalty)(params))
     nothing, _ = transformation.update(zero, transformation.init(start), start)
     assert all(not np.any(x) for x in jax.tree.leaves(nothing))
+
+
+def test_a_where_that_chooses_nothing_is_refused_but_in_a_part():
+    params = jax.tree.map(jnp.asarray, START)
+
+    def none(path):
+        return path.startswith("head")
+
+    with pytest.raises(
+        TaskError, match=r"^where chooses none of the leaves; it is asked for their paths, 'conv', 'norm'$"
+    ):
+        l2_init(0.3, where=none).init(params)
+    parts = optax.partition({"a": l2_init(0.3, where=lambda path: path == "conv"), "b": optax.identity()}, MADE_OF)
+    assert parts.init(params).inner_states["a"].inner_state.anchor["conv"] is not None
+    parts = optax.partition({"a": optax.identity(), "b": l2_init(0.3, where=lambda path: path == "conv")}, MADE_OF)
+    parts.init(params)  # the part without any: its other leaves are not there to be chosen
+
+
+def test_a_model_with_functions_is_told_to_give_its_arrays():
+    with pytest.raises(TaskError, match=r"^leaf 'act' is a function, no array: .* eqx.filter\(tree, eqx.is_array\)$"):
+        l2_init(0.3).init({"act": jax.nn.relu, "w": jnp.ones(2)})
+
+
+def test_a_reinitialiser_is_no_start():
+    with pytest.raises(
+        TaskError, match=r"^anchored takes a start .*, not warm_start; .* make anchored\(mixed\(...\)\)$"
+    ):
+        anchored(warm_start)
+    with pytest.raises(TaskError, match=r"^tortoise_kept takes a start .*, not warm_start; "):
+        tortoise_kept(warm_start)
+
+
+MADE_OF = {"conv": "a", "norm": "b"}
 
 
 @pytest.mark.parametrize("wrap", [anchored, lambda start: start], ids=["anchored", "rebuilt"])

@@ -88,6 +88,7 @@ def test_all_other_leaves_stay_as_they_are():
     ("layout", "params", "message"),
     [
         (flax_layout, {"attn": {"kernel": jnp.ones((2, 3, 4))}}, r"'attn/kernel' of shape \(2, 3, 4\) may be .*layout"),
+        (flax_layout, {"head": {"weight": jnp.ones((3, 2))}}, r"'head/weight' of shape \(3, 2\) .*=equinox_layout, or"),
         (flax_layout, {"a": {"scale": jnp.ones(2)}}, "no leaf is a kernel by flax_layout; the first one is 'a/scale'"),
         (flax_layout, {}, "no leaf is a kernel by flax_layout$"),
         (lambda *_: Axes((1,), (1,)), {"w": jnp.ones((2, 2))}, r"'w' of shape \(2, 2\) cannot have Axes.*axis once"),

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,7 @@ def test_type_checkers_see_the_same_names():
 def test_import_loads_no_jax():
     code = "import sys, wsjax; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_it_says_its_version():
+    assert wsjax.__version__ == metadata.version("wsjax")

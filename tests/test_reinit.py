@@ -1,5 +1,7 @@
 """Re-initialisers: the formula on any pytree, its two exact ends, its transforms, and what is refused."""
 
+from functools import partial
+
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -10,6 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsjax.errors import TaskError
 from wsjax.methods.reinit import kernels_only, not_normalization, random_init, shrink_perturb, warm_start
 from wsjax.trees import path_name
 
@@ -362,7 +365,8 @@ def test_where_on_the_trees_of_each_library(library):
     assert names_mixed(None) == every
     assert names_mixed(not_normalization) == every - normalization
     assert names_mixed(kernels_only) == kernels
-    assert names_mixed(lambda path: path.startswith("no such leaf")) == set()
+    with pytest.raises(TaskError, match="where chooses none of the leaves"):
+        names_mixed(lambda path: path.startswith("no such leaf"))
 
 
 def test_a_mixed_equinox_module_still_runs():
@@ -376,6 +380,22 @@ def test_paths_as_the_predicates_see_them():
     tree = {"block": [{"conv": {"kernel": jnp.ones(1)}}, (jnp.ones(1), jnp.arange(2))]}
     shrink_perturb(tree, tree, 0.5, 0.5, where=lambda path: seen.append(path) or True)
     assert seen == ["block/0/conv/kernel", "block/1/0"]  # leaves that are not mixed are not asked for
+
+
+def test_a_where_that_chooses_nothing_is_refused_with_the_paths_it_is_asked_for():
+    tree = {"params": {f"Dense_{i}": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)} for i in range(2)}}
+    said = (
+        r"^where chooses none of the leaves; it is asked for their paths, 'params/Dense_0/bias', "
+        "'params/Dense_0/kernel', 'params/Dense_1/bias' and 1 more$"
+    )
+    with pytest.raises(TaskError, match=said):
+        shrink_perturb(tree, tree, 0.5, 0.5, where=lambda path: path.startswith("Dense_1"))
+    with pytest.raises(TaskError, match="their paths, 'ln/scale'"):
+        shrink_perturb(
+            {"ln": {"scale": jnp.ones(2)}}, {"ln": {"scale": jnp.ones(2)}}, 0.5, 0.5, where=not_normalization
+        )
+    for nothing in ({}, {"ln": {"count": jnp.arange(2)}}):  # without a leaf to mix there is nothing to choose
+        shrink_perturb(nothing, nothing, 0.5, 0.5, where=not_normalization)
 
 
 @pytest.mark.parametrize(
@@ -503,6 +523,11 @@ def test_factors_that_are_no_real_numbers_are_refused(factor):
     for arguments, name in (((factor, 0.1), "shrink"), ((0.1, factor), "perturb")):
         with pytest.raises(ValueError, match=rf"^{name} must be a real number, not "):
             shrink_perturb(jnp.ones(2), jnp.ones(2), *arguments)
+
+
+def test_a_tree_in_a_factors_place_is_told_to_go_by_name():
+    with pytest.raises(ValueError, match=r"^shrink must be a real number, not a tree of type dict: .* shrink=\.\.\.$"):
+        partial(shrink_perturb, 0.4, 0.1)({"a": jnp.ones(2)}, {"a": jnp.ones(2)})
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.clongdouble])

@@ -157,7 +157,9 @@ def test_it_starts_as_its_method_says(job, method):
     expected = {
         "continue": lambda: parent,
         "fire": lambda: fire(parent, steps=5, layout=wsjax_layout),
-        "dash": lambda: dash(parent, falling_by_hand(job.load().task, parent, pool), shrink=0.4, layout=wsjax_layout),
+        "dash": lambda: dash(
+            parent, direction=falling_by_hand(job.load().task, parent, pool), shrink=0.4, layout=wsjax_layout
+        ),
     }[method]()
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), started, expected)
     assert same(started, parent) == (method == "continue")

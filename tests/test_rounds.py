@@ -16,8 +16,10 @@ import optax
 import pytest
 
 from wsjax.errors import NonFiniteLoss, RunError, TaskError
+from wsjax.methods.dash import dash, dash_start
 from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.methods.starts import mixed, new_heads, scratch
+from wsjax.methods.variants import gaussian_perturb
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
 from wsjax.rounds import loop
@@ -646,6 +648,12 @@ def test_a_round_may_have_a_setup_of_its_own():
     assert same(head, states["RI", 0].params["head"]["kernel"])  # newly drawn, not shrunk
 
 
+def test_new_heads_by_a_path_that_there_is_not_are_refused():
+    named = {"SP": new_heads(warm_start, where=lambda path: path.startswith("classifier"))}
+    with pytest.raises(TaskError, match="where chooses none of the leaves; it is asked for their paths, 'head/bias', "):
+        run(TWO_ROUNDS, named)
+
+
 def test_probes_become_fields_of_the_rows(tmp_path):
     def probe(setup, state, samples, key):
         return {"old_samples": samples.before, "weight": jnp.abs(state.params["head"]["bias"]).max()}
@@ -842,12 +850,53 @@ def test_sizes_may_be_numbers_of_numpy():
             "^initial must be a pair .*, not of type dict$",
         ),
         ({"checkpoints": "c"}, r"give records=Records\(path\) too$"),
+        (
+            {"records": "a.jsonl"},
+            r"^records must be wsjax\.Records, not of type str; give records=Records\('a\.jsonl'\)$",
+        ),
+        ({"methods": ["RI"]}, r"^methods must be a dict of methods by their names, .*, not \['RI'\]$"),
+        ({"rounds": [10, 20]}, r"^round 1 must be a wsjax\.Round, such as Round\(10, max_epochs=10\), not 10$"),
+        ({"rounds": Round(10, max_epochs=1)}, r"^rounds must be a list of wsjax\.Round, not of type Round$"),
+        ({"methods": {"a": Method(scratch, rounds=[10])}}, r"^method 'a', round 1 must be a wsjax\.Round"),
+        ({"methods": {"a": dash}}, r"^method 'a' is neither .*; give Method\(dash_start\(\)\)$"),
+        ({"methods": {"a": dash_start}}, r"^method 'a' is neither .*; give Method\(dash_start\(\)\)$"),
+        ({"methods": {"a": gaussian_perturb}}, r"^method 'a' is neither .*; give Method\(gaussian_start\("),
+        (
+            {"methods": {"a": partial(shrink_perturb, 0.4, 0.1)}},
+            r"^method 'a': functools\.partial has \(0\.4, 0\.1\) in the place of params; give .* by name, partial\(",
+        ),
+        ({"rounds": [Round(10, max_epochs=1.5)]}, r"^round 1: max_epochs must be a whole number, not 1\.5$"),
+        ({"rounds": [Round(0, max_epochs=1)]}, "^round 1 asks for 0 samples; there are 30"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(given, said):
     arguments = {"rounds": TWO_ROUNDS, "methods": {}} | given
     with pytest.raises(TaskError, match=said):
         run_rounds(setup(), **arguments)
+
+
+def test_a_factor_may_come_first_where_a_functions_own_params_come_behind():
+    def mine(rate, params, fresh):
+        return shrink_perturb(params, fresh, rate, 0.1)
+
+    with pytest.raises(TaskError, match="rounds is empty"):  # that far it comes
+        run([], {"a": partial(mine, 0.4)})
+
+
+def test_rows_of_other_rounds_are_refused():
+    """As after an edit: what was trained before would come back for what is asked for now."""
+    records = Records()
+    run(TWO_ROUNDS, {"WS": warm_start}, records=records)
+    capped = [Round(10, max_epochs=2), Round(30, max_epochs=3)]
+    for rounds, batch_size, said in (
+        ([TWO_ROUNDS[0], Round(20, after_epochs(3))], 8, "line 3, .*: it has 30 samples, and the round 20"),
+        (TWO_ROUNDS, 4, "line 1, .*: it has 2 steps, and by batches of 4 they are 3"),
+        ([capped[0], Round(30, max_epochs=2)], 8, "line 4, .*: the round has 2 epochs at most, and went on"),
+        ([capped[0], Round(30, max_epochs=4)], 8, "line 5, .*: the round has 4 epochs, and ended"),
+    ):
+        with pytest.raises(RunError, match=rf"^the records, {said}; give another file for another run$"):
+            run(rounds, {"WS": warm_start}, batch_size=batch_size, records=Records(rows=records.rows))
+    assert len(run(capped, {"WS": warm_start}, records=records).rows) == 5
 
 
 @pytest.mark.parametrize(

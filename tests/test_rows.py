@@ -158,7 +158,10 @@ def test_a_row_of_another_run_is_named(row, reason):
 
 
 def test_a_seed_of_another_run_is_named():
-    with pytest.raises(RunError, match=r"line 1, does not belong to this run .*seed 0.*: its seeds are 1, 2;"):
+    with pytest.raises(
+        RunError,
+        match=r"line 1, does not belong to this run .*seed 0.*: its seeds are 1, 2; give another file for another run;",
+    ):
         check_rows(WHOLE, METHODS, (1, 2))
 
 

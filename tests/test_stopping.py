@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from wsjax.errors import TaskError
 from wsjax.storage.rows import CAP
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy, at_plateau
 
@@ -57,3 +58,28 @@ def test_a_rule_keeps_no_memory():
 
 def test_the_reason_is_a_plain_word():
     assert [at_plateau(1.0, 1)([0.5]), at_accuracy(0.1)([np.float32(0.5)])] == ["plateau", "accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: at_accuracy(99), r"at_accuracy: threshold must lie in \(0, 1\], not 99: 99 % are 0\.99"),
+        *(
+            (lambda bad=bad: at_accuracy(bad), "at_accuracy: threshold must lie in")
+            for bad in (1.5, 0, -1, np.nan, "1")
+        ),
+        (lambda: at_plateau(-0.1), "at_plateau: tolerance must be 0 or more, not -0.1"),
+        (lambda: at_plateau(float("nan")), "at_plateau: tolerance must be 0 or more, not nan"),
+        (lambda: at_plateau(0.1, 0), "at_plateau: window must be a whole number, 1 or more, not 0"),
+        (lambda: at_plateau(0.1, 2.5), "at_plateau: window must be a whole number, 1 or more, not 2.5"),
+        (lambda: after_epochs(0), "after_epochs: epochs must be a whole number, 1 or more, not 0"),
+    ],
+)
+def test_rules_that_could_not_hold_are_refused(make, said):
+    with pytest.raises(TaskError, match=f"^{said}"):
+        make()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert at_accuracy(np.float32(0.5))([0.6]) == at_accuracy(np.array(0.5))([0.6]) == "accuracy"
+    assert after_epochs(np.int64(1))([0.6]) == CAP

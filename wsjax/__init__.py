@@ -36,6 +36,8 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
+__version__: str  # of the package that is installed
+
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.data.datasets import Dataset as Dataset
     from wsjax.data.datasets import load as load
@@ -110,9 +112,13 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a public name from the module that defines it."""
+    """Loads a public name from the module that defines it; `__version__` is that of the installed package."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"wsjax.{_HOMES[name]}"), name)
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("wsjax")
     raise AttributeError(f"module 'wsjax' has no attribute '{name}'")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from typing import Any
@@ -19,6 +20,9 @@ def check_number(name: str, value: Any, least: float = -math.inf, most: float = 
 
     A number is Python's own, or an array of shape [] of JAX or NumPy.
     """
+    if _is_tree(value):
+        kind = type(value).__name__
+        raise TaskError(f"{name} must be a real number, not a tree of type {kind}: give factors by name, {name}=...")
     if np.shape(value) != ():
         raise TaskError(f"{name} must be a scalar, not an array of shape {np.shape(value)}; use jax.vmap for a grid")
     if not _is_real(value):
@@ -34,8 +38,50 @@ def check_number(name: str, value: Any, least: float = -math.inf, most: float = 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Raises a TaskError unless a setting is a whole number from `least` on."""
+    if isinstance(value, jax.core.Tracer):
+        raise TaskError(
+            f"{name} must be known before a program is traced, not be one of its arguments: give it to jax.jit as one "
+            "of static_argnames, or by functools.partial"
+        )
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
         raise TaskError(f"{name} must be a whole number, {least} or more, not {value!r:.80}")
+
+
+def takes(function: Any, count: int) -> bool:
+    """Whether something can be called with so many arguments, as far as that can be known."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # it does not tell
+        pass
+    return True
+
+
+def parameters(function: Any) -> list[str]:
+    """The names of a function's parameters; none where it does not tell."""
+    try:
+        return list(inspect.signature(function).parameters)
+    except ValueError:
+        return []
+
+
+def check_can_start(name: str, start: Any) -> None:
+    """Raises a TaskError unless what `name` is to be made of can be a start."""
+    if not takes(start, 1):
+        hint = f"; of a re-initialiser (params, fresh) -> params make {name}(mixed(...))" * takes(start, 2)
+        raise TaskError(f"{name} takes a start (boundary) -> state, not {_name_of(start)}{hint}")
+
+
+def _name_of(value: Any) -> str:
+    return getattr(value, "__name__", None) or f"a {type(value).__name__}"
+
+
+def _is_tree(value: Any) -> bool:
+    """Whether it is a tree of more than a leaf; a list is taken for an array."""
+    return value is not None and not isinstance(value, list) and not jax.tree_util.all_leaves([value])
 
 
 def _is_real(value: Any) -> bool:

@@ -25,8 +25,8 @@ _EPSILON = 1e-8  # the least norm, as in PyTorch's cosine: a vector of zeros is 
 
 def dash(
     params: Any,
-    direction: Any,
     *,
+    direction: Any,
     shrink: Any = 0.3,
     layout: Layout = flax_layout,
     granularity: Granularity = "authors",
@@ -35,8 +35,9 @@ def dash(
 
     Args:
       params: pytree of the trained parameters.
-      direction: pytree like it, the way that the loss falls: a negative gradient. Its length does not matter, but that
-        a part of norm below 1e-8 counts as shorter, as in the authors' code: it leads nowhere, and its weights shrink.
+      direction: pytree like it, minus the gradient of the loss: the way that the loss falls. Its length does not
+        matter, but that a part of norm below 1e-8 counts as shorter, as in the authors' code: it leads nowhere, and its
+        weights shrink.
       shrink: scalar, the least factor, in [0, 1]: a number or a (traced) array of shape [].
       layout: tells kernels and biases; all other leaves, those of normalisation layers among them, stay as they are.
       granularity: what shares a cosine: "authors", as their code has it, the kernel of a convolution for each pair of
@@ -92,7 +93,7 @@ def dash_start(
 
     def shrunk(boundary: Boundary) -> Any:
         direction = falling(boundary.setup, boundary.old, boundary.samples, chunk, decay)
-        return dash(boundary.old.params, direction, shrink=shrink, layout=layout, granularity=granularity)
+        return dash(boundary.old.params, direction=direction, shrink=shrink, layout=layout, granularity=granularity)
 
     return lifted(shrunk, batch_stats, opt_state)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.checks import check_count, check_number
+from wsjax.methods.checks import check_can_start, check_count, check_number
 from wsjax.methods.leaves import check_params, chosen, map_chosen, towards
 from wsjax.methods.starts import Boundary, Start
 from wsjax.training.statistics import reestimated
@@ -100,8 +100,10 @@ def tortoise(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
 def tortoise_kept(start: Start) -> Start:
     """The start with the slow copies of the round before, if that had any.
 
-    Calling the start raises TaskError where its own optimiser keeps another number of them.
+    Raises TaskError for what is no start, as `anchored` does; calling the start does so where its own optimiser keeps
+    another number of them.
     """
+    check_can_start("tortoise_kept", start)
 
     def started(boundary: Boundary) -> TrainState:
         state, old = start(boundary), nodes(boundary.old.opt_state, TortoiseState)

@@ -1,8 +1,9 @@
 """Layouts: which leaves are kernels and biases, and which of their axes are outputs, inputs and space.
 
 Shapes do not tell: Flax stores a dense kernel as [in, out], PyTorch, Equinox and this package's own networks as
-[out, in]. So every method that looks into kernels takes a layout, a function `(path, leaf) -> Axes | None`, and nothing
-is guessed. There is one for each library; one of your own is a line, as this one that leaves out the head:
+[out, in]. So every method that looks into kernels takes a layout, a function `(path, leaf) -> Axes | None`. By default
+it is `flax_layout`, which knows kernels by their names and refuses those of Equinox and PyTorch. There is one for each
+library; one of your own is a line, as this one that leaves out the head:
 `lambda path, leaf: None if path.startswith("head") else flax_layout(path, leaf)`.
 """
 
@@ -43,12 +44,23 @@ Layout = Callable[[str, Any], Axes | None]
 def flax_layout(path: str, leaf: Any) -> Axes | None:
     """Flax's (linen and NNX), Haiku's too: a dense kernel is [in, out], one of a convolution [..., in, out].
 
+    A kernel is a leaf of two axes or more that is named "kernel" (Flax) or "w" (Haiku), and the number of its axes is
+    all else that is looked at: a matrix "w" of your own that is [out, in] is taken for one of Haiku's, and stacked
+    two-dimensional convolutions [stack, height, width, in, out], as under `jax.vmap`'s or `nn.scan`'s axis, for a
+    three-dimensional one. Give a layout of your own there.
+
     Raises:
       ValueError: a kernel has three axes: it may be a one-dimensional convolution's, an attention's
-        ([in, heads, out]), or a stack of dense ones.
+        ([in, heads, out]), or a stack of dense ones; or it is named "weight", as those of Equinox and PyTorch, which
+        are [out, in].
     """
     if not kernels_only(path) or leaf.ndim < 2:
         return _bias(path, leaf)
+    if _WEIGHT.search(path):
+        raise ValueError(
+            f"leaf '{path}' of shape {leaf.shape} is named as kernels of Equinox and PyTorch are, [out, in, ...]: give "
+            "layout=equinox_layout, or a layout of your own"
+        )
     if leaf.ndim == 3:
         raise ValueError(
             f"leaf '{path}' of shape {leaf.shape} may be the kernel of a one-dimensional convolution, of an attention, "
@@ -155,6 +167,7 @@ def _order(axes: Axes, leaf: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 _BIAS = re.compile(r"(^|[/.])(bias|b)([/.]value)?$")
+_WEIGHT = re.compile(r"(^|[/.])weight([/.]value)?$")
 
 
 def _bias(path: str, leaf: Any) -> Axes | None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from wsjax.errors import TaskError
-from wsjax.methods.reinit import Where
+from wsjax.methods.reinit import Where, chosen_by, function_fault
 from wsjax.trees import path_name, wide
 
 
@@ -17,15 +17,19 @@ def chosen(params: Any, where: Where | None = None, widened: bool = False) -> An
     """A copy of the floating-point leaves that `where` chooses by their path, with None for every other one.
 
     It is a copy, for a training step that is given both may donate each; with `widened`, in 32 bits at least.
+
+    Raises:
+      TaskError: `where` chooses none of them, or a leaf is a function.
     """
+    for path, leaf in _flat(params):
+        if callable(leaf) and not hasattr(leaf, "dtype"):
+            raise TaskError(function_fault(path_name(path)))
 
-    def copy(path: Any, leaf: Any) -> Any:
+    def copy(is_chosen: bool, leaf: Any) -> Any:
         dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.inexact) or (where is not None and not where(path_name(path))):
-            return None
-        return jnp.array(leaf, wide(dtype) if widened else dtype)
+        return jnp.array(leaf, wide(dtype) if widened else dtype) if is_chosen else None
 
-    return jax.tree_util.tree_map_with_path(copy, params)
+    return jax.tree.map(copy, chosen_by(where, params, _is_number), params)
 
 
 def map_chosen(function: Any, state: Any, first: Any, *others: Any) -> Any:
@@ -43,6 +47,10 @@ def towards(when: Any, update: Any, moved: Any, target: Any) -> Any:
     Written as a correction: where the target is what the leaf becomes anyway, not a bit changes.
     """
     return jnp.where(when & (moved != target), update + (target - moved).astype(update.dtype), update)
+
+
+def _is_number(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
 
 
 def need_params(who: str, params: Any) -> None:

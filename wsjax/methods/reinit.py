@@ -16,8 +16,9 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.errors import TaskError
 from wsjax.methods.checks import check_number
-from wsjax.trees import path_name, wide
+from wsjax.trees import nodes, path_name, wide
 
 Where = Callable[[str], bool]
 """Chooses leaves by their path, written as "block_0/conv/kernel"."""
@@ -41,26 +42,26 @@ def shrink_perturb(params: Any, fresh: Any, shrink: Any, perturb: Any, *, where:
       shrink: scalar factor of `params`, a number or a (traced) array of shape [].
       perturb: scalar factor of `fresh`, likewise.
       where: keeps the leaves whose path it answers False for as they are in `params`; None mixes all.
-        `not_normalization` and `kernels_only` are ready-made.
+        `not_normalization` and `kernels_only` are ready-made. A path begins as the tree does: that of linen's variables
+        with "params/".
 
     Returns:
       A pytree like `params`, with its dtypes. Works under jit, vmap and grad, in all four arguments.
 
     Raises:
       ValueError: the trees differ in structure, or in a leaf's shape or kind of dtype; a leaf is an array without
-        values to mix: another library's, a mere shape, or one that was donated (the first such leaf is named); or
-        shrink or perturb is no real number or, where it is not traced, not finite.
+        values to mix: another library's, a mere shape, or one that was donated (the first such leaf is named);
+        `where` chooses none of the leaves that can be mixed; or shrink or perturb is no real number or, where it is not
+        traced, not finite.
     """
     for name, factor in (("shrink", shrink), ("perturb", perturb)):
         check_number(name, factor)
     check_match(params, fresh)
 
-    def leaf(path: Any, old: Any, new: Any) -> Any:
-        if not is_inexact(old) or (where is not None and not where(path_name(path))):
-            return old
-        return _mix_leaf(path_name(path), old, new, shrink, perturb)
+    def leaf(path: Any, is_mixed: bool, old: Any, new: Any) -> Any:
+        return _mix_leaf(path_name(path), old, new, shrink, perturb) if is_mixed else old
 
-    return jax.tree_util.tree_map_with_path(leaf, params, fresh)
+    return jax.tree_util.tree_map_with_path(leaf, chosen_by(where, params), params, fresh)
 
 
 def warm_start(params: Any, fresh: Any) -> Any:
@@ -137,6 +138,38 @@ def _mix_on_host(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> np
         return kept + more[0] if more else kept
 
 
+def chosen_by(where: Where | None, params: Any, of: Callable[[Any], bool] | None = None) -> Any:
+    """Which leaves, of those that `of` holds for, `where` chooses: a tree of True and False.
+
+    Args:
+      where: None chooses all.
+      params: pytree.
+      of: None for `is_inexact`.
+
+    Raises:
+      TaskError: there are such leaves, and `where` chooses none of them. A part of a tree, whose other leaves
+        `optax.masked` has taken out, may be without any.
+    """
+    fits = of or is_inexact
+
+    def choice(path: Any, leaf: Any) -> bool:
+        return bool(fits(leaf) and (where is None or where(path_name(path))))
+
+    chosen = jax.tree_util.tree_map_with_path(choice, params)
+    if not any(jax.tree.leaves(chosen)):
+        paths = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if fits(leaf)]
+        if paths and not _is_part(params):
+            shown = ", ".join(f"'{path}'" for path in paths[:3]) + f" and {len(paths) - 3} more" * (len(paths) > 3)
+            raise TaskError(f"where chooses none of the leaves; it is asked for their paths, {shown:.300}")
+    return chosen
+
+
+def _is_part(params: Any) -> bool:
+    from optax import MaskedNode  # asked for where an error is due, so that to mix needs no optax
+
+    return bool(nodes(params, MaskedNode))
+
+
 def is_rounded(dtype: np.dtype[Any]) -> bool:
     """Whether JAX would round numbers of a dtype, or does not know it."""
     return dtype.char in "gG" or jax.dtypes.canonicalize_dtype(dtype) != dtype  # g and G: NumPy's long doubles
@@ -164,7 +197,10 @@ def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:
     for (old_path, old_leaf), (new_path, new_leaf) in zip(old, new, strict=False):
         name = path_name(old_path)
         if old_path != new_path:
-            raise ValueError(f"trees differ: params has leaf '{name}' where {other} has '{path_name(new_path)}'")
+            there = f"params has leaf '{name}' where {other} has '{path_name(new_path)}'"
+            raise ValueError(
+                f"trees differ: {there}{_advice(name, old_leaf) or _advice(path_name(new_path), new_leaf)}"
+            )
         if np.shape(old_leaf) != np.shape(new_leaf) or _kind(old_leaf) != _kind(new_leaf):
             there = f"{_describe(old_leaf)} in params, {_describe(new_leaf)} in {other}"
             raise ValueError(f"leaf '{name}' differs: {there}")
@@ -173,9 +209,19 @@ def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:
                 raise ValueError(f"leaf '{name}' of {holder} {fault}")
     if len(old) != len(new):
         longer, holder = (old, "params") if len(old) > len(new) else (new, other)
-        raise ValueError(f"trees differ: only {holder} has leaf '{path_name(longer[min(len(old), len(new))][0])}'")
+        path, leaf = longer[min(len(old), len(new))]
+        raise ValueError(f"trees differ: only {holder} has leaf '{path_name(path)}'{_advice(path_name(path), leaf)}")
     if (structure := jax.tree.structure(params)) != (there := jax.tree.structure(fresh)):
         raise ValueError(f"trees differ in their nodes: {structure} in params, {there} in {other}")
+
+
+def function_fault(name: str) -> str:
+    """What is said of a leaf that is a function, where arrays alone will do."""
+    return f"leaf '{name}' is a function, no array: give the arrays alone, of Equinox eqx.filter(tree, eqx.is_array)"
+
+
+def _advice(name: str, leaf: Any) -> str:
+    return f"; {function_fault(name)}" if callable(leaf) and not _is_array(leaf) else ""
 
 
 def _fault(leaf: Any) -> str | None:

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.errors import TaskError
-from wsjax.methods.reinit import Where
+from wsjax.methods.checks import check_can_start
+from wsjax.methods.reinit import Where, chosen_by
 from wsjax.training.schedules import restarted
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Samples, Setup, TrainState
-from wsjax.trees import path_name
 
 Reinit = Callable[[Any, Any], Any]
 """`(params, fresh) -> params`, of two pytrees of one structure."""
@@ -112,7 +112,11 @@ def anchored(start: Start) -> Start:
 
     What the optimiser keeps of the parameters that its state is built for, L2-Init's anchor and the norms of soft
     weight rescaling, is then the first network's in every round.
+
+    Raises:
+      TaskError: it is no start, as a re-initialiser is none before `mixed` makes it one.
     """
+    check_can_start("anchored", start)
 
     def started(boundary: Boundary) -> TrainState:
         return start(boundary)._replace(opt_state=boundary.setup.optimizer.init(boundary.first.params))
@@ -124,7 +128,7 @@ def new_heads(reinit: Reinit, where: Where | None = None) -> Reinit:
     """A re-initialiser that takes leaves of another shape, a head for other classes, as they are newly drawn.
 
     With `where`, a predicate on a leaf's path, it takes those leaves so whatever their shape: for as many other classes
-    a head has the same one.
+    a head has the same one. Where it chooses none of the leaves, a start raises TaskError.
     """
 
     def reinitialise(params: Any, fresh: Any) -> Any:
@@ -158,10 +162,11 @@ def with_new_heads(start: Start) -> Start:
 def _headed(old: Any, fresh: Any, where: Where | None = None) -> Callable[[Any], Any]:
     """Puts fresh leaves into params: those that `where` chooses, and those whose shape differs in the old ones."""
 
-    def is_kept(path: Any, old: Any, new: Any) -> bool:
-        return jnp.shape(old) == jnp.shape(new) and not (where is not None and where(path_name(path)))
+    def is_kept(is_head: bool, old: Any, new: Any) -> bool:
+        return jnp.shape(old) == jnp.shape(new) and not is_head
 
-    kept = jax.tree_util.tree_map_with_path(is_kept, old, fresh)
+    heads = chosen_by(where, old, lambda leaf: where is not None)  # none, where there is no `where`
+    kept = jax.tree.map(is_kept, heads, old, fresh)
     return lambda params: jax.tree.map(lambda keep, own, new: own if keep else new, kept, params, fresh)
 
 

@@ -46,7 +46,7 @@ def begun(recipe: Recipe, setup: Setup, parent: TrainState, fresh: Any) -> tuple
         params = fire(params, steps=recipe.fire_steps, layout=wsjax_layout)
     if recipe.method == "dash":
         direction = _falling(setup, params, parent.batch_stats)
-        params = dash(params, direction, shrink=recipe.dash_shrink, layout=wsjax_layout)
+        params = dash(params, direction=direction, shrink=recipe.dash_shrink, layout=wsjax_layout)
     return params, parent.batch_stats
 
 

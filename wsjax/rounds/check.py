@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from os import PathLike
 from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.errors import TaskError
+from wsjax.errors import RunError, TaskError
+from wsjax.methods.checks import parameters, takes
+from wsjax.methods.dash import dash, dash_start
+from wsjax.methods.reinit import shrink_perturb
+from wsjax.methods.variants import gaussian_perturb, gaussian_start, toward_initial
 from wsjax.rounds.legs import Method, Round, Settings
-from wsjax.storage.rows import FIRST
+from wsjax.storage.records import Records
+from wsjax.storage.rows import CAP, DIVERGED, FIRST, OTHER_RUN, Row, name_of
 from wsjax.training.task import correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState
 from wsjax.trees import path_name
@@ -53,20 +59,62 @@ def check(
             _require(value in get_args(options), f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
 
 
-def check_given(methods: Mapping[Any, Any], initial: Any) -> None:
+def check_given(methods: Any, initial: Any, records: Any) -> None:
     """Checks the kinds of what `run_rounds` was given, before anything is made of it; raises a TaskError."""
+    _require(
+        isinstance(methods, Mapping),
+        f"methods must be a dict of methods by their names, {{'WS': wsjax.warm_start}}, not {methods!r:.60}",
+    )
     for name, method in methods.items():
-        _require(isinstance(name, str), f"methods are known by their names, not {name!r:.60}")
-        one = "a start (boundary) -> state"
-        two = "a re-initialiser (params, fresh) -> params"
-        if isinstance(method, Method):
-            hint = f"; {two} becomes one by wsjax.mixed(...)" * _takes(method.start, 2)
-            _require(_takes(method.start, 1), f"the start of method '{name}' is not {one}{hint}")
-        else:
-            hint = f"; {one} becomes a method by wsjax.Method(...)" * _takes(method, 1)
-            _require(_takes(method, 2), f"method '{name}' is neither a Method nor {two}{hint}")
+        _check_method(name, method)
     pair = initial is None or (isinstance(initial, tuple | list) and len(initial) == 2)
     _require(pair, f"initial must be a pair (params, batch_stats), not of type {type(initial).__name__}")
+    path = f"; give records=Records({str(records)!r:.60})" * isinstance(records, str | PathLike)
+    known = records is None or isinstance(records, Records)
+    _require(known, f"records must be wsjax.Records, not of type {type(records).__name__}{path}")
+
+
+def _check_method(name: Any, method: Any) -> None:
+    """Checks that a method can be called; raises a TaskError that says what to give in its place."""
+    _require(isinstance(name, str), f"methods are known by their names, not {name!r:.60}")
+    one = "a start (boundary) -> state"
+    two = "a re-initialiser (params, fresh) -> params"
+    if isinstance(method, Method):
+        hint = f"; {two} becomes one by wsjax.mixed(...)" * takes(method.start, 2)
+        _require(takes(method.start, 1), f"the start of method '{name}' is not {one}{hint}")
+        return
+    function = method.func if isinstance(method, partial) else method
+    known = next((words for own, words in _INSTEAD.items() if own is function), None)
+    hint = f"; {one} becomes a method by wsjax.Method(...)" * takes(method, 1)
+    hint = f"; give {known}" if known else hint
+    makes_start = function is dash_start or function is gaussian_start  # of two numbers, for which trees would pass
+    _require(takes(method, 2) and not makes_start, f"method '{name}' is neither a Method nor {two}{hint}")
+    if isinstance(method, partial):
+        taken = parameters(function)[: len(method.args)]
+        given = f"functools.partial has {method.args!r:.60} in the place of params"
+        _require("params" not in taken, f"method '{name}': {given}; give factors by name" + f", {known}" * bool(known))
+
+
+_INSTEAD: dict[Any, str] = {
+    dash: "Method(dash_start())",
+    dash_start: "Method(dash_start())",
+    gaussian_perturb: "Method(gaussian_start(shrink=0.3, std=0.01))",
+    gaussian_start: "Method(gaussian_start(shrink=0.3, std=0.01))",
+    shrink_perturb: "partial(shrink_perturb, shrink=0.4, perturb=0.1)",
+    toward_initial: "partial(toward_initial, rate=0.8)",
+}
+"""What to give in the place of functions that are no methods by themselves."""
+
+
+def _check_kinds(of: str, rounds: Any) -> None:
+    """Checks that rounds are some; raises a TaskError."""
+    some = isinstance(rounds, Sequence) and not isinstance(rounds, Round)
+    _require(some, f"{of}rounds must be a list of wsjax.Round, not of type {type(rounds).__name__}")
+    for number, here in enumerate(rounds, 1):
+        _require(
+            isinstance(here, Round),
+            f"{of}round {number} must be a wsjax.Round, such as Round({here!r:.20}, max_epochs=10), not {here!r:.60}",
+        )
 
 
 def whole_seeds(seeds: Any) -> tuple[int, ...]:
@@ -79,6 +127,7 @@ def whole_seeds(seeds: Any) -> tuple[int, ...]:
 
 def whole_rounds(rounds: Sequence[Round], of: str) -> list[Round]:
     """Rounds whose sizes are Python's own whole numbers; raises a TaskError where one is none."""
+    _check_kinds(of, rounds)
     for number, here in enumerate(rounds, 1):
         size = here.num_samples
         _require(_is_whole(size), f"{of}round {number}: num_samples must be a whole number, not {size!r:.60}")
@@ -89,19 +138,6 @@ def _is_whole(value: Any) -> bool:
     return hasattr(value, "__index__") and not getattr(value, "shape", ())
 
 
-def _takes(function: Any, count: int) -> bool:
-    """Whether something can be called with so many arguments, as far as that can be known."""
-    if not callable(function):
-        return False
-    try:
-        inspect.signature(function).bind(*range(count))
-    except TypeError:
-        return False
-    except ValueError:  # it does not tell
-        pass
-    return True
-
-
 def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
     """Checks that a round can start from a state: that it is like a newly drawn one; raises a TaskError."""
     (old, there), (new, wanted) = (jax.tree_util.tree_flatten_with_path(tree) for tree in (state, fresh))
@@ -109,6 +145,40 @@ def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
     for (path, leaf), (_, like) in zip(old, new, strict=True):
         given, due = (f"{x.dtype} {list(x.shape)}" for x in (leaf, like))
         _require(given == due, f"{method} starts with {given} at '{path_name(path)}', where the network has {due}")
+
+
+def check_rows_of(
+    rows: Sequence[Row], plan: Mapping[str, Mapping[int, Round]], setup: Setup, source: object = "the records"
+) -> None:
+    """Checks that rows, which `check_rows` found in their places, tell of the rounds as they are given now.
+
+    What a row tells is compared: its samples, its steps and, where the round has a cap, its epochs.
+
+    Raises:
+      RunError: names the first line that tells of something else, and both.
+    """
+    for line, row in enumerate(rows, 1):
+        here = plan[row["method"]][row["round"]]
+        reason = _other(row, here, (here.setup or setup).batch_size)
+        _require_run(
+            reason is None, f"{source}, line {line}, is of another run ({name_of(row)}): {reason}; {OTHER_RUN}"
+        )
+
+
+def _other(row: Row, here: Round, batch_size: int) -> str | None:
+    """In what a row differs from its round; None where it does not."""
+    steps = row["epoch"] * -(-here.num_samples // batch_size)
+    if row["samples"] != here.num_samples:
+        return f"it has {row['samples']} samples, and the round {here.num_samples}"
+    if row["steps"] != steps:
+        return f"it has {row['steps']} steps, and by batches of {batch_size} they are {steps}"
+    if here.max_epochs is None or row["stop"] == DIVERGED:
+        return None
+    if row["epoch"] > here.max_epochs or (row["epoch"] == here.max_epochs and not row["stop"]):
+        return f"the round has {here.max_epochs} epochs at most, and went on"
+    if here.stop is None and row["stop"] == CAP and row["epoch"] < here.max_epochs:
+        return f"the round has {here.max_epochs} epochs, and ended"
+    return None
 
 
 def _check_methods(rounds: Sequence[Round], methods: Mapping[str, Method]) -> None:
@@ -131,12 +201,12 @@ def _check_round(name: str, here: Round, count: int) -> None:
         here.stop is not None or here.max_epochs is not None,
         f"{name} would never end: give it a stop rule or max_epochs",
     )
-    _require(here.max_epochs is None or here.max_epochs > 0, f"{name}: max_epochs must be positive")
+    _require_count(f"{name}: max_epochs", here.max_epochs, optional=True)
 
 
 def _check_setup(setup: Setup) -> int:
     """Checks a setup; returns the number of its train samples."""
-    _require(setup.batch_size >= 1, f"batch_size must be positive, not {setup.batch_size}")
+    _require_count("batch_size", setup.batch_size)
     counts = [_count(name, data) for name, data in (("train", setup.train), ("test", setup.test))]
     drawn = jax.eval_shape(setup.task.init, jax.random.key(0))
     _require(
@@ -203,6 +273,17 @@ def _outputs(setup: Setup, drawn: Any) -> Any:
     return jax.eval_shape(jax.vmap(outputs, (None, None, 0), axis_name=setup.axis_name), *drawn, one)
 
 
+def _require_count(name: str, value: Any, optional: bool = False) -> None:
+    if not (optional and value is None):
+        _require(_is_whole(value), f"{name} must be a whole number, not {value!r:.60}")
+        _require(value >= 1, f"{name} must be positive, not {value}")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise TaskError(message)
+
+
+def _require_run(condition: bool, message: str) -> None:
+    if not condition:
+        raise RunError(message)

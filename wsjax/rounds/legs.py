@@ -50,7 +50,8 @@ class Method(NamedTuple):
       start: gives the state that each of its rounds starts from.
       after: how many of the run's rounds it shares with all other methods; its own begin after these. With 0 it shares
         none, as where methods train round 1 differently; all begin with the same network of a seed all the same.
-      rounds: its own rounds; None takes the run's, from `after` on.
+      rounds: its own rounds, which come behind the `after` shared ones: of the run's own R rounds it would train
+        R + 1. None takes the run's, from `after` on.
       at_once: whether, with `after` 0, `start` comes before round 1 too, with that network as the old one and one more
         as the fresh one.
       seeds: those of the run that it is for; None for all.

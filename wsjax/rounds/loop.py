@@ -21,7 +21,7 @@ from wsjax import parallel
 from wsjax.data.datasets import pool_order
 from wsjax.errors import NonFiniteLoss, TaskError
 from wsjax.methods.starts import Reinit
-from wsjax.rounds.check import check, check_given, check_start, whole_rounds, whole_seeds
+from wsjax.rounds.check import check, check_given, check_rows_of, check_start, whole_rounds, whole_seeds
 from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
 from wsjax.rounds.metrics import epoch_row, not_finite, train_accuracies
@@ -107,7 +107,8 @@ def run_rounds(
         methods too where devices are left.
       records: takes the rows. Where it holds rows already, the run continues as far as `checkpoints` reach.
       checkpoints: folder for checkpoints; None keeps none. Records and checkpoints belong to one run: give others for
-        other settings, which are not compared here (`wsjax.storage.records.open_run` does that).
+        other settings: of these only what a row tells is compared here, its samples, steps and epochs
+        (`wsjax.storage.records.open_run` compares all).
       observe: called with every epoch's rows, for display. Where it raises, the epoch's checkpoint is written first.
       states: whether the states at the end are wanted. If not, the rows of a run that has ended suffice; if they are,
         and a checkpoint that holds one is gone, that part is trained again, to the same bits.
@@ -122,7 +123,7 @@ def run_rounds(
       RunError: the records are not this run's, or its checkpoints cannot be read.
       OSError: a row or a checkpoint cannot be written.
     """
-    check_given(methods, initial)
+    check_given(methods, initial, records)
     if checkpoints is not None and records is None:
         raise TaskError("checkpoints are continued by the rows that led to them: give records=Records(path) too")
     settings, records = settings or Settings(), Records() if records is None else records
@@ -133,7 +134,9 @@ def run_rounds(
     check(setup, rounds, made, seeds, settings, parallel.axis_of(mesh))
     plan = planned(rounds, made)
     numbers = {name: range(min(own, default=1), max(own, default=0) + 1) for name, own in plan.items()}
-    check_rows(records.rows, numbers, seeds, records.path or "the records")
+    source = records.path or "the records"
+    check_rows(records.rows, numbers, seeds, source)
+    check_rows_of(records.rows, plan, setup, source)
     legs = make_legs(rounds, made, seeds, stack, mesh)
     run = _Run(
         setup, made, settings, Compiler(mesh), _lengths(setup, legs), initial,

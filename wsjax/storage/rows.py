@@ -27,6 +27,9 @@ CRC = "crc"
 MEND = "restore the file from a copy, or remove this line and all after it, which are then trained again"
 """What to do about a line that is no row."""
 
+OTHER_RUN = "give another file for another run"
+"""What to do about a row that is as good as any, but not of this run."""
+
 _LARGEST = sys.float_info.max  # a number above it, infinity, is not finite; NaN lies in no range
 _COUNT = 2**63 - 1
 
@@ -176,7 +179,8 @@ def check_rows(
 
 
 def _stranger(row: Row, number: int, reason: str, source: object) -> RunError:
-    return RunError(f"{source}, line {number}, does not belong to this run ({name_of(row)}): {reason}; {MEND}")
+    mend = f"{OTHER_RUN}; where this one is damaged, {MEND}"
+    return RunError(f"{source}, line {number}, does not belong to this run ({name_of(row)}): {reason}; {mend}")
 
 
 def round_ends(rows: Sequence[Row]) -> list[Row]:
