@@ -91,14 +91,14 @@ def with_kept(config: Config, folder: Path) -> Config:
     """Settings with the architecture and --holdout of a folder's current model, where they can be read there."""
     try:
         stored = current_settings(user_path(folder))
-        kept = {name: value for name, value in stored.get("architecture", {}).items() if name in ARCHITECTURE}
-        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
-        kept |= {"holdout": stored["holdout"]} if stored else {}
-        if any(type(value) is not type(getattr(config, name)) for name, value in kept.items()):
+        if not stored:
             return config
-        made = dataclasses.replace(config, **kept)
+        architecture = stored.get("architecture", {})
+        network = build.trained_as(folder, architecture)
+        kept = {name: getattr(network, name) for name in ARCHITECTURE if name in architecture}
+        made = dataclasses.replace(config, **kept, holdout=stored["holdout"])
         check(made)
-    except (UserError, TypeError, KeyError, AttributeError):  # the call itself says what is wrong with the folder
+    except (UserError, TypeError, KeyError):  # the call itself says what is wrong with the folder
         return config
     return made
 

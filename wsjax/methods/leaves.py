@@ -22,8 +22,8 @@ def chosen(params: Any, where: Where | None = None, widened: bool = False) -> An
       TaskError: `where` chooses none of them, or a leaf is a function.
     """
     for path, leaf in _flat(params):
-        if callable(leaf) and not hasattr(leaf, "dtype"):
-            raise TaskError(function_fault(path_name(path)))
+        if fault := function_fault(path_name(path), leaf):
+            raise TaskError(fault)
 
     def copy(is_chosen: bool, leaf: Any) -> Any:
         dtype = jnp.result_type(leaf)

@@ -215,13 +215,16 @@ def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:
         raise ValueError(f"trees differ in their nodes: {structure} in params, {there} in {other}")
 
 
-def function_fault(name: str) -> str:
-    """What is said of a leaf that is a function, where arrays alone will do."""
+def function_fault(name: str, leaf: Any) -> str | None:
+    """What is wrong with a leaf that is a function, where arrays alone will do; None of any other."""
+    if not callable(leaf) or hasattr(leaf, "dtype"):
+        return None
     return f"leaf '{name}' is a function, no array: give the arrays alone, of Equinox eqx.filter(tree, eqx.is_array)"
 
 
 def _advice(name: str, leaf: Any) -> str:
-    return f"; {function_fault(name)}" if callable(leaf) and not _is_array(leaf) else ""
+    fault = function_fault(name, leaf)
+    return f"; {fault}" if fault else ""
 
 
 def _fault(leaf: Any) -> str | None:

@@ -14,7 +14,7 @@ from wsjax.results.captions import Caption, seeds_told
 from wsjax.results.merge import DrawnRun
 from wsjax.results.sheets import Sheet
 from wsjax.results.stats import ACCURACY, Unit, unit_of
-from wsjax.results.summary import interval, paired, share_of, side, summarize_online, with_bounds, with_half
+from wsjax.results.summary import interval, paired, shares_of, side, summarize_online, with_bounds, with_half
 from wsjax.storage.records import BEFORE, RunRecords
 from wsjax.storage.rows import FIRST, round_ends
 
@@ -168,9 +168,7 @@ def _block(experiment: str, run: DrawnRun, title: str, protocols: Sequence[Mappi
     costs = (
         summarize_online(rows, run.methods)["steps_of_RI"]
         if experiment == "online"
-        else {
-            end["method"]: share_of(final, end["method"], random, "steps") for end in final if end["method"] != random
-        }
+        else shares_of(final, random, "steps")
     )
     untils = speedup.speedups(rows, run.methods)
     protocol = _protocol(experiment, run.settings, protocols)

@@ -75,26 +75,27 @@ def merge_runs(
     rows = [row for found in curves.values() for row in found]
     if not rows:
         raise RunError("there are no epochs to draw yet: wait for the first one of the figure's methods")
-    due = {
-        (name, seed)
-        for run, own in zip(runs, renamed, strict=True)
-        if run.summary is None
-        for name in drawn.keys() & own.values()
-        for seed in run.config["config"].get("seeds", ())
-    }
     united = {name: sorted({value for own in settings for value in own.get(name) or ()}) for name in _UNITED}
     united["perturb"] = sorted({drawn[name]["perturb"] for name, _ in curves if "perturb" in drawn.get(name, {})})
     about = "; ".join(dict.fromkeys(_about(run.config) for run in runs))
-    return DrawnRun(settings[0] | united, drawn, rows, _have_ended(curves, due, runs), about)
+    finished = _have_ended(curves, [drawn.keys() & own.values() for own in renamed], runs)
+    return DrawnRun(settings[0] | united, drawn, rows, finished, about)
 
 
 def _have_ended(
-    curves: Mapping[tuple[str, int], Sequence[Row]], due: Collection[tuple[str, int]], runs: Sequence[RunRecords]
+    curves: Mapping[tuple[str, int], Sequence[Row]], methods: Sequence[Collection[str]], runs: Sequence[RunRecords]
 ) -> bool:
     """Whether the curves that unfinished runs were to have are whole, as where another run has what one lacks.
 
-    Only a finished run tells which round is the last.
+    Only a finished run tells which round is the last. `methods` are those that are drawn of each run.
     """
+    due = {
+        (name, seed)
+        for run, own in zip(runs, methods, strict=True)
+        if run.summary is None
+        for name in own
+        for seed in run.config["config"].get("seeds", ())
+    }
     last = max((row["round"] for run in runs if run.summary is not None for row in run.rows), default=None)
     return all(key in curves and curves[key][-1]["stop"] and curves[key][-1]["round"] == last for key in due)
 

@@ -72,7 +72,7 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     last = max((end["round"] for end in totals), default=1)
     ended = [end for end in totals if end["round"] == last]
     random, warm = names.both(methods)
-    others, not_random = _others(ended, random, warm), _others(ended, random)
+    others = _others(ended, random, warm)
     return {
         "rows": totals,
         "rounds": rounds,
@@ -81,8 +81,8 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
         "mean_gap": paired(ended, random, warm, "mean_test_accuracy"),
         "mean_gain": {name: paired(ended, name, warm, "mean_test_accuracy") for name in others},
         "gap_slope": _slope(by_seed, random, warm),
-        "steps_of_RI": {name: share_of(ended, name, random, "steps") for name in not_random},
-        "seconds_of_RI": {name: share_of(ended, name, random, "train_seconds") for name in not_random},
+        "steps_of_RI": shares_of(ended, random, "steps"),
+        "seconds_of_RI": shares_of(ended, random, "train_seconds"),
         "from_scratch": speedup.speedups(rows, methods),
     }
 
@@ -171,6 +171,11 @@ def _slope(
         if len(gaps) > 1:
             slopes.append(float(slope({number: gap for (_, number), gap in gaps.items()})))
     return {"minuend": random, "subtrahend": warm, **interval(slopes)} if slopes else None
+
+
+def shares_of(totals: Sequence[Row], random: str | None, field: str) -> dict[str, dict[str, Any] | None]:
+    """Each other method's total as a share of random initialisation's, by name; see `share_of`."""
+    return {name: share_of(totals, name, random, field) for name in _others(totals, random)}
 
 
 def share_of(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:

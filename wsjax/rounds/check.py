@@ -160,9 +160,8 @@ def check_rows_of(
     for line, row in enumerate(rows, 1):
         here = plan[row["method"]][row["round"]]
         reason = _other(row, here, (here.setup or setup).batch_size)
-        _require_run(
-            reason is None, f"{source}, line {line}, is of another run ({name_of(row)}): {reason}; {OTHER_RUN}"
-        )
+        if reason is not None:
+            raise RunError(f"{source}, line {line}, is of another run ({name_of(row)}): {reason}; {OTHER_RUN}")
 
 
 def _other(row: Row, here: Round, batch_size: int) -> str | None:
@@ -282,8 +281,3 @@ def _require_count(name: str, value: Any, optional: bool = False) -> None:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise TaskError(message)
-
-
-def _require_run(condition: bool, message: str) -> None:
-    if not condition:
-        raise RunError(message)

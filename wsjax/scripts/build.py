@@ -236,11 +236,11 @@ def load_model(folder: Path | str, number: int | None = None) -> Model:
 
     lineage = shelf.lineage_of(folder, number)
     path = shelf.model_folder(shelf.expanded(folder), lineage["model"]) / shelf.LINEAGE
-    config = _trained_as(path, lineage["settings"].get("architecture"))
+    config = trained_as(path, lineage["settings"].get("architecture"))
     return shelf.load_model(folder, partial(build_task, config), lineage["model"])
 
 
-def _trained_as(path: Path, architecture: Any) -> Training:
+def trained_as(path: Path, architecture: Any) -> Training:
     """The settings of a network as a lineage tells them; raises RunError where they are not such."""
     defaults: dict[str, Any] = dataclasses.asdict(Training())
     if not isinstance(architecture, dict) or not architecture.keys() <= defaults.keys():
