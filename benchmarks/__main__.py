@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from wsjax.scripts import cli, process
+from wsjax.scripts import cli, console, process
 from wsjax.storage.records import about_run, write_json
 
 NAMES = (
@@ -74,7 +74,7 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     sizes = roofline.FILLS_A_GPU if has_cuda else {}
     ceilings = {precision: roofline.ceilings(precision, **sizes) for precision in precisions}
     at_most = ", ".join(f"{found['flops'] / 1e9:,.0f} GFLOP/s in {name}" for name, found in ceilings.items())
-    cli.say(
+    console.say(
         f"{processor()}, {os.cpu_count()} cores, {', '.join(dict.fromkeys(devices))}; jax {jax.__version__}, torch "
         f"{torch.__version__}; at most {at_most} and {ceilings['float32']['bytes'] / 1e9:,.1f} GB/s"
     )
@@ -85,13 +85,13 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     for name in chosen:
         for case in (subjects.SUBJECTS | beside.SUBJECTS | gpu_subjects.SUBJECTS)[name](scale):
             rows.append({"group": name, **measure(case, config.repeats, ceilings[case.precision])})
-            cli.say(sentence(rows[-1]))
+            console.say(sentence(rows[-1]))
             if config.out is not None:  # after every row: what was measured is kept if the next one fails
                 write_json(config.out, result)
     if config.out is not None:
         draw(rows, config.out.with_suffix(".png"))
-        cli.say(f"Rows: {config.out}")
-        cli.say(f"Picture: {config.out.with_suffix('.png')}")
+        console.say(f"Rows: {config.out}")
+        console.say(f"Picture: {config.out.with_suffix('.png')}")
     return result
 
 

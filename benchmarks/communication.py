@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from wsjax.scripts.cli import print_table, say
+from wsjax.scripts.console import print_table, say
 
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f64": 8, "pred": 1}
 

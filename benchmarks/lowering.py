@@ -23,7 +23,8 @@ from unittest import mock
 
 import tyro
 
-from wsjax.scripts.cli import check, print_table, say
+from wsjax.scripts.cli import check
+from wsjax.scripts.console import print_table, say
 
 BYTES = {"f64": 8, "i64": 8, "ui64": 8, "f32": 4, "i32": 4, "ui32": 4, "bf16": 2, "f16": 2, "i8": 1, "ui8": 1, "i1": 1}
 """Of an element, by StableHLO's names."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import tyro
 
-from wsjax.scripts import cli
+from wsjax.scripts import cli, console
 from wsjax.storage import records
 from wsjax.storage.rows import FIRST, Row
 
@@ -66,7 +66,7 @@ def main(config: Config) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for name in config.only or PARTS:
         tables[name] = PARTS[name](config)
-        cli.print_table(*tables[name])
+        console.print_table(*tables[name])
         if config.out is not None:
             records.write_json(config.out, tables)
     return tables

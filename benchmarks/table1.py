@@ -18,7 +18,7 @@ import tyro
 from benchmarks import torch_side
 from wsjax.data import datasets
 from wsjax.results.stats import mean_interval
-from wsjax.scripts import cli
+from wsjax.scripts import cli, console
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy, at_plateau
 
 
@@ -64,9 +64,9 @@ def main(config: Config) -> list[float]:
         rows = torch.randperm(len(train[1]))[: datasets.fraction_size(len(train[1]), config.fraction)]
         accuracies = fit(net, config, train[0][rows], train[1][rows])
         scores.append(torch_side.accuracy(net, *test, batch_size=1000))
-        cli.say(f"seed {seed}: {len(accuracies)} epochs, train {accuracies[-1]:.2%}, test {scores[-1]:.2%}")
+        console.say(f"seed {seed}: {len(accuracies)} epochs, train {accuracies[-1]:.2%}, test {scores[-1]:.2%}")
     whole = mean_interval(scores)
-    cli.say(f"test accuracy {whole.mean:.2%}" + f" ± {whole.mean - whole.low:.2%}" * (len(scores) > 1))
+    console.say(f"test accuracy {whole.mean:.2%}" + f" ± {whole.mean - whole.low:.2%}" * (len(scores) > 1))
     return scores
 
 

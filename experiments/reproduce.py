@@ -24,7 +24,7 @@ from pathlib import Path
 
 import tyro
 
-from wsjax.scripts import cli, config, study
+from wsjax.scripts import cli, config, console, study
 from wsjax.scripts.launch import Job
 from wsjax.storage.files import user_path
 from wsjax.storage.lock import hold
@@ -221,18 +221,18 @@ def main(settings: Config) -> None:
     jobs = list({job.name: job for own in figures.values() for job in own}.values())
     study.check_runs(jobs)
     if settings.status:
-        return cli.print_table(str(workdir), ["job", "state", "rows", "took", "log"], study.states(jobs, workdir))
+        return console.print_table(str(workdir), ["job", "state", "rows", "took", "log"], study.states(jobs, workdir))
     waiting, factor = [job for job in jobs if not job.done], study.speed(jobs, workdir)
     budget = None if settings.budget is None else study.seconds_of(settings.budget)
     chosen, left_out = study.within(waiting, budget, factor)
-    about = cli.duration(sum(job.seconds for job in chosen) * factor)
-    cli.say(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are complete; {len(chosen)} to run, about {about}")
+    about = console.duration(sum(job.seconds for job in chosen) * factor)
+    console.say(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are complete; {len(chosen)} to run, about {about}")
     if left_out:
-        cli.say(f"left out, for they do not fit into {settings.budget}: {', '.join(job.name for job in left_out)}")
+        console.say(f"left out, for they do not fit into {settings.budget}: {', '.join(job.name for job in left_out)}")
     if settings.dry_run:
         for job in chosen:
-            time = cli.duration(job.seconds * factor)
-            cli.say(f"{shlex.join(['python', *job.command])}  # about {job.steps:,.0f} steps, {time}")
+            time = console.duration(job.seconds * factor)
+            console.say(f"{shlex.join(['python', *job.command])}  # about {job.steps:,.0f} steps, {time}")
         return None
     with hold(workdir):
         study.write_study(figures, workdir)
@@ -263,7 +263,9 @@ def submit(jobs: Sequence[Job], workdir: Path, settings: Config) -> None:
     running = study.under_way(jobs, workdir)
     jobs = [job for job in jobs if job.name not in running]
     if running:
-        cli.say(f"{len(running)} jobs wait or run already, and are not submitted again: {', '.join(sorted(running))}")
+        console.say(
+            f"{len(running)} jobs wait or run already, and are not submitted again: {', '.join(sorted(running))}"
+        )
     if not jobs:
         return
     numbers = study.submit(
@@ -271,8 +273,8 @@ def submit(jobs: Sequence[Job], workdir: Path, settings: Config) -> None:
         gpus_per_node=settings.gpus_per_job, time=max(int(study.seconds_of(settings.time) / 60), 1),
     )  # fmt: skip
     for name, number in numbers.items():
-        cli.say(f"{name}: job {number}")
-    cli.say(
+        console.say(f"{name}: job {number}")
+    console.say(
         "the same command with --status shows how far they are; given again when all are complete it draws the page"
     )
 
@@ -280,7 +282,7 @@ def submit(jobs: Sequence[Job], workdir: Path, settings: Config) -> None:
 def draw(workdir: Path) -> None:
     """Draws the page from what there is."""
     page = runpy.run_path(str(HERE.parent / "figures" / "report.py"))
-    cli.say(f"Page: {page['write']([workdir], workdir / 'index.html')}")
+    console.say(f"Page: {page['write']([workdir], workdir / 'index.html')}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from wsjax.results import shrinking
-from wsjax.scripts import build, cli, config, run
+from wsjax.scripts import build, cli, config, console, run
 
 if TYPE_CHECKING:
     from wsjax.data.datasets import Dataset
@@ -99,7 +99,7 @@ def measure(own: dict[str, Config], dataset: Dataset, states: Any) -> list[dict[
     shrinks, found = np.linspace(0, 1, SHRINKS, dtype=np.float32), []
     for network, trained in own.items():
         for evaluation in shrinking.EVALUATIONS if trained.model == "resnet18" else ("running",):
-            cli.say(f"Shrinking {shrinking.title(network, evaluation)}", parallel.is_main())
+            console.say(f"Shrinking {shrinking.title(network, evaluation)}", parallel.is_main())
             tested = build.build_setup(dataclasses.replace(trained, evaluation=evaluation), dataset, alone=True)
             these = {seed: state for (name, seed), state in states.items() if name == network}
             curves = shrink_curves(tested, these, shrinks)

@@ -28,7 +28,7 @@ from wsjax.errors import RunError
 from wsjax.results import claims, page
 from wsjax.results.page import Shown
 from wsjax.results.sheets import Sheet
-from wsjax.scripts import cli
+from wsjax.scripts import cli, console
 from wsjax.scripts.study import STUDY
 from wsjax.storage.files import read_json, user_path, write_whole
 from wsjax.storage.records import RunRecords
@@ -49,7 +49,7 @@ class Config:
 def main(config: Config) -> None:
     """Writes the page and says where it is."""
     folders = [user_path(folder) for folder in config.folders] or [HERE / "results"]
-    cli.say(f"Page: {write(folders, user_path(config.out) if config.out else folders[0] / 'index.html')}")
+    console.say(f"Page: {write(folders, user_path(config.out) if config.out else folders[0] / 'index.html')}")
 
 
 def write(folders: Sequence[Path], out: Path) -> Path:

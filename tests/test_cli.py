@@ -14,14 +14,13 @@ import termios
 import time
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from jax.errors import JaxRuntimeError
 
 from wsjax.errors import DataError, ProcessLost, UsageError
 from wsjax.scripts import cli
-from wsjax.scripts.cli import check, choose, duration, run_script
+from wsjax.scripts.cli import check, choose, run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +245,7 @@ def test_a_real_ctrl_c(tmp_path):
 
 ONE_OF_SEVERAL = """
 import atexit, ctypes, sys, threading, time, types
-from wsjax.scripts import cli
+from wsjax.scripts import cli, console
 
 def main(config):
     cli.explain_abort()
@@ -297,96 +296,19 @@ def test_check():
         check(False, "batch_size must be at least 1, not 0")
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (0.4, "0 s"),
-        (45.4, "45 s"),
-        (99.4, "99 s"),
-        (100, "2 min"),
-        (12 * 60 + 20, "12 min"),
-        (99 * 60 + 29, "99 min"),
-        (99 * 60 + 31, "1 h 40 min"),
-        (3 * 3600 + 5 * 60, "3 h 05 min"),
-        (30 * 3600, "30 h 00 min"),
-    ],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
-    # The bar starts at 0; the first call, at 50, ends compilation; then a unit takes 10 seconds.
-    times = iter([0, 50, 60, 70, 80, 100])
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    with cli.progress(100, ", at most") as advance:
-        for epoch in range(1, 5):
-            advance(1, f"epoch {epoch}")
-        advance(1, "epoch 5", skipped=45)
-    assert capsys.readouterr().out.splitlines() == [
-        "  2%  epoch 2  (at most 16 min to go)",  # 98 units of 10 seconds
-        "estimate: 16 min to go, at most",  # after two epochs that were no compilation
-        "  4%  epoch 4  (at most 16 min to go)",
-        " 50%  epoch 5  (at most 10 min to go)",  # 50 units are left, at 4 in 50 seconds
-    ]
-
-
-def test_progress_estimates_no_more_than_there_is(monkeypatch, capsys):
-    times = iter([0, 50, 60, 70])
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    with cli.progress(100, within=90) as advance:
-        for epoch in range(1, 4):
-            advance(1, f"epoch {epoch}")
-    assert capsys.readouterr().out.splitlines() == ["  2%  epoch 2  (30 s to go)"]
-
-
-def test_progress_of_a_short_run_says_nothing(monkeypatch, capsys):
-    times = iter(range(10))
-    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    with cli.progress(5) as advance:
-        for _ in range(5):
-            advance(1, "epoch")
-    assert capsys.readouterr().out == ""
-
-
-ROWS = [["first [/] round", 40, "59.47 ± 0.49"], ["R\nI", 8, "100.00 ± 0.00"]]
-
-
-def test_print_table(capsys, monkeypatch):
-    """Whole in a pipe, however wide the terminal is said to be."""
-    for columns in ("80", "10", "1", "0", "-3", "²", "wide", "", None):
-        monkeypatch.delenv("COLUMNS") if columns is None else monkeypatch.setenv("COLUMNS", columns)
-        cli.print_table("All of the\n[red]data", ["way", "seeds [red]", "test %" + 90 * "x"], ROWS)
-        title, _, head, _, first, second, *_ = capsys.readouterr().out.splitlines()
-        assert title == r"All of the\n[red]data"
-        assert head.split() == ["way", "seeds", "[red]", "test", "%" + 90 * "x"]
-        assert first.split() == ["first", "[/]", "round", "40", "59.47", "±", "0.49"]
-        assert second.split() == [r"R\nI", "8", "100.00", "±", "0.00"]
-
-
-def test_say_takes_text_as_it_is(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "20")
-    cli.say("the run [bold] is in /runs/a:fire:b " + 30 * "± ")
-    assert capsys.readouterr().out == "the run [bold] is in /runs/a:fire:b " + 30 * "± " + "\n"
-    cli.say("a\nRecords: \x1b[31m")
-    assert capsys.readouterr().out == r"a\nRecords: \x1b[31m" + "\n"
-    cli.say("nothing", shown=False)
-    assert capsys.readouterr().out == ""
-
-
 # What a process prints, and how it ends. The program: a few epochs with a bar, lines beside it, a table.
 
 SHOW = """
-from wsjax.scripts import cli
+from wsjax.scripts import cli, console
 
 with cli.user_errors():
-    with cli.progress(3) as advance:
+    with console.progress(3) as advance:
         for i in range(3):
             advance(1, "[red]x[/] \\x1b[31m")
-            cli.say("said beside it")
-    cli.print_table("Title", ["way", "seeds", "test %"], [["first [/] round", 40, "59.47 ± 0.49"], ["WS", 8, "1 ± 0"]])
-    cli.say("RI - WS = 2.5 ± 0.1 \\u753b")
+            console.say("said beside it")
+    rows = [["first [/] round", 40, "59.47 ± 0.49"], ["WS", 8, "1 ± 0"]]
+    console.print_table("Title", ["way", "seeds", "test %"], rows)
+    console.say("RI - WS = 2.5 ± 0.1 \\u753b")
 """
 
 
@@ -500,7 +422,7 @@ if where == "import in C":
     ready()
     block()
 from wsjax.errors import Terminated
-from wsjax.scripts import cli
+from wsjax.scripts import cli, console
 ending.GRACE = float(sys.argv[2])
 with cli.user_errors():
     if where == "main":
@@ -524,7 +446,7 @@ with cli.user_errors():
             time.sleep(60)
         except BaseException:
             raise ImportError("cannot import name 'x' from partially initialized module")
-    with cli.progress(3) as advance:
+    with console.progress(3) as advance:
         advance(1, "first")
         ready()
         if where == "epoch":
@@ -608,7 +530,7 @@ def test_signals_are_given_back(script):
 def test_a_script_takes_back_what_jax_took(tmp_path):
     code = """
 import signal
-from wsjax.scripts import cli
+from wsjax.scripts import cli, console
 with cli.user_errors():
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cli.explain_abort()

@@ -26,7 +26,7 @@ REPRODUCE = ROOT / "experiments" / "reproduce.py"
 # A script that takes the settings of offline.py, and counts instead of training: a row every 20 ms.
 SCRIPT = """
 import dataclasses, sys, time
-from wsjax.scripts import cli, config, ending
+from wsjax.scripts import cli, config, console, ending
 from wsjax.storage.files import write_json
 from wsjax.storage.lock import hold
 
@@ -46,7 +46,7 @@ def main(settings):
         if settings.epochs == 13:
             sys.exit("this one fails")
         rows = folder / "records.jsonl"
-        with cli.progress(settings.epochs) as advance:
+        with console.progress(settings.epochs) as advance:
             while (done := rows.read_bytes().count(b"\\n") if rows.exists() else 0) < settings.epochs:
                 time.sleep(0.02)
                 with rows.open("a") as file:
@@ -60,7 +60,7 @@ if __name__ == "__main__":
 RUN = """
 import sys
 from pathlib import Path
-from wsjax.scripts import cli, study
+from wsjax.scripts import cli, console, study
 scripts, workdir, grid = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
 with cli.user_errors():
     figures = study.make_jobs(grid, scripts, workdir)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from wsjax.commands import retrain
 from wsjax.errors import RunError, UsageError, printable
 from wsjax.results import advice, names, words
-from wsjax.scripts import build, cli, config, hosts, process, race, study
+from wsjax.scripts import build, cli, config, console, hosts, process, race, study
 from wsjax.storage.files import user_path
 from wsjax.storage.records import CONFIG, DATA, about_run, data_digest, open_run, read_config, write_json
 
@@ -104,9 +104,9 @@ def main(settings: Config) -> None:
     rounds = build.build_rounds(own, setup, plan)
     methods = _in_order(build.build_methods(own, setup, rounds, table), setup, rounds[1])
     folder = user_path(own.workdir) / "advise" / config.run_name(own)
-    cli.say(
+    console.say(
         f"{dataset.name}: a model of {old:,} images is to take in {total - old:,} new ones; "
-        f"tested on {len(dataset.test_labels):,} others, {len(table)} ways, within {cli.duration(budget)}"
+        f"tested on {len(dataset.test_labels):,} others, {len(table)} ways, within {console.duration(budget)}"
     )
     identity = _as_begun(folder, _identity(settings, own, dataset))
     with open_run(folder, identity, about_run("advise", _devices()) | {"methods": table}):
@@ -174,7 +174,7 @@ def load(settings: Config) -> Dataset:
         for name, why in (("max_gigabytes", "is loaded as a whole"), ("holdout", "has a test set")):
             config.check_unused(settings, Config, name, f"for {given[0]}, which {why}; leave it out")
         return datasets.load(given[0], image_size=settings.image_size)
-    pool = read_pool(given, (), None, settings.holdout, cli.say, settings.max_gigabytes, settings.image_size)
+    pool = read_pool(given, (), None, settings.holdout, console.say, settings.max_gigabytes, settings.image_size)
     assert pool is not None
     mean, std = datasets.channel_statistics(pool.train[0])
     return datasets.Dataset(_name(given), *pool.train, *pool.held_out, pool.class_names, mean, std)
@@ -219,7 +219,7 @@ def check_sufficed(settings: Config, ends: Sequence[Any], seconds: float | None)
         # An estimate within the budget leaves out what took the time: compiling, most likely.
         most = ""
         if seconds is not None and seconds > study.seconds_of(settings.budget):
-            most = f" ({cli.duration(seconds)} should)"
+            most = f" ({console.duration(seconds)} should)"
         raise RunError(
             f"{settings.budget} did not suffice for two ways on one seed{most}; the same command with a larger "
             "--budget goes on where this one ended"
@@ -231,26 +231,26 @@ def conclude(settings: Config, table: names.Methods, folder: Path, ends: Sequenc
     from wsjax.results import advice_plot, plots
 
     judged = advice.judge(ends, table, settings.tolerance, race.out_of(plan))
-    cli.print_table("With the new data, each way", *advice.table(judged))
+    console.print_table("With the new data, each way", *advice.table(judged))
     ended = {end["method"] for end in ends}
     left = [way for way in table if way not in {*ended, *plan["unseen"], *plan["diverged"]}]
     for sentence in [*advice.sentences(judged), *dropped(plan, left, settings.budget)]:
-        cli.say(sentence)
+        console.say(sentence)
     rate = advice.faster_scratch(judged, table)
     if rate is not None:
-        cli.say(
+        console.say(
             f"From scratch too a higher rate is better: try this command with --learning_rate={rate:g}, and see what "
             "other ways gain then."
         )
     line = command(settings, table[judged["recommended"]])
     write_json(folder / ADVICE, {**judged, "command": line})
-    cli.say("From now on:")
+    console.say("From now on:")
     print(printable(line), flush=True)  # never broken into lines, for it is to be copied
     if not _are_files(settings.data):
-        cli.say("(FILES: .npz files with images and labels, see docs/retraining.md)")
+        console.say("(FILES: .npz files with images and labels, see docs/retraining.md)")
     (picture,) = plots.save(advice_plot.tradeoff(judged, table), folder / "figure", ["png"])
-    cli.say(f"Picture: {picture}")
-    cli.say(f"Records: {folder}")
+    console.say(f"Picture: {picture}")
+    console.say(f"Records: {folder}")
 
 
 def dropped(plan: dict[str, Any], left: Sequence[str], budget: str) -> list[str]:

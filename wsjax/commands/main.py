@@ -26,16 +26,16 @@ COMMANDS = {
 def main() -> None:
     """Runs the command that the command line names, and ends as a script does."""
     ending.begin()  # before the imports that take a second
-    from wsjax.scripts import cli
+    from wsjax.scripts import cli, console
 
     with cli.user_errors():
         name, *flags = sys.argv[1:] or [""]
         if name in ("-h", "--help"):
-            return _help(cli.say)
+            return _help(console.say)
         if name == "--version":
             from importlib import metadata
 
-            return cli.say(metadata.version("wsjax"))
+            return console.say(metadata.version("wsjax"))
         cli.check(name != "", f"a command is missing; available: {', '.join(COMMANDS)}; or wsjax --help")
         command = importlib.import_module(COMMANDS[cli.choose("command", name, list(COMMANDS))].module)
     sys.argv = [f"wsjax {name}", *flags]  # as its help calls it

@@ -30,7 +30,7 @@ import tyro
 
 from wsjax.errors import LeftOut, UserError
 from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB, current_settings
-from wsjax.scripts import build, cli, process
+from wsjax.scripts import build, cli, console, process
 from wsjax.scripts import config as common
 from wsjax.storage.files import user_path
 
@@ -113,17 +113,17 @@ def main(config: Config) -> None:
     if config.rollback or config.rollback_to is not None:
         old, new = roll_back(config.model_dir, build.load_model, config.rollback_to)
         before = "" if old is None else f", not {old}, which stays in {config.model_dir}/models"
-        return cli.say(f"rolled back: model {new} is current{before}")
+        return console.say(f"rolled back: model {new} is current{before}")
     cli.check(len(config.data) > 0, "--data is missing: give files, folders or globs, such as --data 'incoming/*.npz'")
     try:
         lineage = _retrain(config)
     except LeftOut as error:
-        cli.say(str(error))
+        console.say(str(error))
         sys.exit(LEFT_OUT)
     if lineage is None:
-        return cli.say("no new data: nothing changed")
+        return console.say("no new data: nothing changed")
     for line in report(config, lineage):
-        cli.say(line)
+        console.say(line)
     if not lineage["promoted"]:
         sys.exit(KEPT_ASIDE)
 
@@ -132,12 +132,12 @@ def _retrain(config: Config) -> dict[str, Any] | None:
     """Trains the next model and shows how far it is; returns its lineage, None where nothing is new."""
     from wsjax.retraining.retrain import retrain
 
-    with cli.progress(_most_epochs(config), ", if training does not end early") as advance, advice(config):
+    with console.progress(_most_epochs(config), ", if training does not end early") as advance, advice(config):
         return retrain(
             config.model_dir,
             config.data,
             build_recipe(config),
-            say=cli.say,
+            say=console.say,
             observe=lambda rows: advance(
                 1, f"epoch {rows[0]['epoch']}: train accuracy {rows[0]['train_accuracy']:.1%}"
             ),
@@ -222,7 +222,7 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
     if parent is None or method == SCRATCH:
         origin = "from scratch"
     sizes = f"{metrics['train_images']:,} images, {metrics['held_out_images']:,} more held out"
-    took = f"{metrics['steps']:,} steps ({metrics['epochs']} epochs, {cli.duration(metrics['train_seconds'])})"
+    took = f"{metrics['steps']:,} steps ({metrics['epochs']} epochs, {console.duration(metrics['train_seconds'])})"
     reason = f"train accuracy {metrics['train_accuracy']:.1%}"
     lines = [f"model {number}, {origin}: {sizes}; {took}, to {reason}"]
     if metrics["stop"] == "epochs" and set(config.stop) != {"epochs"}:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from wsjax.scripts import cli
+from wsjax.scripts import cli, console
 from wsjax.storage.files import user_path
 from wsjax.storage.records import read_run
 
@@ -63,7 +63,7 @@ def run_script(
         cli.refuse_empty_paths(config_type, sys.argv[1:])
         config = tyro.cli(config_type, description=text)
         for line in write(draw, script, config, table).text.splitlines():
-            cli.say(line)
+            console.say(line)
 
 
 def write(draw: Draw, script: str, config: Config, table: Table | None = None) -> Caption:

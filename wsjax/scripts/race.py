@@ -21,8 +21,8 @@ from wsjax.results.names import Methods
 from wsjax.results.summary import summarize_offline
 from wsjax.scripts import run
 from wsjax.scripts.build import is_stacked
-from wsjax.scripts.cli import duration, say
 from wsjax.scripts.config import Common
+from wsjax.scripts.console import duration, say
 from wsjax.storage.records import CONFIG, read_json, read_run, write_json
 from wsjax.storage.rows import FIRST, Row, round_ends
 

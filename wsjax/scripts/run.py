@@ -15,8 +15,9 @@ from wsjax.errors import NonFiniteLoss, UsageError
 from wsjax.results.names import Methods
 from wsjax.scripts import hosts, process
 from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devices
-from wsjax.scripts.cli import duration, explain_abort, print_table, progress, say
+from wsjax.scripts.cli import explain_abort
 from wsjax.scripts.config import NEUTRAL, Common, run_name
+from wsjax.scripts.console import duration, print_table, progress, say
 from wsjax.storage.files import user_path
 from wsjax.storage.records import (
     DATA,

@@ -17,7 +17,7 @@ from typing import Any
 
 from wsjax.errors import RunError, UsageError
 from wsjax.results.names import of_data
-from wsjax.scripts import cli, config, launch, plan
+from wsjax.scripts import cli, config, console, launch, plan
 from wsjax.scripts.launch import Ended, Job
 from wsjax.storage.files import read_json, write_json
 from wsjax.storage.records import CONFIG, RECORDS, differing
@@ -199,7 +199,7 @@ def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> lis
     total = sum(job.seconds for job in jobs) * factor
     over = 0.0
 
-    with cli.progress(total / parallel) as advance:
+    with console.progress(total / parallel) as advance:
         advance(0, "starting")
         ended_work = 0.0
 
@@ -253,7 +253,7 @@ def states(jobs: Sequence[Job], workdir: Path) -> list[list[str]]:
         if job.name in submitted:
             logs.append(launch.slurm_log(submitted[job.name], workdir / SLURM))
         log = max((path for path in logs if path.exists()), key=lambda path: path.stat().st_mtime, default="")
-        seconds = cli.duration(took[job.name]) if job.name in took else ""
+        seconds = console.duration(took[job.name]) if job.name in took else ""
         lines.append([job.name, state, f"{rows:,}", seconds, str(log)])
     return lines
 
@@ -262,8 +262,8 @@ def explain(failed: Sequence[Ended], workdir: Path) -> None:
     """Says which jobs failed, with the ends of their logs; raises RunError where one did."""
     for end in failed:
         log = launch.log_of(end.job, workdir / LOGS)
-        cli.say(f"FAILED: {end.job.name} ended with {end.code}. The end of {log}:")
+        console.say(f"FAILED: {end.job.name} ended with {end.code}. The end of {log}:")
         for line in launch.last_lines(log):
-            cli.say(f"    {line}")
+            console.say(f"    {line}")
     if failed:
         raise RunError(f"{len(failed)} jobs failed, the others are complete; the same command tries them again")
