@@ -96,10 +96,15 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
         for seeds in (*EIGHT, f"{NEXT} --methods WS")
     ],
     "table2": [f"offline {QUIET} {FOUR} --methods RI WS --weight_decay={decay}" for decay in (0.1, 0.001, 0.01)],
-    "figure3": [f"early_stopping {QUIET} {SIX} --every=5"],
+    "figure3": [f"early_stopping {QUIET} {seeds} --every=5" for seeds in (SIX, "--seeds 6 7 8 9 10 11 12 13 14 15")],
     "figure2": [f"{ONLINE} {seeds} --methods RI WS" for seeds in (*EIGHT, NEXT)],
     "figure6": [
-        f"{ONLINE} {seeds} --train_accuracy=running --shrink 0.2 0.4 0.6" for seeds in (THREE, "--seeds 3 4 5 6")
+        f"{ONLINE} {seeds} --train_accuracy=running --shrink {shrinks}"
+        for seeds, shrinks in (
+            (THREE, "0.2 0.4 0.6"),
+            ("--seeds 3 4 5 6", "0.2 0.4 0.6"),
+            (f"--seeds {' '.join(map(str, range(7, 19)))}", "0.4 --methods RI SP"),
+        )
     ],
     "figure7": [
         "shrink_only --dataset=cifar10 --networks tanh tanh_no_bias relu relu_no_bias --seeds 0 1 2 3 4",
