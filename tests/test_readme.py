@@ -108,6 +108,20 @@ def test_the_board_is_told_as_the_records_have_it():
     assert told in " ".join(PAGES[0].read_text().split())
 
 
+def test_the_board_at_full_width_is_told_as_the_records_and_the_authors_logs_have_it():
+    folder = ROOT / "figures" / "results" / "cifar10-resnet18-dash"
+    rows = [row for name in ("ri-ws-sp", "dash-ri-0.01", "spg") for row in read_run(folder / name).rows]
+    own = {row["method"]: f"{row['test_accuracy']:.1%}"[:-1] for row in round_ends(rows) if row["round"] == 10}
+    (protocol, *_) = read_json(ROOT / "figures" / "published" / "board.json")["protocols"]
+    logs = {at["method"]["reinit"]: at["accuracy"] for at in protocol["numbers"] if at["round"] == 10}
+    told = (
+        f"RI has {own['RI']} % (theirs {logs['random_init']}), their shrink-perturb {own['SPG']} "
+        f"({logs['gaussian_perturb']}), DASH {own['DASH']} ({logs['dash']}). The control that they lacked, RI at ten "
+        f"times the rate, has {own['RI@0.01']}."
+    )
+    assert told in " ".join(PAGES[0].read_text().split())
+
+
 def test_what_the_wrong_curve_does_is_told_as_the_records_have_it():
     means = {}
     for source, target in (("cifar10", "cifar100"), ("cifar100", "cifar10")):
