@@ -95,7 +95,7 @@ def sentences(verdicts: Sequence[Verdict]) -> list[str]:
         verdict = by_id.get(name)
         if verdict is not None and verdict.estimates:
             shown = "; ".join(_answered(verdict))
-            said.append(f"{what} {_ANSWERS[verdict.verdict]} ({shown}; {verdict.scale}).")
+            said.append(f"{what} {_ANSWERS[verdict.verdict]}. {shown}; {verdict.scale}.")
     return said
 
 
