@@ -120,12 +120,16 @@ def measured(estimate: Estimate) -> str:
     """An estimate in words: its mean and its interval."""
     scale, sign = (100, "+") if estimate.unit == "points" else (1, "")
     unit = f" {estimate.unit}".rstrip()
-    mean = f"{scale * estimate.mean:{sign}.2f}{unit}"
+
+    def told(value: float) -> str:
+        return f"{scale * value:{sign}.{2 if abs(scale * value) < 100 else 0}f}"
+
+    mean = f"{estimate.what} = {told(estimate.mean)}{unit}"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.what} = {mean} (1 seed)"
+        return f"{mean} (1 seed)"
     if estimate.low == estimate.high == estimate.mean:
-        return f"{estimate.what} = {mean}"
-    return f"{estimate.what} = {mean} ({scale * estimate.low:{sign}.2f} to {scale * estimate.high:{sign}.2f})"
+        return mean
+    return f"{mean} ({told(estimate.low)} to {told(estimate.high)})"
 
 
 def numbers(verdicts: Iterable[Verdict]) -> str:
