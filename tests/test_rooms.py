@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"errors", "kept", "trees", "parallel", "data", "storage"}
-BELOW = {"errors": set(), "kept": set(), "trees": set(), "storage": {"errors"}, "data": {"errors", "storage"}}
+GROUND = {"errors", "checks", "kept", "trees", "parallel", "data", "storage"}
+BELOW = {"errors": set(), "checks": {"errors"}, "kept": set(), "trees": set(), "storage": {"errors"}}
+BELOW["data"] = {"errors", "storage"}
 BELOW["parallel"] = GROUND - {"kept"}
 for _room, *_rooms in (
     ("networks",),
@@ -22,7 +23,7 @@ for _room, *_rooms in (
     ("commands", "scripts", "results", "retraining", "rounds", "methods", "training", "networks"),
 ):
     BELOW[_room] = GROUND | set(_rooms)
-BELOW["results"] -= {"parallel", "trees", "data"}
+BELOW["results"] -= {"checks", "parallel", "trees", "data"}
 
 
 def imported(path):

@@ -491,14 +491,14 @@ def test_what_cannot_be_run_is_refused():
     refused(r"seeds must lie in \[0, 2\^32\), not \(-1,\)", seeds=(-1,))
     refused("rounds is empty", [])
     refused("round 2 would never end", [Round(10, max_epochs=1), Round(20)])
-    refused("round 1: max_epochs must be positive", [Round(10, max_epochs=0)])
+    refused("round 1: max_epochs must be a whole number, 1 or more, not 0", [Round(10, max_epochs=0)])
     refused("a method cannot have an empty name", methods={"": warm_start})
     endless = {"late": Method(scratch, rounds=[Round(20)])}
     refused("method 'late', round 2 would never end", methods=endless)
     refused("method 'late' begins after round 3; there are 2", methods={"late": Method(scratch, after=3)})
-    refused("checkpoint_every must be positive, not 0", settings=Settings(checkpoint_every=0))
+    refused("checkpoint_every must be a whole number, 1 or more, not 0", settings=Settings(checkpoint_every=0))
     refused("unknown evaluate 'often'; available: epoch, round", settings=Settings(evaluate="often"))
-    refused("batch_size must be positive, not 0", batch_size=0)
+    refused("batch_size must be a whole number, 1 or more, not 0", batch_size=0)
     inputs, labels = data()
     refused(r"train inputs and targets need one length above 0, not \[29, 30\]", train=(inputs, labels[:29]))
     refused(r"train inputs and targets need one length above 0, not \[0\]", train=(inputs[:0], labels[:0]))
@@ -865,7 +865,7 @@ def test_sizes_may_be_numbers_of_numpy():
             {"methods": {"a": partial(shrink_perturb, 0.4, 0.1)}},
             r"^method 'a': functools\.partial has \(0\.4, 0\.1\) in the place of params; give .* by name, partial\(",
         ),
-        ({"rounds": [Round(10, max_epochs=1.5)]}, r"^round 1: max_epochs must be a whole number, not 1\.5$"),
+        ({"rounds": [Round(10, max_epochs=1.5)]}, r"^round 1: max_epochs must be a whole number, 1 or more, not 1\.5$"),
         ({"rounds": [Round(0, max_epochs=1)]}, "^round 1 asks for 0 samples; there are 30"),
     ],
 )

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from wsjax.checks import check_count, check_number
 from wsjax.errors import TaskError
-from wsjax.methods.checks import check_count, check_number
 from wsjax.methods.layouts import Axes, Layout, flax_layout, is_kernel, map_layers
 from wsjax.methods.reinit import check_match
 from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, lifted

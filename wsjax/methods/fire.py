@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from wsjax.methods.checks import check_count
+from wsjax.checks import check_count
 from wsjax.methods.layouts import EXACT, Axes, Layout, flax_layout, kernels_of, map_layers
 from wsjax.methods.reinit import check_match
 from wsjax.training.singular import svd

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wsjax.checks import check_can_start, check_count, check_number
 from wsjax.errors import TaskError
-from wsjax.methods.checks import check_can_start, check_count, check_number
 from wsjax.methods.leaves import check_params, chosen, map_chosen, towards
 from wsjax.methods.starts import Boundary, Start
 from wsjax.training.statistics import reestimated

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import optax
 
-from wsjax.methods.checks import check_number
+from wsjax.checks import check_number
 from wsjax.methods.leaves import check_params, chosen, map_chosen
 from wsjax.methods.reinit import Where
 

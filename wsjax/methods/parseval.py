@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.methods.checks import check_number
+from wsjax.checks import check_number
 from wsjax.methods.layouts import EXACT, Axes, Layout, flax_layout, kernels_of, map_layers
 from wsjax.methods.leaves import need_params
 

@@ -16,8 +16,8 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.checks import check_number
 from wsjax.errors import TaskError
-from wsjax.methods.checks import check_number
 from wsjax.trees import nodes, path_name, wide
 
 Where = Callable[[str], bool]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.methods.checks import check_count
+from wsjax.checks import check_count
 from wsjax.methods.leaves import is_left_out, need_params, towards
 from wsjax.methods.reinit import Where, shrink_perturb
 from wsjax.trees import wide

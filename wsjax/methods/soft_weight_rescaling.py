@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wsjax.checks import check_number
 from wsjax.errors import TaskError
-from wsjax.methods.checks import check_number
 from wsjax.methods.leaves import need_params
 from wsjax.trees import path_name, wide
 

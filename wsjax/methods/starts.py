@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.checks import check_can_start
 from wsjax.errors import TaskError
-from wsjax.methods.checks import check_can_start
 from wsjax.methods.reinit import Where, chosen_by
 from wsjax.training.schedules import restarted
 from wsjax.training.statistics import reestimated

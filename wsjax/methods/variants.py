@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wsjax.methods.checks import check_number
+from wsjax.checks import check_number
 from wsjax.methods.reinit import Where, is_inexact, shrink_perturb
 from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, lifted
 from wsjax.trees import wide

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.checks import check_count, is_whole, parameters, takes
 from wsjax.errors import RunError, TaskError
-from wsjax.methods.checks import parameters, takes
 from wsjax.methods.dash import dash, dash_start
 from wsjax.methods.reinit import shrink_perturb
 from wsjax.methods.variants import gaussian_perturb, gaussian_start, toward_initial
@@ -54,7 +54,7 @@ def check(
     for name, options in get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if options is int:
-            _require(value >= 1, f"{name} must be positive, not {value}")
+            check_count(name, value)
         else:
             _require(value in get_args(options), f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
 
@@ -120,7 +120,7 @@ def _check_kinds(of: str, rounds: Any) -> None:
 def whole_seeds(seeds: Any) -> tuple[int, ...]:
     """Seeds as Python's own whole numbers; raises a TaskError where they are none."""
     own = list(seeds) if isinstance(seeds, Iterable) else None
-    good = own is not None and all(map(_is_whole, own))
+    good = own is not None and all(map(is_whole, own))
     _require(good, f"seeds must be whole numbers, such as range(3), not {seeds!r:.60}")
     return tuple(map(operator.index, own or ()))
 
@@ -130,12 +130,8 @@ def whole_rounds(rounds: Sequence[Round], of: str) -> list[Round]:
     _check_kinds(of, rounds)
     for number, here in enumerate(rounds, 1):
         size = here.num_samples
-        _require(_is_whole(size), f"{of}round {number}: num_samples must be a whole number, not {size!r:.60}")
+        _require(is_whole(size), f"{of}round {number}: num_samples must be a whole number, not {size!r:.60}")
     return [here._replace(num_samples=operator.index(here.num_samples)) for here in rounds]
-
-
-def _is_whole(value: Any) -> bool:
-    return hasattr(value, "__index__") and not getattr(value, "shape", ())
 
 
 def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
@@ -200,12 +196,13 @@ def _check_round(name: str, here: Round, count: int) -> None:
         here.stop is not None or here.max_epochs is not None,
         f"{name} would never end: give it a stop rule or max_epochs",
     )
-    _require_count(f"{name}: max_epochs", here.max_epochs, optional=True)
+    if here.max_epochs is not None:
+        check_count(f"{name}: max_epochs", here.max_epochs)
 
 
 def _check_setup(setup: Setup) -> int:
     """Checks a setup; returns the number of its train samples."""
-    _require_count("batch_size", setup.batch_size)
+    check_count("batch_size", setup.batch_size)
     counts = [_count(name, data) for name, data in (("train", setup.train), ("test", setup.test))]
     drawn = jax.eval_shape(setup.task.init, jax.random.key(0))
     _require(
@@ -270,12 +267,6 @@ def _outputs(setup: Setup, drawn: Any) -> Any:
 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape[1:]), x.dtype), setup.train[0])
     return jax.eval_shape(jax.vmap(outputs, (None, None, 0), axis_name=setup.axis_name), *drawn, one)
-
-
-def _require_count(name: str, value: Any, optional: bool = False) -> None:
-    if not (optional and value is None):
-        _require(_is_whole(value), f"{name} must be a whole number, not {value!r:.60}")
-        _require(value >= 1, f"{name} must be positive, not {value}")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -5,12 +5,11 @@ A rule is a pure function of the round's train accuracies so far, one an epoch: 
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
+from wsjax.checks import check_count, check_number
 from wsjax.errors import TaskError
 from wsjax.storage.rows import CAP
 
@@ -23,7 +22,7 @@ def after_epochs(epochs: int) -> StopRule:
     Raises:
       TaskError: it is no whole number from 1 on.
     """
-    _require(_is_count(epochs), f"after_epochs: epochs must be a whole number, 1 or more, not {epochs!r:.60}")
+    check_count("after_epochs: epochs", epochs)
     return lambda accuracies: CAP if len(accuracies) >= epochs else None
 
 
@@ -33,10 +32,9 @@ def at_accuracy(threshold: float) -> StopRule:
     Raises:
       TaskError: it is no such number. For a score with another range a rule of your own is a line.
     """
-    _require(
-        _is_real(threshold) and 0 < threshold <= 1,
-        f"at_accuracy: threshold must lie in (0, 1], not {threshold!r:.60}: 99 % are 0.99",
-    )
+    check_number("at_accuracy: threshold", threshold)
+    if not 0 < threshold <= 1:
+        raise TaskError(f"at_accuracy: threshold must lie in (0, 1], not {threshold}: 99 % are 0.99")
     return lambda accuracies: "accuracy" if accuracies and accuracies[-1] >= threshold else None
 
 
@@ -48,9 +46,8 @@ def at_plateau(tolerance: float = 0.002, window: int = 3) -> StopRule:
     Raises:
       TaskError: the tolerance is no number from 0 on, or the window no whole one from 1 on.
     """
-    good = _is_real(tolerance) and tolerance >= 0
-    _require(good, f"at_plateau: tolerance must be 0 or more, not {tolerance!r:.60}")
-    _require(_is_count(window), f"at_plateau: window must be a whole number, 1 or more, not {window!r:.60}")
+    check_number("at_plateau: tolerance", tolerance, least=0)
+    check_count("at_plateau: window", window)
 
     def rule(accuracies: Sequence[float]) -> str | None:
         last = accuracies[-window:]
@@ -62,16 +59,3 @@ def at_plateau(tolerance: float = 0.002, window: int = 3) -> StopRule:
 def any_of(*rules: StopRule) -> StopRule:
     """Stops when any rule does; the reason is the first such rule's."""
     return lambda accuracies: next((reason for rule in rules if (reason := rule(accuracies))), None)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real) or (isinstance(value, np.generic | np.ndarray) and value.ndim == 0)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
-
-
-def _require(condition: Any, message: str) -> None:
-    if not condition:
-        raise TaskError(message)

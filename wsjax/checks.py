@@ -1,10 +1,11 @@
-"""Checks of what methods are given, where it comes in."""
+"""Checks of what a library user gives, where it comes in: numbers, and functions to be called."""
 
 from __future__ import annotations
 
 import inspect
 import math
 import numbers
+import operator
 from typing import Any
 
 import jax
@@ -43,8 +44,17 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
             f"{name} must be known before a program is traced, not be one of its arguments: give it to jax.jit as one "
             "of static_argnames, or by functools.partial"
         )
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+    if not is_whole(value) or value < least:
         raise TaskError(f"{name} must be a whole number, {least} or more, not {value!r:.80}")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is one whole number: Python's own, no bool, or one of an array of shape []."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool) and np.shape(value) == ()
 
 
 def takes(function: Any, count: int) -> bool:
