@@ -62,16 +62,7 @@ def merge_runs(
 
     methods, renamed = names.merge([methods_of(run) for run in runs])
     drawn = {name: spec for name, spec in methods.items() if reinits is None or spec.get("reinit") in reinits}
-    curves: dict[tuple[str, int], list[Row]] = {}
-    for run, own in zip(runs, renamed, strict=True):
-        found: dict[tuple[str, int], list[Row]] = {}
-        for row in run.rows:
-            name = own.get(row["method"], FIRST)
-            if (first_round and name == FIRST) or name in drawn:
-                named = row if name == row["method"] else row | {"method": name}  # there may be a million
-                found.setdefault((name, row["seed"]), []).append(named)
-        for key, rows in found.items():
-            curves[key] = max(curves.get(key, []), rows, key=len)
+    curves = _longest(runs, renamed, {*drawn, *([FIRST] if first_round else [])})
     rows = [row for found in curves.values() for row in found]
     if not rows:
         raise RunError("there are no epochs to draw yet: wait for the first one of the figure's methods")
@@ -80,6 +71,23 @@ def merge_runs(
     about = "; ".join(dict.fromkeys(_about(run.config) for run in runs))
     finished = _have_ended(curves, [drawn.keys() & own.values() for own in renamed], runs)
     return DrawnRun(settings[0] | united, drawn, rows, finished, about)
+
+
+def _longest(
+    runs: Sequence[RunRecords], renamed: Sequence[Mapping[str, str]], wanted: Collection[str]
+) -> dict[tuple[str, int], list[Row]]:
+    """The rows of each wanted method and seed, under its name in `renamed`, from the run that has most of them."""
+    curves: dict[tuple[str, int], list[Row]] = {}
+    for run, own in zip(runs, renamed, strict=True):
+        found: dict[tuple[str, int], list[Row]] = {}
+        for row in run.rows:
+            name = own.get(row["method"], FIRST)
+            if name in wanted:
+                named = row if name == row["method"] else row | {"method": name}  # there may be a million
+                found.setdefault((name, row["seed"]), []).append(named)
+        for key, rows in found.items():
+            curves[key] = max(curves.get(key, []), rows, key=len)
+    return curves
 
 
 def _have_ended(
