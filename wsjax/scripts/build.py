@@ -150,8 +150,8 @@ def build_start(config: Common, spec: names.Spec) -> Start:
 
     if spec["reinit"] == names.RANDOM:
         return scratch
-    if (start := known.build_start(config, spec)) is not None:
-        return start
+    if (method := known.of(spec)) is not None:
+        return method.start(config, spec)
     reinit = warm_start
     if spec["reinit"] == names.SHRINK:
         reinit = partial(shrink_perturb, shrink=spec["shrink"], perturb=spec["perturb"])

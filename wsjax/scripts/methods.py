@@ -1,7 +1,7 @@
-"""The methods beside RI, WS and SP that scripts know by name: a line each. Imports no jax but where it starts one.
+"""The methods beside RI, WS and SP that scripts know by name: an entry each. Imports no jax but where it starts one.
 
-A method joins by a line of `METHODS`, a field of `config.Common` for each of its factors, with its check, and the same
-names in `words.NEUTRAL` and `records.BEFORE`.
+A method joins by an entry of `METHODS`, a field of `config.Common` for each of its factors, with its check, and those
+fields' names in `words.NEUTRAL` and `records.BEFORE`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ class Known(NamedTuple):
       reinit: what the table of methods calls it.
       factors: what else the table says of it, and the settings that hold that.
       start: `(config, spec) -> Start`.
+      added: `spec -> parts`, what it adds to the optimiser of its rounds, by the place: "before" all else, "decoupled",
+        before the learning rate alone, or "after" all else. None for a method that acts between rounds only.
+      judged: gives what its rounds test in place of their own state, as a setup has it; None for nothing else.
     """
 
     reinit: str
     factors: Mapping[str, str]
     start: Callable[[Any, names.Spec], Start]
+    added: Callable[[names.Spec], Mapping[str, Any]] | None = None
+    judged: Callable[[], Any] | None = None
 
 
 def _dash(config: Any, spec: names.Spec) -> Start:
@@ -47,16 +52,26 @@ def _fire(config: Any, spec: names.Spec) -> Start:
     return mixed(reinit, config.batch_stats, config.opt_state)
 
 
-def _in_optimizer(config: Any, spec: names.Spec) -> Start:
-    """A warm start that keeps what the method's optimiser remembers of earlier parameters."""
+def _anchored(config: Any, spec: names.Spec) -> Start:
+    """A warm start that keeps the first network, which the method's optimiser remembers."""
+    from wsjax.methods.starts import anchored
+
+    return _warm(config, anchored)
+
+
+def _with_tortoise(config: Any, spec: names.Spec) -> Start:
     from wsjax.methods.hare_tortoise import tortoise_kept
+
+    return _warm(config, tortoise_kept)
+
+
+def _warm(config: Any, keeping: Callable[[Start], Start]) -> Start:
+    """A warm start, with what has to be kept of an optimiser's state that is rebuilt."""
     from wsjax.methods.reinit import warm_start
-    from wsjax.methods.starts import anchored, mixed
+    from wsjax.methods.starts import mixed
 
     start = mixed(warm_start, config.batch_stats, config.opt_state)
-    if config.opt_state == "keep":
-        return start
-    return tortoise_kept(start) if spec["reinit"] == "hare_tortoise" else anchored(start)
+    return start if config.opt_state == "keep" else keeping(start)
 
 
 def _gaussian(config: Any, spec: names.Spec) -> Start:
@@ -67,16 +82,42 @@ def _gaussian(config: Any, spec: names.Spec) -> Start:
     return gaussian_start(spec["shrink"], spec["std"], where=not_normalization, **choices)
 
 
+def _l2_init(spec: names.Spec) -> Mapping[str, Any]:
+    from wsjax.methods.l2_init import l2_init
+
+    return {"decoupled" if spec["decoupled"] else "before": l2_init(spec["strength"])}
+
+
+def _hare_tortoise(spec: names.Spec) -> Mapping[str, Any]:
+    from wsjax.methods.hare_tortoise import hare_tortoise
+
+    return {"after": hare_tortoise(spec["momentum"], spec["every"], first=1, in_epochs=True)}
+
+
+def _tortoise() -> Any:
+    from wsjax.methods.hare_tortoise import tortoise
+
+    return tortoise
+
+
+def _rescaling(spec: names.Spec) -> Mapping[str, Any]:
+    from wsjax.methods.soft_weight_rescaling import soft_weight_rescaling
+
+    return {"after": soft_weight_rescaling(spec["rate"], head_rate=spec["head_rate"])}
+
+
 METHODS: dict[str, Known] = {
     "SPG": Known("gaussian_perturb", {"shrink": "gaussian_shrink", "std": "gaussian_std"}, _gaussian),
     "DASH": Known("dash", {"shrink": "dash_shrink", "decay": "dash_decay", "chunk": "dash_chunk"}, _dash),
     "FIRE": Known("fire", {"steps": "fire_steps"}, _fire),
-    "L2": Known("l2_init", {"strength": "l2_init", "decoupled": "l2_decoupled"}, _in_optimizer),
-    "HT": Known("hare_tortoise", {"momentum": "tortoise", "every": "tortoise_every"}, _in_optimizer),
-    "SWR": Known("soft_weight_rescaling", {"rate": "rescaling", "head_rate": "head_rescaling"}, _in_optimizer),
+    "L2": Known("l2_init", {"strength": "l2_init", "decoupled": "l2_decoupled"}, _anchored, _l2_init),
+    "HT": Known(
+        "hare_tortoise", {"momentum": "tortoise", "every": "tortoise_every"}, _with_tortoise, _hare_tortoise, _tortoise
+    ),
+    "SWR": Known("soft_weight_rescaling", {"rate": "rescaling", "head_rate": "head_rescaling"}, _anchored, _rescaling),
 }
-IN_OPTIMIZER = ("L2", "HT", "SWR")
-"""Those that are warm starts with an optimiser of their own; `wsjax.scripts.optimisers` builds it."""
+IN_OPTIMIZER = tuple(kind for kind, own in METHODS.items() if own.added)
+"""Those that are warm starts with an optimiser of their own."""
 
 
 def specs(config: Any, methods: Iterable[str]) -> dict[str, names.Spec]:
@@ -89,7 +130,6 @@ def specs(config: Any, methods: Iterable[str]) -> dict[str, names.Spec]:
     }
 
 
-def build_start(config: Any, spec: names.Spec) -> Start | None:
-    """How a method of `METHODS` starts a round; None for another one."""
-    known = (own for own in METHODS.values() if own.reinit == spec["reinit"])
-    return next((own.start(config, spec) for own in known), None)
+def of(spec: names.Spec) -> Known | None:
+    """The method of `METHODS` that does what is said; None for another one."""
+    return next((own for own in METHODS.values() if own.reinit == spec.get("reinit")), None)

@@ -1,6 +1,7 @@
-"""Methods that live in the optimiser: L2 (L2-Init), HT (Hare and Tortoise), SWR (soft weight rescaling).
+"""The settings' optimiser and its schedule, and the setups of methods whose rounds have others.
 
-Each is a warm start whose rounds have a setup of their own. Imports jax where it is used.
+Those are methods at a learning rate of their own, and warm starts that add something to the optimiser: L2 (L2-Init),
+HT (Hare and Tortoise) and SWR (soft weight rescaling). Imports jax where it is used.
 """
 
 from __future__ import annotations
@@ -11,17 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from wsjax.kept import kept
 from wsjax.results import names
+from wsjax.scripts import methods as known
 from wsjax.scripts.config import Common, Training
-from wsjax.scripts.methods import IN_OPTIMIZER, METHODS
 
 if TYPE_CHECKING:
     from wsjax.rounds.legs import Round
     from wsjax.training.train import Setup
-
-
-def is_own(spec: names.Spec) -> bool:
-    """Whether a method is one of these."""
-    return spec.get("reinit") in {METHODS[kind].reinit for kind in IN_OPTIMIZER}
 
 
 def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
@@ -45,18 +41,8 @@ def build_optimizer(config: Training, spec: names.Spec | None = None) -> Any:
 @kept
 def _added(spec: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     """What a method adds to an optimiser, by the place where it goes."""
-    from wsjax.methods.hare_tortoise import hare_tortoise
-    from wsjax.methods.l2_init import l2_init
-    from wsjax.methods.soft_weight_rescaling import soft_weight_rescaling
-
-    own = dict(spec)
-    if own.get("reinit") == "l2_init":
-        return {"decoupled" if own["decoupled"] else "before": l2_init(own["strength"])}
-    if own.get("reinit") == "hare_tortoise":
-        return {"after": hare_tortoise(own["momentum"], own["every"], first=1, in_epochs=True)}
-    if own.get("reinit") == "soft_weight_rescaling":
-        return {"after": soft_weight_rescaling(own["rate"], head_rate=own["head_rate"])}
-    return {}
+    method = known.of(dict(spec))
+    return {} if method is None or method.added is None else dict(method.added(dict(spec)))
 
 
 @kept
@@ -109,10 +95,12 @@ def own_rounds(
     made = _Setups(config)
     found = {}
     for name, spec in table.items():
-        if not is_own(spec) and "learning_rate" not in spec:
+        method = known.of(spec)
+        adds = method is not None and method.added is not None
+        if not adds and "learning_rate" not in spec:
             continue
-        after = 0 if config.own_first and is_own(spec) else 1
-        what = spec if is_own(spec) else {key: spec[key] for key in ("learning_rate",)}
+        after = 0 if config.own_first and adds else 1
+        what = spec if adds else {"learning_rate": spec["learning_rate"]}
         at_first = {key: value for key, value in what.items() if key != "learning_rate"}
         found[name] = (
             after,
@@ -133,13 +121,12 @@ class _Setups:
 
     def of(self, spec: names.Spec, here: Round, setup: Setup) -> Setup:
         """The setup of a round, by default the run's, with the optimiser and the test of a method."""
-        from wsjax.methods.hare_tortoise import tortoise
-
         base = here.setup or setup
         cap = here.max_epochs if is_scheduled(self._config) and here.max_epochs else self._config.epochs
         key = tuple(sorted(spec.items())), cap, id(base)
         if key not in self._made:
-            judged = tortoise if spec.get("reinit") == "hare_tortoise" else base.judged
+            method = known.of(spec)
+            judged = method.judged() if method is not None and method.judged is not None else base.judged
             self._made[key] = _optimised(self._config, base, cap, spec)._replace(judged=judged)
         return self._made[key]
 
