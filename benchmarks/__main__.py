@@ -22,7 +22,8 @@ from typing import Any
 import tyro
 
 from wsjax.scripts import cli, console, process
-from wsjax.storage.records import about_run, write_json
+from wsjax.storage.about import about_run
+from wsjax.storage.files import write_json
 
 NAMES = (
     "resnet_step", "augmentation", "resnet_epoch", "mlp_epoch", "evaluation", "online", "checkpoints", "startup",

@@ -26,7 +26,7 @@ from typing import Any
 import tyro
 
 from wsjax.scripts import cli, console
-from wsjax.storage import records
+from wsjax.storage import files, records
 from wsjax.storage.rows import FIRST, Row
 
 Table = tuple[str, list[str], list[list[Any]]]
@@ -68,7 +68,7 @@ def main(config: Config) -> dict[str, Table]:
         tables[name] = PARTS[name](config)
         console.print_table(*tables[name])
         if config.out is not None:
-            records.write_json(config.out, tables)
+            files.write_json(config.out, tables)
     return tables
 
 

@@ -10,7 +10,8 @@ import pytest
 from wsjax.results.claims import read_study, verdicts
 from wsjax.results.page import markdown
 from wsjax.results.summary import summarize_online
-from wsjax.storage.records import read_json, read_run
+from wsjax.storage.files import read_json
+from wsjax.storage.records import read_run
 from wsjax.storage.rows import round_ends
 
 ROOT = Path(__file__).parents[1]

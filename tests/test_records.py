@@ -16,18 +16,8 @@ from pathlib import Path
 import pytest
 
 from wsjax.errors import RunError
-from wsjax.storage.records import (
-    BEFORE,
-    Records,
-    differing,
-    follow_run,
-    open_run,
-    read_json,
-    read_rows,
-    read_run,
-    write_json,
-    write_whole,
-)
+from wsjax.storage.files import read_json, write_json, write_whole
+from wsjax.storage.records import BEFORE, Records, differing, follow_run, open_run, read_rows, read_run
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 
 from wsjax.commands import retrain
 from wsjax.errors import NonFiniteLoss
-from wsjax.storage.records import read_json, read_rows, write_json
+from wsjax.storage.files import read_json, write_json
+from wsjax.storage.records import read_rows
 
 
 def command(folder, *arguments):

@@ -27,7 +27,7 @@ from wsjax.retraining.shelf import load_model, roll_back
 from wsjax.rounds.legs import Settings
 from wsjax.scripts import build
 from wsjax.scripts.config import Training
-from wsjax.storage.records import read_json, write_json
+from wsjax.storage.files import read_json, write_json
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import Task, correct, cross_entropy, image_task
 

@@ -16,7 +16,8 @@ import pytest
 from wsjax.errors import DataError, RunError, UsageError
 from wsjax.retraining import shelf
 from wsjax.scripts.build import load_model
-from wsjax.storage.records import hold, read_json, write_json
+from wsjax.storage.files import read_json, write_json
+from wsjax.storage.lock import hold
 
 FIXTURE = Path(__file__).parent / "fixtures" / "model_folder"
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1)).astype(np.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsjax.storage.records import read_json
+from wsjax.storage.files import read_json
 
 ROOT = Path(__file__).parents[1]
 pytest.importorskip("pip")

@@ -26,8 +26,9 @@ from wsjax.commands import retrain
 from wsjax.errors import RunError, UsageError, printable
 from wsjax.results import advice, names, words
 from wsjax.scripts import build, cli, config, console, hosts, process, race, study
-from wsjax.storage.files import user_path
-from wsjax.storage.records import CONFIG, DATA, about_run, data_digest, open_run, read_config, write_json
+from wsjax.storage.about import about_run, data_digest
+from wsjax.storage.files import user_path, write_json
+from wsjax.storage.records import CONFIG, DATA, open_run, read_config
 
 if TYPE_CHECKING:
     from wsjax.data.datasets import Dataset

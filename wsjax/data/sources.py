@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from wsjax.errors import DataError
+from wsjax.storage.files import replacing
 
 MAX_GIGABYTES = 8.0
 """What data files that come in by themselves may unpack to where nothing else is said, in 10^9 bytes."""
@@ -143,15 +144,10 @@ def read_npz(
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     """Keeps arrays for the next time: whole or not at all, and no reason to stop where that's not possible."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as (part,), part.open("wb") as file:
+            np.savez(file, **arrays)
     except OSError as error:
         warnings.warn(f"cannot keep {path} ({reason(error)}); the next run will decode again", stacklevel=4)
 

@@ -6,7 +6,6 @@ any process, with or without a display. Records hold accuracies as fractions; fi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -27,7 +26,7 @@ from wsjax.results.captions import Caption
 from wsjax.results.names import Methods, Style
 from wsjax.results.published import Curves
 from wsjax.results.stats import Interval, Unit, mean_interval, unit_of
-from wsjax.storage.records import write_whole
+from wsjax.storage.files import replacing, write_whole
 from wsjax.storage.rows import FIRST, Row
 
 COSTS = {"seconds": ("train_seconds", "Seconds a round"), "steps": ("steps", "Steps a round")}
@@ -183,16 +182,10 @@ def save(figure: Figure, stem: Path | str, kinds: Sequence[str] = ("png", "pdf")
     stem.parent.mkdir(parents=True, exist_ok=True)
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
-    parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
-    try:
-        with matplotlib.rc_context({"pdf.fonttype": 42}):  # fonts as fonts, which journals ask for
-            for part, kind in zip(parts, kinds, strict=True):
-                figure.savefig(part, format=kind, metadata=undated[kind], dpi=200)
-        for part, path in zip(parts, paths, strict=True):
-            part.replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    # Fonts as fonts, which journals ask for.
+    with replacing(*paths) as parts, matplotlib.rc_context({"pdf.fonttype": 42}):
+        for part, kind in zip(parts, kinds, strict=True):
+            figure.savefig(part, format=kind, metadata=undated[kind], dpi=200)
     return paths
 
 

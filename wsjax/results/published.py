@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from wsjax.results.names import RANDOM, SHRINK, WARM, Methods
-from wsjax.storage.records import read_json
+from wsjax.storage.files import read_json
 
 T = TypeVar("T")
 

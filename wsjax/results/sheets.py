@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from wsjax.errors import printable
 from wsjax.results.captions import Caption
-from wsjax.storage.records import write_whole
+from wsjax.storage.files import write_whole
 
 MARK = "†"
 _LATEX = {

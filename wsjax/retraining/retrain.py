@@ -35,7 +35,10 @@ from wsjax.rounds.journal import Observer
 from wsjax.rounds.legs import Round
 from wsjax.rounds.loop import run_rounds
 from wsjax.storage import checkpoint
-from wsjax.storage.records import CONFIG, Records, about_run, differing, hold, open_run, read_json
+from wsjax.storage.about import about_run
+from wsjax.storage.files import read_json
+from wsjax.storage.lock import hold
+from wsjax.storage.records import CONFIG, Records, differing, open_run
 from wsjax.storage.rows import FIRST, Row, round_ends
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Setup, TrainState, all_samples, options_to_draw, score_each

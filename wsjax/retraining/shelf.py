@@ -31,8 +31,9 @@ from wsjax import parallel
 from wsjax.errors import DataError, RunError, UsageError
 from wsjax.retraining.lineage import CURRENT, LINEAGE, fault, model_folder
 from wsjax.storage import checkpoint
-from wsjax.storage.files import user_path
-from wsjax.storage.records import CONFIG, DROPPED, LOCK, RECORDS, hold, read_json, write_json
+from wsjax.storage.files import read_json, user_path, write_json
+from wsjax.storage.lock import LOCK, hold
+from wsjax.storage.records import CONFIG, DROPPED, RECORDS
 from wsjax.training.task import Task
 from wsjax.training.train import TrainState, init_state
 

@@ -23,7 +23,8 @@ from wsjax.scripts import run
 from wsjax.scripts.build import is_stacked
 from wsjax.scripts.config import Common
 from wsjax.scripts.console import duration, say
-from wsjax.storage.records import CONFIG, read_json, read_run, write_json
+from wsjax.storage.files import read_json, write_json
+from wsjax.storage.records import CONFIG, read_run
 from wsjax.storage.rows import FIRST, Row, round_ends
 
 if TYPE_CHECKING:

@@ -18,18 +18,9 @@ from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devic
 from wsjax.scripts.cli import explain_abort
 from wsjax.scripts.config import NEUTRAL, Common, run_name
 from wsjax.scripts.console import duration, print_table, progress, say
-from wsjax.storage.files import user_path
-from wsjax.storage.records import (
-    DATA,
-    SUMMARY,
-    about_run,
-    check_run,
-    data_digest,
-    follow_run,
-    open_run,
-    read_json,
-    write_json,
-)
+from wsjax.storage.about import about_run, data_digest
+from wsjax.storage.files import read_json, user_path, write_json
+from wsjax.storage.records import DATA, SUMMARY, check_run, follow_run, open_run
 from wsjax.storage.rows import Row
 
 if TYPE_CHECKING:

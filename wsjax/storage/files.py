@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,22 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file's text, whole or not at all. Raises OSError, which names the file."""
     path = user_path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _named(path), replacing(path) as (part,), part.open("wb", buffering=0) as file:
+        _write_all(file, text.encode())
+
+
+@contextlib.contextmanager
+def replacing(*paths: Path) -> Iterator[list[Path]]:
+    """Gives a path beside each to write to; what lies there takes their places, but where the block fails."""
+    parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
     try:
-        with _named(path):
-            with part.open("wb", buffering=0) as file:
-                _write_all(file, text.encode())
+        yield parts
+        for part, path in zip(parts, paths, strict=True):
             part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
+    finally:
+        for part in parts:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def append_whole(path: Path, data: bytes, size: int | None) -> int:

@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError
-from wsjax.storage.about import about_run as about_run
-from wsjax.storage.about import data_digest as data_digest
-from wsjax.storage.files import append_whole, parse, user_path
-from wsjax.storage.files import read_json as read_json
-from wsjax.storage.files import write_json as write_json
-from wsjax.storage.files import write_whole as write_whole
-from wsjax.storage.lock import LOCK as LOCK
-from wsjax.storage.lock import hold as hold
+from wsjax.storage.files import append_whole, parse, read_json, user_path, write_json, write_whole
+from wsjax.storage.lock import hold
 from wsjax.storage.rows import CRC, MEND, Key, Row, check_row, key_of, name_of
 
 CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
