@@ -3,11 +3,11 @@
     python experiments/early_stopping.py                      the embedded digits
     python experiments/early_stopping.py --dataset=cifar10    Figure 3: ResNet-18, SGD 0.001, 200 epochs, every 20
 
-One network a seed trains on half of the data for --first_epochs epochs. After each --every of them a warm start (WS)
+One network per seed trains on half of the data for --first_epochs epochs. After each --every of them a warm start (WS)
 branches off and trains on all of the data for --epochs epochs; the half's own training goes on as if nothing had
-happened, its optimiser's state too. RI trains on all of the data from scratch. The run's folder gets a row an epoch, a
-summary with the damage RI - WS by the epochs before (positive where warm starting loses) and its slope, and a picture.
-The same command continues a run that was stopped, however it was.
+happened, optimiser state included. RI trains on all of the data from scratch. The run's folder holds a row per epoch,
+a summary with the damage RI - WS by the epochs before (positive where warm starting loses) and its slope, and a
+picture. The same command continues a run, however it was stopped.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Config(config.Common):
     fraction: float = 0.5
     """Share of the train images that the network before the warm starts trains on, in (0, 1]."""
     first_epochs: int | None = None
-    """Epochs of that training, where they are not --epochs. It always has all of them: --stop does not hold there."""
+    """Epochs of that training. Default: --epochs. It always runs all of them: --stop does not apply there."""
     every: int = 20
-    """Epochs of it between two warm starts; the last ones may be fewer."""
+    """Epochs of it between two warm starts; before the last one there may be fewer."""
 
 
 DIGITS_EPOCHS: dict[str, Any] = {"first_epochs": 40, "every": 5, "epochs": 8}

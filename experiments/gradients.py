@@ -6,8 +6,8 @@
 
 At every epoch's start, the mean over batches of the L2 norm of the batch gradient is measured over the first round's
 half and over the half that comes with the second, in both rounds, for every start: from scratch (RI), warm (WS) and
-shrink-perturbed (SP). The run's folder gets a row an epoch, a summary with the halves' ratio, and a picture. The
-measurement is a part of the training seconds. The same command continues a run that was stopped, however it was.
+shrink-perturbed (SP). The run's folder holds a row per epoch, a summary with the halves' ratio, and a picture. The
+measurement counts towards the training seconds. The same command continues a run, however it was stopped.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@
 
 A cell is a learning rate with a batch size. RI trains on all of the data with a cell's settings, from scratch. WS
 trains on half of the data with a cell's settings, then on all of them with those of another cell, drawn for each seed
-and cell; every WS has a half-data network of its own. With --chained there is one for each cell and seed, and it trains
-on all of the data again and again, with the second settings that the unchained runs of its cell have, each time from
-where it was: from the second time on it has seen all of the data already. Rounds end at a train accuracy; one whose
-loss is not finite ends there, is told and drawn as not converged, and the others go on. The run's folder gets a row an
-epoch, a summary of cost and accuracy, and a picture. The same command continues a run that was stopped, however it was.
+and cell; every WS has a half-data network of its own. With --chained there is one for each cell and seed, and it
+trains on all of the data again and again, with the second settings that the unchained runs of its cell have, each time
+from where it was: from the second time on it has seen all of the data already. Rounds end at a train accuracy; one
+whose loss is not finite ends there, is reported and drawn as not converged, and the others go on. The run's folder
+holds a row per epoch, a summary of cost and accuracy, and a picture. The same command continues a run, however it was
+stopped.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Config(config.Common):
     fraction: float = 0.5
     """Share of the train images that a warm start's first round has, in (0, 1]."""
     chained: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Warm starts of a cell and seed one after the other from one half-data network, as the report's code."""
+    """Chain the warm starts of a cell and seed, each from the one before, as the report's code did."""
     stack: bool | None = False
-    """Train all seeds together as one program. Default: no, for each stops at its own epoch, and its seconds count."""
+    """Train all seeds together as one program. Default: no, since each stops at its own epoch and its seconds count."""
 
 
 TO_THE_END: dict[str, Any] = {"stop": ("accuracy",), "evaluate": "round"}

@@ -4,8 +4,8 @@
     python experiments/offline.py --dataset=cifar10    Figure 1: ResNet-18, SGD 0.001, 200 + 200 epochs
 
 RI starts the second round from scratch, WS from the parameters of the first, SP from their shrink-perturb. The run's
-folder gets a row an epoch, a summary with the paired gap RI - WS, and a picture. The same command continues a run that
-was stopped, however it was.
+folder holds a row per epoch, a summary with the paired gap RI - WS, and a picture. The same command continues a run,
+however it was stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Config(config.Common):
     fraction: float = 0.5
     """Share of the train images that the first round has, in (0, 1]."""
     first_epochs: int | None = None
-    """Epochs of the first round, where they are not --epochs."""
+    """Epochs of the first round. Default: --epochs."""
     label_noise: float = 0.0
     """Share of the first round's labels that are drawn at random, in [0, 1], the same for every seed; the second round
     has them right."""

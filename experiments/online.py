@@ -4,10 +4,10 @@
     python experiments/online.py --dataset=cifar10 --increment=1000        Figure 2a
     python experiments/online.py --dataset=cifar10 --increment=2500 --shrink 0 0.2 0.4 0.6 0.8 1    Figure 6
 
-Each round starts from scratch (RI), from the parameters of the round before (WS), or from their shrink-perturb (SP), on
-the same images in the same order, and ends at a train accuracy. The first round is the same for all, but for what
---at_once shrinks before it. The run's folder gets a row an epoch and a summary with a row a round, the paired gap
-RI - WS and the steps that each method took. The same command continues a run that was stopped, however it was.
+Each round starts from scratch (RI), from the parameters of the round before (WS), or from their shrink-perturb (SP),
+on the same images in the same order, and ends at a train accuracy. The first round is the same for all methods, except
+for those that --at_once shrinks before it. The run's folder holds a row per epoch and a summary with a row per round,
+the paired gap RI - WS and the steps that each method took. The same command continues a run, however it was stopped.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Config(config.Common):
     pool: float = 2 / 3
     """How much of the train split arrives in all: a fraction up to 1, or a number of images above that."""
     max_rounds: int | None = None
-    """Stop after so many rounds. Default: when the pool is used up."""
+    """Stop after this many rounds. Default: when the pool is used up."""
     at_once: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Shrink and perturb before the first round too, as the report and the paper ran."""
+    """Shrink and perturb before the first round too, as the report and the paper did."""
     protocol: str | None = None
     """Published settings as defaults: dash or dash-tuned."""
 

@@ -185,22 +185,22 @@ GRIDS = {"digits": DIGITS, "cpu": CPU, "full": FULL}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What of the study to run, and where."""
+    """Which part of the study to run, and where."""
 
     scale: str = "digits"
     """digits (embedded data), cpu (CIFAR, as far as 2 cores go) or full (as the report ran)."""
     only: tuple[str, ...] = ()
-    """Run the jobs of these figures and tables only, such as figure5 table2."""
+    """Run only the jobs of these figures and tables, such as figure5 table2."""
     seeds: int | None = None
-    """Seeds 0, 1, ... of every run. Default: as the scale has them."""
+    """How many seeds, 0, 1, ..., every run has. Default: those of the scale."""
     budget: str | None = None
-    """Run what fits into so much time, by what was measured: 90s, 30m, 8h or 2d."""
+    """Run what fits into this much time, judged by past jobs: 90s, 30m, 8h or 2d."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Say what would run: the commands, one a line, with about their steps and time."""
+    """Only print what would run: the commands, one per line, with an estimate of their steps and time."""
     status: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Say how far every job is, and where its log lies."""
+    """Only print how far every job is, and where its log is."""
     jobs: int = 1
-    """Local: so many jobs side by side."""
+    """Local: how many jobs run side by side."""
     launcher: str = "local"
     """local (processes of this machine) or slurm (one array of jobs)."""
     partition: str | None = None
@@ -210,7 +210,7 @@ class Config:
     gpus_per_job: int | None = None
     """Slurm: GPUs of each job."""
     time: str = "24h"
-    """Slurm: what a job may take before it is queued again."""
+    """Slurm: how long a job may take before it is queued again."""
     parallel: int = 16
     """Slurm: the most jobs that run at a time."""
     workdir: Path | None = None

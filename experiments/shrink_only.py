@@ -3,10 +3,10 @@
     python experiments/shrink_only.py                      four MLPs on the embedded digits
     python experiments/shrink_only.py --dataset=cifar10    Figure 7: those and ResNet-18, 50 epochs, SGD 0.1
 
-Each network (MLP with tanh or ReLU, with and without biases; ResNet-18) trains once a seed, and is tested at 81 factors
-from 0 to 1; ResNet-18 with BatchNorm's running statistics, with statistics re-estimated after shrinking, and with each
-batch's own, as the report has it. The run's folder gets a row an epoch, a summary with the curves, and a picture. The
-same command continues a run that was stopped, however it was.
+Each network (MLP with tanh or ReLU, with and without biases; ResNet-18) trains once per seed, and is tested at 81
+factors from 0 to 1; ResNet-18 with BatchNorm's running statistics, with statistics re-estimated after shrinking, and
+with each batch's own, as the report has it. The run's folder holds a row per epoch, a summary with the curves, and a
+picture. The same command continues a run, however it was stopped.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python experiments/transfer.py --datasets cifar10 cifar100 svhn   Figure 11: ResNet-18, SGD 0.001, 200 + 200 epochs
 
 Every data set is the source once, in a run and folder of its own, and all others are its targets. The first round
-trains on all of the source. Then, for each target and fraction, RI trains a new network on that share of the target, WS
-goes on from the parameters of the first round, and SP from their shrink-perturb; where the numbers of classes differ
-all draw a new head, which is not shrunk. Every set is normalised by its own statistics, CIFAR and SVHN by the report's.
-The same command continues runs that were stopped, however they were; figures/figure11.py draws all of them together.
+trains on all of the source. Then, for each target and fraction, RI trains a new network on that share of the target,
+WS continues from the parameters of the first round, and SP from their shrink-perturb; where the numbers of classes
+differ all draw a new head, which is not shrunk. Every set is normalised by its own statistics, CIFAR and SVHN by the
+report's. The same command continues runs, however they were stopped; figures/figure11.py draws all of them together.
 
 On the digits (half a minute): WS ends 5 to 28 points below RI on every share, and SP beside it. Their halves have as
 many classes, so that the head is kept.

@@ -41,35 +41,35 @@ RETRAIN = "wsjax retrain"
 
 @dataclasses.dataclass(frozen=True)
 class Config(config.Training):
-    """What data come, and how long to look for the best way to take them in."""
+    """Which data come in, and how long to look for the best way of retraining."""
 
     data: tuple[str, ...] = ()
     """Your data: files, folders or globs as `wsjax retrain` takes them, one .npz with a test set of its own, or
     cifar10, cifar100, svhn. Default: the embedded digits."""
     image_size: int | None = None
-    """Pixels of a side: images of folders are resized to squares of it. Default: 32."""
+    """Pixels of a side, to which images of folders are resized. Default: 32."""
     new: float = 0.2
     """Share of all train images that is new at a retraining, in (0, 1)."""
     budget: str = "10min"
     """About how long to take, in all calls together: 90s, 10min, 8h or 2d."""
     first_epochs: int | None = None
-    """Epochs of the model that there is before the new data come, where they are not --epochs."""
+    """Epochs of the model before the new data come. Default: --epochs."""
     factors: tuple[str, ...] = ("0.4/0.1", "0.3/0.6", "0.7/0.3")
-    """Shrink-perturb: SHRINK/PERTURB of each that is tried."""
+    """Shrink-perturb: the SHRINK/PERTURB pairs to try."""
     raised: float = 3.0
-    """What the learning rate is multiplied by at the boundary, where a higher one is tried."""
+    """What the learning rate is multiplied by for the ways that retrain at a higher one."""
     dash_shrink: float = 0.3
     """DASH: the least factor of the current model's parameters, in [0, 1]."""
     fire_steps: int | None = 10
-    """FIRE: steps of Newton and Schulz; None goes all the way, by a singular value decomposition."""
+    """FIRE: Newton-Schulz steps; None goes all the way, by a singular value decomposition."""
     tolerance: float = advice.TOLERANCE
-    """A way that is less accurate than the best by more than this, on average, is not taken for its cost."""
+    """A way that is less accurate than the best by more than this, on average, is not recommended for its low cost."""
     seeds: int = 36
     """The most seeds."""
     holdout: float = 0.1
-    """Fraction of the images to test on, by a hash of their content, where the data have no test set."""
+    """Fraction of the images to test on, chosen by a hash of their content, if the data have no test set."""
     max_gigabytes: float = 8.0
-    """The most that one data file may take, packed or unpacked, and all images together."""
+    """The most that one data file, packed or unpacked, and all images together may take."""
     workdir: Path = Path("runs")
     """Folder for results: WORKDIR/advise/RUN."""
     run: str | None = None

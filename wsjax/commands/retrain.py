@@ -40,17 +40,17 @@ KEPT_ASIDE, LEFT_OUT = 3, 4
 
 @dataclasses.dataclass(frozen=True)
 class Config(common.Training):
-    """Settings of the retraining job. The network's and --holdout are the model folder's where they are not given."""
+    """Settings of the retraining job. The network's settings and --holdout default to those of the model folder."""
 
     model_dir: Path = Path("model")
     """Folder of the models; made by the first call."""
     data: tuple[str, ...] = ()
-    """Data files, folders of images, or globs. Known ones are read again whether or not they are named."""
+    """Data files, folders of images, or globs. Files of earlier calls are read again whether or not they are named."""
     image_size: int | None = None
-    """Pixels of a side: images of folders are resized to squares of it. Default: as the known ones, or else 32."""
+    """Pixels of a side, to which images of folders are resized. Default: the size of the known images, or else 32."""
     method: str = SHRINK_PERTURB
     """What a retraining begins with: shrink-perturb; continue (the current model as it is); scratch (a new network);
-    dash or fire (the current model made ready by these)."""
+    dash or fire (the current model treated by these)."""
     shrink: float = 0.4
     """Shrink-perturb: factor of the current model's parameters."""
     perturb: float = 0.1
@@ -58,19 +58,19 @@ class Config(common.Training):
     dash_shrink: float = 0.3
     """DASH: the least factor of the current model's parameters, in [0, 1]."""
     fire_steps: int | None = 10
-    """FIRE: steps of Newton and Schulz; None goes all the way, by a singular value decomposition."""
+    """FIRE: Newton-Schulz steps; None goes all the way, by a singular value decomposition."""
     later_rate: float | None = None
     """Learning rate of every model but the first. Default: --learning_rate."""
     max_gigabytes: float = 8.0
-    """The most that one data file may take, packed or unpacked, and all images together; training needs twice that."""
+    """The most that one data file, packed or unpacked, and all images together may take; training needs twice that."""
     holdout: float = 0.1
-    """Fraction of the images that are held out, by a hash of their content."""
+    """Fraction of the images that is held out, chosen by a hash of their content."""
     tolerance: float = 0.02
     """A model whose held-out accuracy is lower than its parent's by more than this is kept aside."""
     seed: int = 0
-    """Model n draws all it draws from the key of seed + n."""
+    """Everything random in model n is drawn from the key of seed + n."""
     compare_scratch: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Train from scratch too, on the same data, to say what that costs."""
+    """Also train from scratch, on the same data, to compare accuracy and cost."""
     rollback: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go back to the current model's parent, and do nothing else."""
     rollback_to: int | None = None

@@ -95,21 +95,21 @@ NEUTRAL = ("workdir", "run", "data_dir", "coordinator", "num_processes", "proces
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which data, and what is done to them."""
+    """Which data, and what is done with them."""
 
     dataset: str = "digits"
-    """Data set: digits, digits_shifted (embedded, no download), cifar10, cifar100, svhn, tfds:NAME (any set of
-    tensorflow-datasets that has images with a class), or the path of your own .npz, or of a folder with a sub-folder
-    of PNG or JPEG files a class."""
+    """Data set: digits, digits_shifted (embedded, no download), cifar10, cifar100, svhn, tfds:NAME (any
+    tensorflow-datasets set of images with classes), or the path of your own .npz file, or of a folder with one
+    sub-folder of PNG or JPEG files per class."""
     data_dir: Path | None = None
-    """Folder of NAME.npz files, and of downloads. Default: $WSJAX_DATA_DIR, else ~/.cache/wsjax/data."""
+    """Folder of NAME.npz files and downloads. Default: $WSJAX_DATA_DIR, else ~/.cache/wsjax/data."""
     image_size: int | None = None
-    """Pixels of a side: of every image of a folder, or of tfds:NAME, the largest square at the middle is resized to so
-    many. Default: 32, but a set of tensorflow-datasets whose images have one size keeps it."""
+    """Pixels of a side, to which the central square of every image of a folder, or of tfds:NAME, is resized. Default:
+    32, but a tensorflow-datasets set whose images all have one size keeps it."""
     num_train: int | None = None
-    """Use so many train images, drawn at random, the same for every seed. Default: all."""
+    """How many train images to use, drawn at random, the same for every seed. Default: all."""
     num_test: int | None = None
-    """Use so many test images. Default: all."""
+    """How many test images to use. Default: all."""
     augment: tyro.conf.FlagCreatePairsOff[bool] = False
     """Augment train images: pad and crop, flip, colour jitter and rotation, as in the report's Figure 9."""
 
@@ -123,7 +123,7 @@ class Model:
     width: int = 64
     """ResNet: channels of the first stage."""
     stem_pool: tyro.conf.FlagConversionOff[bool] = True
-    """ResNet: the 3x3 stride-2 max-pool behind the stem, as the report has it (the paper's code has none)."""
+    """ResNet: a 3x3 max-pool of stride 2 after the stem, as in the report (the paper's code has none)."""
     hidden: tuple[int, ...] = (100, 100, 100)
     """MLP: sizes of the hidden layers."""
     activation: str = "tanh"
@@ -131,7 +131,7 @@ class Model:
     bias: tyro.conf.FlagConversionOff[bool] = True
     """MLP and logistic regression: whether layers have biases."""
     conv_init: str = "report"
-    """ResNet: how convolutions are drawn: report (He's normal, by outputs) or paper (PyTorch's default, uniform)."""
+    """ResNet: initialiser of convolutions: report (He's normal, by outputs) or paper (PyTorch's default, uniform)."""
     precision: str = "float32"
     """What layers compute in: float32 or bfloat16. Parameters, statistics and the loss are float32 in both."""
 
@@ -145,40 +145,40 @@ class Training(Model):
     learning_rate: float = 0.001
     """Step size."""
     warmup: int = 0
-    """Steps over which the learning rate rises to its height: where the optimiser's state is new and, with --schedule
-    or --warmup_share, in every round."""
+    """Steps over which the learning rate rises to its full value, whenever the optimiser's state is new; in every
+    round with --schedule or --warmup_share."""
     warmup_share: float = 0.0
-    """The same as a share of a round's --epochs, in [0, 1); in every round."""
+    """The same in every round, as a share of its --epochs, in [0, 1)."""
     schedule: str = "constant"
-    """The learning rate in a round, which begins again in every round: constant, cosine (down to 0) or steps. It
-    runs over the round's cap on epochs, and is cut short where another rule ends the round."""
+    """How the learning rate changes within a round: constant, cosine (down to 0) or steps. It starts again in every
+    round, runs over the round's cap on epochs, and is cut short if another rule ends the round."""
     milestones: tuple[int, ...] = ()
     """Schedule steps: the epochs at whose start the rate falls."""
     rate_decay: float = 0.1
     """Schedule steps: what the rate is multiplied by."""
     clip_norm: float | None = None
-    """The norm that the gradient of all parameters is cut to. Default: no limit."""
+    """The norm that the gradient of all parameters is clipped to. Default: no limit."""
     weight_decay: float = 0.0
     """Coupled L2, added to the gradient of every parameter."""
     batch_size: int = 128
-    """Samples a step."""
+    """Samples per step."""
     epochs: int = 200
-    """Epochs a round: its length, or the cap of the other stop rules."""
+    """Epochs per round: its length, or the cap of the other stop rules."""
     stop: tuple[str, ...] = ("epochs",)
-    """When a round ends: epochs; accuracy (train accuracy reaches --threshold); plateau; the first of those given."""
+    """When a round ends: epochs, accuracy (train accuracy reaches --threshold), plateau, or the first of several."""
     threshold: float = 0.99
     """Train accuracy, in (0, 1], at which the accuracy rule stops."""
     plateau_tolerance: float = 0.002
     """The plateau rule stops when the last epochs' train accuracies have a smaller standard deviation than this."""
     plateau_window: int = 3
-    """How many last epochs the plateau rule looks at."""
+    """How many of the last epochs the plateau rule looks at."""
     train_accuracy: str = "running"
-    """What stop rules look at: running (the mean over an epoch's batches, each before its update) or after (a pass of
-    its own after each epoch, in train mode, as the report has it in Table 1 and Figure 2)."""
+    """What stop rules look at: running (the mean over an epoch's batches, each before its update) or after (a separate
+    pass after each epoch, in train mode, as in the report's Table 1 and Figure 2)."""
     checkpoint_every: int = 20
     """Epochs between checkpoints."""
     devices: int | None = None
-    """Split every batch over so many devices (cores, on a CPU). Default: one."""
+    """Split every batch over this many devices (cores, on a CPU). Default: one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,14 +187,14 @@ class Methods:
 
     methods: tuple[str, ...] = METHODS
     """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), SPG (with Gaussian noise),
-    DASH, FIRE; or a warm start with L2-Init (L2), Hare and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE, as
-    in RI@0.01, has a learning rate of its own in the rounds after the first."""
+    DASH, FIRE; or a warm start with L2-Init (L2), Hare and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE,
+    such as RI@0.01, is NAME with another learning rate in the rounds after the first."""
     shrink: tuple[float, ...] = (0.3,)
     """SP: factors of the trained parameters; each is a method of its own."""
     perturb: tuple[float, ...] = (0.01,)
     """SP: factors of the newly drawn parameters; each is combined with each shrink."""
     gaussian_shrink: float = 0.3
-    """SPG: the factor of all parameters but normalisations', to which Gaussian noise is added."""
+    """SPG: the factor of the parameters, normalisation layers' excepted, to which Gaussian noise is added."""
     gaussian_std: float = 0.01
     """SPG: the noise's standard deviation."""
     dash_shrink: float = 0.3
@@ -202,34 +202,34 @@ class Methods:
     dash_decay: float = 0.3
     """DASH: the weight, in (0, 1], of a chunk's gradient against those of the images that came before."""
     dash_chunk: int = 1000
-    """DASH: images, in the order of their arrival, whose gradient is taken as one; its authors': --increment."""
+    """DASH: images, in the order of their arrival, whose gradient is taken together; its authors take --increment."""
     fire_steps: int | None = 10
-    """FIRE: steps of Newton and Schulz; None goes all the way, by a singular value decomposition."""
+    """FIRE: Newton-Schulz steps; None goes all the way, by a singular value decomposition."""
     l2_init: float = 0.001
     """L2: how strongly the parameters are pulled to the seed's first network."""
     l2_decoupled: tyro.conf.FlagConversionOff[bool] = False
-    """L2: pull by the learning rate alone, as AdamW decays, not through the gradient."""
+    """L2: pull by the learning rate alone, as AdamW's weight decay does, not through the gradient."""
     tortoise: float = 0.999
-    """HT: the share that the slow copy, which is what is tested, keeps of itself at a step, in [0, 1]."""
+    """HT: the share of itself that the slow copy, which is the one tested, keeps at each step, in [0, 1]."""
     tortoise_every: int = 10
-    """HT: epochs between two returns of the parameters to the slow copy, the first after an epoch."""
+    """HT: epochs between two returns of the parameters to the slow copy; the first is after one epoch."""
     rescaling: float = 0.0001
-    """SWR: how far each step draws the layers' norms to those of the seed's first network, in [0, 1]."""
+    """SWR: how far each step draws the layers' norms towards those of the seed's first network, in [0, 1]."""
     head_rescaling: float | None = None
     """SWR: the same for the last layer. Default: --rescaling."""
     own_first: tyro.conf.FlagCreatePairsOff[bool] = False
-    """L2, HT, SWR: act in the first round too, which is then their own, not the one that all methods share."""
+    """L2, HT, SWR: act in the first round too, which then is their own, not the one that all methods share."""
     batch_stats: str = "keep"
     """BatchNorm's running statistics at a round's start: keep, reset or reestimate (a pass over the round's images)."""
     opt_state: str = "rebuild"
     """The optimiser's state at a round's start: rebuild or keep."""
     fresh: str = "new"
-    """The network that a start draws: new, or the seed's first one again (first, as in the report's Table 1)."""
+    """The network that RI and SP draw: new, or first (the seed's first one again, as in the report's Table 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """How often, how tested, on what, and where it goes."""
+    """How often, how it is tested, on which devices, and where the results go."""
 
     seeds: tuple[int, ...] = (0,)
     """Seeds; results are means over them with 95 % intervals."""
@@ -238,16 +238,16 @@ class Running:
     evaluate: str = "epoch"
     """Test after every epoch, or only at the end of each round: epoch or round."""
     probes: tuple[str, ...] = ()
-    """Measure at each epoch's start too, as fields of its row: weights (norms, and learning rates in effect), dead
-    (ReLU units), rank (of the last hidden layer), distance (from the round's start and from the first network),
-    gradients (norms, of old and of new images: a pass over all of them)."""
+    """What else to measure at the start of each epoch, as fields of its row: weights (norms, and effective learning
+    rates), dead (ReLU units), rank (of the last hidden layer), distance (from the round's start and from the first
+    network), gradients (norms on old and on new images, by a pass over all of them)."""
     stack: bool | None = None
-    """Train all seeds together as one program. Default: yes, but for the ResNet."""
+    """Train all seeds together as one program. Default: yes, except for the ResNet."""
     replicas: str | None = None
-    """devices: train seeds, and methods if they are more, side by side, spread over all devices (on a CPU, cores)."""
+    """devices: train seeds, and methods if devices are left, side by side on all devices (on a CPU, cores)."""
     coordinator: str | None = None
-    """Several hosts: HOST:PORT of process 0; every process gets the same command but for --process_id. Under srun its
-    processes find each other without."""
+    """Several hosts: HOST:PORT of process 0; every process gets the same command, apart from --process_id. Under srun
+    processes find each other without it."""
     num_processes: int | None = None
     """Several hosts: how many processes there are. All their devices split every batch."""
     process_id: int | None = None
