@@ -58,9 +58,10 @@ def test_a_jobs_life(tmp_path):
     )
     assert code == 3
     assert "KEPT ASIDE, model 2 stays current: worse by more than --tolerance=0.02" in said
-    assert said.endswith(
-        f"to take model 3 all the same: wsjax retrain --model_dir={tmp_path / 'model'} --rollback_to=3"
+    assert (
+        f"to take model 3 all the same: wsjax retrain --model_dir={tmp_path / 'model'} --rollback_to=3 to try" in said
     )
+    assert said.endswith("to try another way on the same data: this command with --again and, say, --method=scratch")
     assert "the cap" not in said  # which --stop epochs asks for
     (tmp_path / "thursday.npz").write_bytes(b"half an upload")
     code, said, _ = call(tmp_path)

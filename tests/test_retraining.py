@@ -394,6 +394,22 @@ def test_a_worse_model_is_kept_aside_and_not_trained_again(job):
     assert job.load().lineage["model"] == 3
 
 
+def test_again_trains_where_nothing_is_new(job):
+    job.add("a")
+    job.call(recipe(again=True))
+    job.add("b", seed=1)
+    broken = recipe(epochs=1, optimizer=optax.sgd(0.0), shrink=-1.0, perturb=0.0)
+    place = (job.folder / "current.json").read_text()
+    assert not job.call(broken)["promoted"]
+    (job.folder / "current.json").write_text(place)
+    assert job.call(recipe(again=True))["model"] == 2  # which a stopped call had trained: that is settled first
+    lineage = job.call(recipe(again=True, method="scratch"))
+    assert (lineage["model"], lineage["parent"], lineage["promoted"]) == (3, 1, True)
+    known = lineage["files"]
+    assert job.call() is None
+    assert retrain(job.folder, [], recipe(again=True), say=job.lines.append)["files"] == known
+
+
 def test_the_change_is_paired():
     change = retraining._change(np.array([1.0, 1, 0, 0]), np.array([1.0, 1, 1, 0]))
     assert change == pytest.approx({"mean": 0.25, "standard_error": 0.25})  # differences 0, 0, 1, 0

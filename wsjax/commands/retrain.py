@@ -71,6 +71,8 @@ class Config(common.Training):
     """Everything random in model n is drawn from the key of seed + n."""
     compare_scratch: tyro.conf.FlagCreatePairsOff[bool] = False
     """Also train from scratch, on the same data, to compare accuracy and cost."""
+    again: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Train a model even if nothing is new: with other flags, after one that was kept aside."""
     rollback: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go back to the current model's parent, and do nothing else."""
     rollback_to: int | None = None
@@ -114,7 +116,8 @@ def main(config: Config) -> None:
         old, new = roll_back(config.model_dir, build.load_model, config.rollback_to)
         before = "" if old is None else f", not {old}, which stays in {config.model_dir}/models"
         return console.say(f"rolled back: model {new} is current{before}")
-    cli.check(len(config.data) > 0, "--data is missing: give files, folders or globs, such as --data 'incoming/*.npz'")
+    given = len(config.data) > 0 or config.again
+    cli.check(given, "--data is missing: give files, folders or globs, such as --data 'incoming/*.npz'")
     try:
         lineage = _retrain(config)
     except LeftOut as error:
@@ -191,6 +194,7 @@ def build_recipe(config: Config) -> Any:
         dash_shrink=config.dash_shrink,
         fire_steps=config.fire_steps,
         later=build_later(config),
+        again=config.again,
     )
 
 
@@ -244,6 +248,7 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
     else:
         tolerance = lineage["settings"].get("tolerance", config.tolerance)  # older lineages do without
         lines.append(f"KEPT ASIDE, model {parent} stays current: worse by more than --tolerance={tolerance:g}")
-        take = f"wsjax retrain --model_dir={shlex.quote(str(config.model_dir))} --rollback_to={number}"
-        lines.append(f"to take model {number} all the same: {take}")
+        command = f"wsjax retrain --model_dir={shlex.quote(str(config.model_dir))}"
+        lines.append(f"to take model {number} all the same: {command} --rollback_to={number}")
+        lines.append("to try another way on the same data: this command with --again and, say, --method=scratch")
     return lines

@@ -39,6 +39,7 @@ class Recipe(NamedTuple):
       dash_shrink: DASH: the least factor of the current model's parameters, in [0, 1].
       fire_steps: FIRE: steps of Newton and Schulz; None goes all the way.
       later: the learning rate, for the lineage, and the optimiser of models that have a parent; None takes `optimizer`.
+      again: whether a model is trained where nothing is new, too, as after one that was kept aside.
     """
 
     make_task: MakeTask
@@ -61,3 +62,4 @@ class Recipe(NamedTuple):
     dash_shrink: float = 0.3
     fire_steps: int | None = 10
     later: tuple[float, optax.GradientTransformation] | None = None
+    again: bool = False

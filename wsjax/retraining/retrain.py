@@ -67,6 +67,9 @@ def retrain(
 ) -> dict[str, Any] | None:
     """Trains the next model of a folder, where there are images or labels that its newest one does not know.
 
+    With `recipe.again` it trains one also where there are none, but for a call that only settles what a stopped one
+    had trained.
+
     Args:
       folder: the model folder; made where it is missing.
       patterns: data files or globs, .npz with images, labels and perhaps class_names (`datasets.read_images`), or
@@ -102,7 +105,8 @@ def retrain(
         pool = pool or read_pool(patterns, files, base, recipe.holdout, say, *limits)
         if pool and known:  # a file that moved is known at its new place, also where nothing is trained
             places.keep(folder, known["model"], files, pool.files)
-        if pool is None or (known and not np.setdiff1d(pool.samples, samples).size):
+        is_new = not known or (pool is not None and np.setdiff1d(pool.samples, samples).size > 0)
+        if pool is None or not (is_new or (recipe.again and settled is None)):
             if settled is None and pool is not None and pool.unused:
                 raise left_out(pool.unused)
             return settled
