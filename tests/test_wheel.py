@@ -42,7 +42,7 @@ def test_it_holds_the_whole_package_and_nothing_else(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "wsjax").rglob("*") if path.is_file()}
     assert names == {name for name in wanted if "__pycache__" not in name}
-    assert {"wsjax/networks/kernels/layers.cc", "wsjax/results/templates/page.html"} <= names
+    assert {"wsjax/py.typed", "wsjax/networks/kernels/layers.cc", "wsjax/results/templates/page.html"} <= names
 
 
 def test_its_command_retrains_in_another_folder(wheel, tmp_path):
