@@ -114,7 +114,7 @@ def test_thin_evidence_does_not_take_a_way_that_loses_much():
     judged = judge(seeds=2, **ways)
     assert judged["untold"] == ["continue"]
     assert judged["recommended"] == "scratch"
-    assert "behind or left aside: continue." in said(judged)
+    assert "behind on average: continue." in said(judged)
     assert "room for a loss" not in said(judged)
     loose = judge(seeds=2, tolerance=0.1, **ways)
     assert loose["recommended"] == "continue"
@@ -126,6 +126,9 @@ def test_a_way_that_diverged_or_was_left_aside_is_not_recommended():
     judged = judge(aside=["FIRE"], **ways)
     assert (judged["recommended"], judged["aside"]) == ("scratch", ["FIRE"])
     assert "FIRE" not in advice.ranked(judged)
+    assert not advice.is_open(judged)
+    assert "It is told to be more accurate than every other way that was not left aside." in said(judged)
+    assert "Left aside, and not told to be less accurate: FIRE." in said(judged)
     assert any(row[0] == "FIRE (left aside)" for row in advice.table(judged)[1])
 
 

@@ -26,6 +26,7 @@ def offline(random, warm, **settings):
     """A run of these final accuracies, a seed each."""
     rows = [row for seed, (a, b) in enumerate(zip(random, warm, strict=True))
             for row in curve("RI", [0.1, a], seed) + curve("WS", [0.1, b], seed)]  # fmt: skip
+    rows = [row | {"samples": settings.get("num_train", 50_000)} for row in rows]
     return run(timed(rows), seeds=list(range(len(random))), **settings)
 
 
@@ -144,6 +145,50 @@ def test_the_tour_tells_of_a_claim_where_nothing_larger_was_run():
     assert (told.verdict, told.scale) == (REPRODUCED, "digits, 600 images, 3 epochs, 2 seeds")
     larger = judge({"parts": [part], "tour": True}, [digits, offline((0.5, 0.51), (0.6, 0.61))])
     assert (larger.verdict, larger.scale[:8]) == (NOT_REPRODUCED, "CIFAR-10")
+
+
+def test_a_share_of_growth_is_one_of_means_over_the_rounds_that_both_have():
+    """Slopes of 10 and 2 from scratch, 1 and 1 warm: 2 of 12, not the mean of a tenth and a half."""
+    rows = []
+    for seed, (random, warm) in enumerate([(10, 1), (2, 1)]):
+        for number in range(2, 6):
+            rows += [row | {"round": number, "steps": random * number} for row in curve("RI", [0.5], seed)]
+            if number < 5:
+                rows += [row | {"round": number, "steps": warm * number} for row in curve("WS", [0.5], seed)]
+            if number == 5:  # which the warm start has not come to
+                rows[-1]["steps"] = 1000
+    part = {"measure": "growth", "runs": [{"experiment": "online"}], "unit": "", "of": [WS, RI]}
+    found = verdict(run(rows, experiment="online"), **part).estimates[0]
+    assert (found.mean, found.seeds) == (pytest.approx(2 / 12), 2)
+    residual = (1 - 10 * 2 / 12) / 6  # of the first seed, in the mean slope; the second's is its opposite
+    assert found.high - found.mean == pytest.approx(12.706 * abs(residual), rel=1e-3)
+
+
+def test_an_online_run_is_as_large_as_what_it_trained_on():
+    rows = [row | {"round": 2, "samples": 4000} for seed in (0, 1) for row in curve("RI", [0.6], seed)]
+    rows += [row | {"round": 2, "samples": 4000} for seed in (0, 1) for row in curve("WS", [0.5], seed)]
+    found = verdict(run(rows, experiment="online"), runs=[{"experiment": "online"}])
+    assert found.scale == "CIFAR-10, width 64, 4,000 images, 3 epochs, 2 seeds"
+
+
+def test_a_larger_run_of_which_one_seed_can_be_compared_does_not_decide():
+    decided = offline((0.6, 0.61), (0.5, 0.51), width=16)
+    begun = run(curve("RI", [0.6]) + curve("RI", [0.6], 1) + curve("WS", [0.5]), seeds=[0, 1])
+    found = verdict(decided, begun)
+    assert (found.verdict, found.scale.split(", ")[1]) == (REPRODUCED, "width 16")
+
+
+def test_a_look_is_one_at_seeds_that_all_compared_methods_have():
+    rows = {name: [curve(name, [score], seed) for seed in range(4)] for name, score in (("RI", 0.6), ("WS", 0.5))}
+
+    def part_of(random, warm):
+        own = [*(rows["RI"][seed] for seed in random), *(rows["WS"][seed] for seed in warm)]
+        return run([row for curve_ in own for row in curve_], seeds=[0, 1, 2, 3])
+
+    first, second = part_of((0, 1), (0, 1)), part_of((2, 3), (2, 3))
+    assert verdict(first, second).estimates[0].looks == 2
+    alone = part_of((0, 1, 2, 3), ())  # random initialisation's seeds alone are no look, nor do they hide one
+    assert [verdict(*own).estimates[0].looks for own in ((alone, first, second), (first, alone, second))] == [2, 2]
 
 
 def test_what_was_not_measured_is_missing():

@@ -55,9 +55,9 @@ def judge(
     Returns:
       JSON values: "scratch", "tolerance", "recommended", "runner_up" (None where there is no other way), "order" (the
       ways as the rule takes them one after the other), "level", "alike" (of the level ones, not told to take more steps
-      than the cheapest), "untold" (ways that are not told from the recommended one in accuracy), "beaten" (way to way),
-      "aside" and "ways": by name "seeds", "accuracy", "steps", and against scratch "gain" and "share" (of its steps),
-      each a mean with its interval.
+      than the cheapest), "untold" (ways that the recommended one is not told to be more accurate than), "beaten" (way
+      to way), "aside" and "ways": by name "seeds", "accuracy", "steps", and against scratch "gain" and "share" (of its
+      steps), each a mean with its interval.
     """
     scratch = names.matching(table, {"reinit": names.RANDOM})
     seeds = {end["seed"] for end in ends if end["method"] == scratch}
@@ -78,7 +78,7 @@ def judge(
         "order": order,
         "level": level,
         "alike": alike,
-        "untold": [name for name in here if name != recommended and not _told(ends, name, recommended)],
+        "untold": [name for name in here if name != recommended and not _more(ends, recommended, name, ACCURATE)],
         "beaten": _beaten(ends, here, running, gains),
         "aside": [name for name in here if name in aside],
         "ways": {name: _way(ends, name, scratch) for name in here},
@@ -134,11 +134,6 @@ def _more(ends: Sequence[Row], one: str, other: str, field: str) -> bool:
     return difference is not None and side(difference) == 1
 
 
-def _told(ends: Sequence[Row], one: str, other: str) -> bool:
-    """Whether two ways are told apart in accuracy."""
-    return _more(ends, one, other, ACCURATE) or _more(ends, other, one, ACCURATE)
-
-
 def _mean(ends: Sequence[Row], one: str, other: str, field: str) -> float:
     """The mean difference over the seeds that both have; below every number where there is none."""
     found = differences(ends, one, other, field)
@@ -167,8 +162,11 @@ def sentences(judged: Mapping[str, Any]) -> list[str]:
     if judged["runner_up"] is not None:
         said.append(f"Runner-up: {_against(judged['runner_up'], judged)}.")
     rest = [way for way in judged["untold"] if way not in judged["level"]]
-    if rest:
-        said.append(f"Not told from {names.label(name)} in accuracy either, but behind or left aside: {_list(rest)}.")
+    aside, behind = ([way for way in rest if (way in judged["aside"]) == left] for left in (True, False))
+    if behind:
+        said.append(f"Not told from {names.label(name)} in accuracy either, but behind on average: {_list(behind)}.")
+    if aside:
+        said.append(f"Left aside, and not told to be less accurate: {_list(aside)}.")
     if judged["beaten"]:
         by = [f"{names.label(way)} (by {names.label(other)})" for way, other in judged["beaten"].items()]
         said.append(f"Beaten, by a way that is more accurate, told at 99 %, and no dearer: {', '.join(by)}.")
@@ -221,11 +219,12 @@ def _why(judged: Mapping[str, Any]) -> str:
     name = judged["recommended"]
     level = [way for way in judged["level"] if way != name]
     alike = [way for way in judged["alike"] if way != name]
-    if not level and judged["untold"]:
+    others = "every other way" + " that was not left aside" * bool(judged["aside"])
+    if not level and set(judged["untold"]) - set(judged["aside"]):
         points = f"{ACCURACY.number(judged['tolerance'], 1)} points"
-        return f"Every other way is told to be less accurate, or is more than {points} behind on average."
+        return f"{others.capitalize()} is told to be less accurate, or is more than {points} behind on average."
     if not level:
-        return "It is told to be more accurate than every other way."
+        return f"It is told to be more accurate than {others}."
     everything = not set(judged["ways"]) - {name, *level}
     begin = (
         "None of these ways is told to be more accurate"

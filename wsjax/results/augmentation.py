@@ -14,7 +14,6 @@ from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import Unit
 from wsjax.results.summary import differences, less, paired, with_half
 from wsjax.storage.records import RunRecords
-from wsjax.storage.rows import Row, round_ends
 
 TITLES = {False: "without augmentation", True: "with augmentation"}
 FIELDS = ("test_accuracy", "train_accuracy")
@@ -69,21 +68,19 @@ def told(runs: Mapping[bool, DrawnRun], unit: Unit) -> tuple[str, str]:
     numbers = [f"{title} {with_half(gap, unit, 1)}" for title, gap in gaps.items() if gap is not None]
     points = " in points" * unit.percent
     ended = [
-        scores(run, f"Final test {unit.word} {TITLES[augment]}", ends)
-        for augment, run in runs.items()
-        if (ends := _ends(run))
+        scores(run, f"Final test {unit.word} {TITLES[augment]}", run.ends) for augment, run in runs.items() if run.ends
     ]
     return f"RI - WS{points}: {'; '.join(numbers)}." if numbers else "", " ".join(ended)
 
 
 def gap_of(run: DrawnRun) -> dict[str, Any] | None:
     """The gap RI - WS at the end of the second round, paired by seed."""
-    return paired(_ends(run), *names.both(run.methods))
+    return paired(run.ends, *names.both(run.methods))
 
 
 def change_of_gap(runs: Mapping[bool, DrawnRun]) -> dict[str, Any] | None:
     """The gap RI - WS with augmentation less the gap without, paired by seed; None where no seed has all four."""
-    gaps = {augment: differences(_ends(run), *names.both(run.methods)) for augment, run in runs.items()}
+    gaps = {augment: differences(run.ends, *names.both(run.methods)) for augment, run in runs.items()}
     return less(gaps.get(True, {}), gaps.get(False, {}))
 
 
@@ -91,7 +88,3 @@ def missing(runs: Mapping[bool, DrawnRun]) -> str:
     """Which of the two is not there, in a sentence; empty where both are."""
     lacks = [title for augment, title in TITLES.items() if augment not in runs]
     return f"There is no run {lacks[0]}." if lacks else ""
-
-
-def _ends(run: DrawnRun) -> list[Row]:
-    return [end for end in round_ends(run.rows) if end["round"] == 2]

@@ -261,7 +261,7 @@ def _published(protocol: Mapping[str, Any], run: DrawnRun, last: int) -> dict[st
     numbers = {}
     for own in protocol["numbers"]:
         name = names.matching(run.methods, own["method"])
-        if own["round"] == last and name is not None and "learning_rate" not in run.methods[name]:
+        if own["round"] == last and name is not None:
             numbers[name] = own
     random = numbers.pop(str(names.find(run.methods, names.RANDOM)), None)
     if random is None:

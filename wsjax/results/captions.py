@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from wsjax.errors import printable
@@ -11,7 +12,7 @@ from wsjax.results import names, words
 from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import ACCURACY, Unit, unit_of
 from wsjax.results.summary import interval, minus, paired, with_half
-from wsjax.storage.rows import CAP, FIRST, Row
+from wsjax.storage.rows import CAP, FIRST, Row, grouped
 
 
 class Caption(NamedTuple):
@@ -54,9 +55,8 @@ def offline_caption(
         notes: what the text beside the picture says more.
     """
     unit, came = unit_of(run.rows), ""
-    ends = [row for row in run.rows if row["round"] == 2 and row["stop"]]
-    if ends:
-        came = scores(run, f"Final test {unit.word}", ends, final)
+    if run.ends:
+        came = scores(run, f"Final test {unit.word}", run.ends, final)
     if run.finished and run.epochs is None:
         notes += " A seed that stopped earlier holds its last value."
     return compose(run, what, settings, came, notes)
@@ -176,9 +176,8 @@ def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str
         published: method to published test accuracy, in percent.
     """
     published, unit = published or {}, unit_of(run.rows)
-    values: dict[str, list[float]] = {}
-    for row in ends:
-        values.setdefault(row["method"], []).append(row["test_accuracy"])
+    own = grouped(ends, itemgetter("method"))
+    values = {name: [row["test_accuracy"] for row in rows] for name, rows in own.items()}
     numbers = [
         f"{names.label(name)} {_number(interval(values[name]), published.get(name), unit)}"
         for name in names.ordered(values, run.methods)
@@ -204,12 +203,9 @@ def bands(run: DrawnRun, means: str = "Lines", spread: str = "bands") -> str:
 
 def _seeds_by_method(run: DrawnRun) -> str:
     """The seeds of all methods, and of those that have others, as where some were added for a few methods only."""
-    seeds: dict[str, set[int]] = {}
-    for row in run.rows:
-        seeds.setdefault(row["method"], set()).add(row["seed"])
-    names_of: dict[tuple[int, ...], list[str]] = {}
-    for name in names.ordered([name for name in seeds if name != FIRST] or seeds, run.methods):
-        names_of.setdefault(tuple(sorted(seeds[name])), []).append(names.label(name))
+    seeds = {name: {row["seed"] for row in own} for name, own in grouped(run.rows, itemgetter("method")).items()}
+    shown = names.ordered([name for name in seeds if name != FIRST] or seeds, run.methods)
+    names_of = grouped(shown, lambda name: tuple(sorted(seeds[name])))
     most, *others = sorted(names_of, key=len, reverse=True)
     if len(others) > 2:
         return f"{seeds_told(sorted(set.union(*seeds.values())))}, not all of each method"

@@ -17,7 +17,7 @@ from wsjax.results.sheets import MARK, Sheet
 from wsjax.results.stats import ACCURACY, unit_of
 from wsjax.results.summary import paired, side, with_half
 from wsjax.storage.records import RunRecords
-from wsjax.storage.rows import CAP, round_ends
+from wsjax.storage.rows import CAP
 
 SEEDS = 5  # of the report's means
 REINITS = {names.RANDOM: "RI", names.WARM: "WS"}
@@ -141,10 +141,10 @@ class _Cell(NamedTuple):
 
 
 def _cell(key: Key, evaluation: str, run: DrawnRun, entry: Entry | None) -> _Cell:
-    ends = [end for end in round_ends(run.rows) if end["round"] == 2]
+    ends = run.ends
     if not unit_of(ends).percent:
         raise RunError("scores that are no accuracies cannot stand beside the report's")
-    named = {reinit: names.find(run.methods, reinit) for reinit in REINITS}
+    named = {reinit: names.matching(run.methods, {"reinit": reinit}) for reinit in REINITS}
     values = {reinit: [e["test_accuracy"] for e in ends if e["method"] == name] for reinit, name in named.items()}
     scores = {reinit: score_of(own) for reinit, own in values.items() if own}
     gap = paired(ends, named[names.RANDOM], named[names.WARM])

@@ -147,7 +147,7 @@ def _is_by_chance(estimates: Sequence[Estimate]) -> bool:
 def groups(runs: Sequence[RunRecords], wanted: Mapping[str, Any]) -> list[Group]:
     """The runs of those settings, "experiment" among them, merged where they differ in seeds and methods only.
 
-    The largest comes first: several seeds before one, then by width, images, epochs and seeds.
+    The largest comes first: by width, images, epochs and seeds.
     """
     settings = {name: value for name, value in wanted.items() if name != "experiment"}
     together: list[list[RunRecords]] = []
@@ -176,7 +176,7 @@ def scale(run: DrawnRun, seeds: int, looks: int = 1) -> str:
     """How large a run is, in words, and of how many of its seeds is told, in how many looks."""
     own = run.settings
     parts = [f"width {own['width']}"] if _is_resnet(own) and own.get("width") else []
-    parts += [f"{own['num_train']:,} images"] if own.get("num_train") else []
+    parts.append(f"{_images(run):,} images")
     parts += [f"{own['epochs']} epochs" if own.get("stop") == ["epochs"] else "to " + _stop(own)]
     told = f"{seeds} seed{'s' * (seeds > 1)}" + f" in {looks} looks" * (looks > 1)
     return ", ".join([words.label(own.get("dataset", "")), *parts, told])
@@ -200,7 +200,12 @@ def _is_resnet(own: Mapping[str, Any]) -> bool:
 def _size(run: DrawnRun) -> tuple[Any, ...]:
     own, seeds = run.settings, len({row["seed"] for row in run.rows})
     width = own.get("width") or 0 if _is_resnet(own) else 0
-    return seeds > 1, width, own.get("num_train") or 0, own.get("epochs") or 0, seeds
+    return width, _images(run), own.get("epochs") or 0, seeds
+
+
+def _images(run: DrawnRun) -> int:
+    """How many images a run has trained on at its end: of a run over growing data fewer, perhaps, than there are."""
+    return max(row["samples"] for row in run.rows)
 
 
 def _toured(part: Part) -> Part:
@@ -219,27 +224,39 @@ def _measure(part: Part, runs: Sequence[RunRecords]) -> tuple[Estimate, str] | N
         """In how many settings, beside those that they are compared in, runs differ."""
         return sum(len(unlike(own[0].run.settings, group.run.settings).keys() - compared) for group in own[1:])
 
-    for own in sorted(itertools.product(*among), key=distance):  # the most alike, and the largest, that were measured
+    told = None
+    for own in sorted(itertools.product(*among), key=distance):  # the most alike first, and of these the largest
         if len({_of_scale(group.run) for group in own}) > 1:
             continue
         if found := MEASURES[part["measure"]](part, *own):
             seeds = found["seeds"]
-            looks = max(_looks(group, part.get("of", ()), seeds) for group in own)
+            looks = max(_looks(group, _compared(part), seeds) for group in own)
             estimate = Estimate(
                 part["what"], found["mean"], found["low"], found["high"], seeds, part.get("unit", "points"),
                 tuple(part["lies_in"]), looks,
             )  # fmt: skip
-            return estimate, "; ".join(dict.fromkeys(scale(group.run, seeds, looks) for group in own))
-    return None
+            new = estimate, "; ".join(dict.fromkeys(scale(group.run, seeds, looks) for group in own))
+            if estimate.low is not None:  # several seeds before one
+                return new
+            told = told or new
+    return told
+
+
+def _compared(part: Part) -> Sequence[names.Spec]:
+    """The methods that a part of a claim is about; none where it is about all."""
+    return part.get("of") or [key for key in part.get("at", ()) if isinstance(key, Mapping)]
 
 
 def _looks(group: Group, specs: Sequence[names.Spec], seeds: int) -> int:
-    """By how many runs one after another so many seeds came, of the methods that are compared; of all, if none is."""
+    """By how many runs one after another so many seeds came, which all of those methods have; any, if none is named."""
     looks, seen = 0, set()
+    have: list[set[int]] = [set() for _ in specs or (None,)]
     for run in group.each:
         table = methods_of(run)
-        own = {names.matching(table, spec) for spec in specs}
-        found = {row["seed"] for row in run.rows if not specs or row["method"] in own}
-        if found - seen and len(seen) < seeds:
-            looks, seen = looks + 1, seen | found
+        for own, spec in zip(have, specs or (None,), strict=True):
+            name = spec and names.matching(table, spec)
+            own |= {row["seed"] for row in run.rows if spec is None or row["method"] == name}
+        shared = set.intersection(*have)
+        if shared - seen and len(seen) < seeds:
+            looks, seen = looks + 1, shared
     return max(looks, 1)

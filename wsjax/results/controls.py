@@ -7,6 +7,7 @@ shrink-perturb is compared with random initialisation and warm starts at other l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,11 @@ from wsjax.errors import RunError
 from wsjax.results import names
 from wsjax.results.groups import merge_groups
 from wsjax.results.merge import DrawnRun
-from wsjax.results.names import Methods, Spec
+from wsjax.results.names import RATE, Methods, Spec
 from wsjax.results.stats import Unit
 from wsjax.results.summary import paired, with_half
 from wsjax.storage.records import RunRecords
-from wsjax.storage.rows import FIRST, Row, round_ends
-
-RATE = "learning_rate"
-"""The field that ends get: the learning rate of the second round."""
+from wsjax.storage.rows import FIRST, Row, grouped, round_ends
 
 
 def merge_rates(runs: Sequence[RunRecords]) -> tuple[DrawnRun, list[Row]]:
@@ -32,7 +30,8 @@ def merge_rates(runs: Sequence[RunRecords]) -> tuple[DrawnRun, list[Row]]:
     warm-up and, but for random initialisation, which has no first round, the learning rate of that.
 
     Returns:
-      What is drawn, whose methods are the curves, and how each seed ended: rows with a "learning_rate".
+      What is drawn, whose methods are the curves, and how each seed ended: rows with the "learning_rate" of the second
+      round.
 
     Raises:
       RunError: as `merge_groups`, or no second round has ended yet.
@@ -145,9 +144,7 @@ def _less_best(own: Sequence[Row], marked: Sequence[Row], curves: Sequence[str])
 
 def _of_shared_seeds(ends: Sequence[Row], first: str | None = None) -> list[Row]:
     """The ends of those seeds that methods share: those of the first, and of each that leaves two of them or more."""
-    seeds: dict[str, set[int]] = {}
-    for end in ends:
-        seeds.setdefault(end["method"], set()).add(end["seed"])
+    seeds = {method: {end["seed"] for end in own} for method, own in grouped(ends, itemgetter("method")).items()}
     shared: set[int] = set()
     kept = []
     for method in sorted(seeds, key=lambda method: (method != first, -len(seeds[method]))):
@@ -159,10 +156,8 @@ def _of_shared_seeds(ends: Sequence[Row], first: str | None = None) -> list[Row]
 
 def _best(ends: Sequence[Row]) -> str | None:
     """The method of the highest mean; each has the same seeds."""
-    scores: dict[str, list[float]] = {}
-    for end in ends:
-        scores.setdefault(end["method"], []).append(end["test_accuracy"])
-    return max(scores, key=lambda name: float(np.mean(scores[name])), default=None)
+    own = grouped(ends, itemgetter("method"))
+    return max(own, key=lambda name: float(np.mean([end["test_accuracy"] for end in own[name]])), default=None)
 
 
 def _plain(spec: Spec) -> Spec:

@@ -77,7 +77,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
         sentence = f"{names.label(name)}: {numbers}."
         if name == warm:
             sentence += f" {_claim(start)}"
-        elif name in evened and start["low"] is not None and summary["start"][warm]["low"] > 1:
+        elif name in evened and start["low"] is not None and side(summary["start"][warm], 1) == 1:
             sentence += f" {_evened(evened[name], start, summary['start'][warm])}"
         sentences.append(sentence)
     return sentences

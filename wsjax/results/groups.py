@@ -9,6 +9,7 @@ from wsjax.errors import RunError
 from wsjax.results import words
 from wsjax.results.merge import DrawnRun, merge_runs
 from wsjax.storage.records import BEFORE, DATA, RunRecords, differing
+from wsjax.storage.rows import grouped
 
 UNITED = ("seeds", "methods", "shrink", "perturb")
 """Settings that a figure has of all its runs."""
@@ -49,9 +50,7 @@ def merge_groups(
     Raises:
         RunError: as `merge_runs`; or two groups differ in another setting.
     """
-    groups: dict[Key, list[RunRecords]] = {}
-    for run in runs:
-        groups.setdefault(tuple(_value(run.config["config"], name) for name in by), []).append(run)
+    groups = grouped(runs, lambda run: tuple(_value(run.config["config"], name) for name in by))
     begun = [key for key, own in groups.items() if any(run.rows for run in own)]
     merged = {key: merge_runs(groups[key], experiment, **options) for key in begun}
     if not merged:

@@ -8,6 +8,7 @@ counts as cost is a round on all of the data, as in the report: the first part w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from wsjax.results.names import Methods, Spec
 from wsjax.results.stats import ACCURACY
 from wsjax.results.summary import in_points, interval, share_range, side
 from wsjax.results.tables import Table, over_seeds
-from wsjax.storage.rows import CAP, DIVERGED, Row, round_ends
+from wsjax.storage.rows import CAP, DIVERGED, Row, grouped, round_ends
 
 Cell = tuple[float, int]
 """A learning rate and a batch size."""
@@ -125,18 +126,11 @@ def _is_final(end: Row) -> bool:
 
 def _groups(ends: Sequence[Row]) -> dict[tuple[str, Cell], list[Row]]:
     """Rounds by start and cell, random initialisation first."""
-    groups: dict[tuple[str, Cell], list[Row]] = {}
-    for end in sorted(ends, key=lambda end: end["start"]):
-        rate, size = end["cell"]
-        groups.setdefault((end["start"], (rate, size)), []).append(end)
-    return groups
+    return grouped(sorted(ends, key=itemgetter("start")), lambda end: (end["start"], tuple(end["cell"])))
 
 
 def _by_seed(ends: Sequence[Row]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
-    for end in ends:
-        found.setdefault(end["seed"], []).append(end)
-    return dict(sorted(found.items()))
+    return dict(sorted(grouped(ends, itemgetter("seed")).items()))
 
 
 def _mean(ends: Sequence[Row]) -> Row:
@@ -181,7 +175,7 @@ def _same(ends: Sequence[Row]) -> dict[str, Any] | None:
     converged = [end for end in ends if end["converged"]]
     random = {_place(end): end for end in converged if end["start"] == "RI"}
     both = [(random[_place(end)], end) for end in converged if end["start"] == "WS" and _place(end) in random]
-    seeds = {seed: [pair for pair in both if pair[1]["seed"] == seed] for _, end in both for seed in [end["seed"]]}
+    seeds = grouped(both, lambda pair: pair[1]["seed"])
     pairs = [(_mean([a for a, _ in own]), _mean([b for _, b in own])) for own in seeds.values()]
     return _compared(pairs) if pairs else None
 

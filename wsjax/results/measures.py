@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import slope
 from wsjax.results.summary import differences, interval, less, paired, summarize_offline, summarize_online
 from wsjax.storage.records import RunRecords
-from wsjax.storage.rows import FIRST, Row
+from wsjax.storage.rows import grouped
 
 Part = Mapping[str, Any]
 
@@ -31,16 +32,16 @@ Found = Mapping[str, Any] | None
 
 def _difference(part: Part, group: Group) -> Found:
     """The paired difference of two methods at the end of the last round, in test accuracy."""
-    one, other = (_named(group.run, spec) for spec in part["of"])
-    return paired(_ends(group.run), one, other)
+    one, other = (names.matching(group.run.methods, spec) for spec in part["of"])
+    return paired(group.run.ends, one, other)
 
 
 def _change(part: Part, group: Group, other: Group) -> Found:
     """How much larger the difference of two methods is in one run than in another, paired by seed."""
     gaps = []
     for run in (group.run, other.run):
-        minuend, subtrahend = (_named(run, spec) for spec in part["of"])
-        gaps.append(differences(_ends(run), minuend, subtrahend))
+        minuend, subtrahend = (names.matching(run.methods, spec) for spec in part["of"])
+        gaps.append(differences(run.ends, minuend, subtrahend))
     return less(*gaps)
 
 
@@ -48,7 +49,7 @@ def _summary(part: Part, group: Group) -> Found:
     """An interval that the experiment's summary holds, by its place there; a method stands for its name."""
     at: Any = SUMMARIES[part["runs"][0]["experiment"]](group.run.rows, group.run.methods)
     for key in part["at"]:
-        key = _named(group.run, key) if isinstance(key, Mapping) else key
+        key = names.matching(group.run.methods, key) if isinstance(key, Mapping) else key
         try:
             at = at[key]
         except (KeyError, IndexError, TypeError):  # it was not measured
@@ -89,9 +90,7 @@ def _less(part: Part, group: Group, other: Group) -> Found:
     """How much larger a value of one run's summary is than the same of another's, paired by seed."""
     values: list[dict[int, float]] = []
     for whole in (_of_best(part, group), _of_best(part, other)):
-        rows_of: dict[int, list[Row]] = {}
-        for row in whole.run.rows:
-            rows_of.setdefault(row["seed"], []).append(row)
+        rows_of = grouped(whole.run.rows, itemgetter("seed"))
         alone = {seed: whole._replace(run=whole.run._replace(rows=rows)) for seed, rows in rows_of.items()}
         found = {seed: _summary(part, own) for seed, own in alone.items()}
         values.append({seed: own["mean"] for seed, own in found.items() if own})
@@ -114,32 +113,44 @@ def _of_best(part: Part, group: Group) -> Group:
 def _share(part: Part, group: Group) -> Found:
     """The steps of an online method over all rounds, as a share of random initialisation's."""
     shares = summarize_online(group.run.rows, group.run.methods)["steps_of_RI"]
-    return shares.get(_named(group.run, part["of"][0]))
+    return shares.get(names.matching(group.run.methods, part["of"][0]))
 
 
 def _growth(part: Part, group: Group) -> Found:
-    """How much a round's steps grow from round to round, by least squares for each seed, or that as a share of
-    another method's growth."""
-    slopes = [_slopes(group.run, spec) for spec in part["of"]]
-    if len(slopes) == 1:
-        return _interval(list(slopes[0].values()))
-    return _interval([slopes[0][seed] / slopes[1][seed] for seed in sorted(slopes[0].keys() & slopes[1].keys())])
+    """How much a round's steps grow from round to round, by least squares for each seed; or the mean of that over seeds
+    as a share of another method's mean, in the rounds that both have ended.
+
+    The interval of such a share is that of its linearisation: a mean of the seeds' own shares would follow those whose
+    denominator is small by chance.
+    """
+    steps = [_steps(group.run, spec) for spec in part["of"]]
+    seeds = sorted(set.intersection(*(set(own) for own in steps)))
+    shared = {seed: set.intersection(*(set(own[seed]) for own in steps)) for seed in seeds}
+    slopes = np.array(
+        [[slope({at: own[seed][at] for at in sorted(rounds)}) for own in steps]
+         for seed, rounds in shared.items() if len(rounds) > 2]
+    )  # fmt: skip
+    if not len(slopes):
+        return None
+    if len(steps) == 1:
+        return interval(slopes[:, 0].tolist())
+    own, other = slopes.T
+    share = own.mean() / other.mean()
+    return interval((share + (own - share * other) / other.mean()).tolist())
 
 
-def _slopes(run: DrawnRun, spec: Mapping[str, Any]) -> dict[int, float]:
-    """The slope of a method's steps over its rounds, by seed."""
-    name = _named(run, spec)
-    steps: dict[int, dict[int, int]] = {}
-    for row in run.rows:
-        if row["method"] == name and row["stop"] and row["round"] > 1:
-            steps.setdefault(row["seed"], {})[row["round"]] = row["steps"]
-    return {seed: float(slope(own)) for seed, own in steps.items() if len(own) > 2}
+def _steps(run: DrawnRun, spec: Mapping[str, Any]) -> dict[int, dict[int, int]]:
+    """A method's steps by seed and round, but for the first round, which is the same for all."""
+    name = names.matching(run.methods, spec)
+    ended = [row for row in run.rows if row["method"] == name and row["stop"] and row["round"] > 1]
+    by_seed = grouped(ended, itemgetter("seed"))
+    return {seed: {row["round"]: row["steps"] for row in own} for seed, own in by_seed.items()}
 
 
 def _mean(part: Part, group: Group) -> Found:
     """How far a method's mean is from that of the published seeds, in their combined standard errors."""
-    name = _named(group.run, part["of"][0])
-    values = [end["test_accuracy"] for end in _ends(group.run) if end["method"] == name]
+    name = names.matching(group.run.methods, part["of"][0])
+    values = [end["test_accuracy"] for end in group.run.ends if end["method"] == name]
     if len(values) < 2:
         return None
     own, there = (cells.score_of(scores) for scores in (values, [score / 100 for score in part["published"]]))
@@ -168,19 +179,6 @@ SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
     "hyperparameters": hyperparameters.summarize,
     "gradients": gradients.summarize_gradients,
 }
-
-
-def _named(run: DrawnRun, spec: Mapping[str, Any]) -> str | None:
-    """The name of the method that is what `spec` says, at the run's own learning rate where it says none."""
-    rate = spec.get(controls.RATE)
-    return names.matching({name: own for name, own in run.methods.items() if own.get(controls.RATE) == rate}, spec)
-
-
-def _ends(run: DrawnRun) -> list[Row]:
-    """The last row of each method and seed that have ended the last round."""
-    ends = [row for row in run.rows if row["stop"] and row["method"] != FIRST]
-    last = max((row["round"] for row in ends), default=0)
-    return [row for row in ends if row["round"] == last]
 
 
 def _interval(values: Sequence[float]) -> Found:

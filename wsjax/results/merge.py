@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError
@@ -11,7 +12,7 @@ from wsjax.results.names import Methods
 from wsjax.results.summary import summarize_online
 from wsjax.results.words import NEUTRAL
 from wsjax.storage.records import RunRecords, differing
-from wsjax.storage.rows import FIRST, Row
+from wsjax.storage.rows import FIRST, Row, grouped
 
 _UNITED = ("seeds", "methods", "shrink", "networks")  # a figure's are all of its runs'
 
@@ -24,6 +25,13 @@ class DrawnRun(NamedTuple):
     rows: list[Row]
     finished: bool
     about: str
+
+    @property
+    def ends(self) -> list[Row]:
+        """The last row of each method and seed that have ended the last round; of the shared first one none."""
+        ends = [row for row in self.rows if row["stop"] and row["method"] != FIRST]
+        last = max((row["round"] for row in ends), default=0)
+        return [row for row in ends if row["round"] == last]
 
     @property
     def epochs(self) -> int | None:
@@ -79,13 +87,10 @@ def _longest(
     """The rows of each wanted method and seed, under its name in `renamed`, from the run that has most of them."""
     curves: dict[tuple[str, int], list[Row]] = {}
     for run, own in zip(runs, renamed, strict=True):
-        found: dict[tuple[str, int], list[Row]] = {}
-        for row in run.rows:
-            name = own.get(row["method"], FIRST)
-            if name in wanted:
-                named = row if name == row["method"] else row | {"method": name}  # there may be a million
-                found.setdefault((name, row["seed"]), []).append(named)
-        for key, rows in found.items():
+        named = ((own.get(row["method"], FIRST), row) for row in run.rows)
+        # Not copied where nothing changes: there may be a million.
+        drawn = (row if name == row["method"] else row | {"method": name} for name, row in named if name in wanted)
+        for key, rows in grouped(drawn, itemgetter("method", "seed")).items():
             curves[key] = max(curves.get(key, []), rows, key=len)
     return curves
 

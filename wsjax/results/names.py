@@ -22,6 +22,8 @@ Spec = Mapping[str, Any]
 Methods = Mapping[str, Spec]
 
 RANDOM, WARM, SHRINK = "random_init", "warm_start", "shrink_perturb"
+RATE = "learning_rate"
+"""What a method that has another learning rate than its run says of itself."""
 LONGEST = 40  # characters of a name that are shown
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; shrink-perturb runs from dark (0) to light (1).
@@ -76,7 +78,7 @@ def from_settings(
         if kind == "SP":
             own = {"SP" if len(pairs) == 1 else sp_name(spec, len(perturb) > 1): spec for spec in pairs}
         if rate is not None:
-            own = {f"{name}@{_exact(rate)}": {**spec, "learning_rate": rate} for name, spec in own.items()}
+            own = {f"{name}@{_exact(rate)}": {**spec, RATE: rate} for name, spec in own.items()}
         table |= own
     return table
 
@@ -106,7 +108,7 @@ def told(methods: Methods, drawn: Iterable[str]) -> list[str]:
         name: [
             f"{key} {value}"
             for key, value in methods.get(name, {}).items()
-            if key not in ("reinit", "learning_rate") and value not in (None, False)
+            if key not in ("reinit", RATE) and value not in (None, False)
         ]
         for name in others
     }
@@ -120,7 +122,7 @@ def sp_name(spec: Spec, with_perturb: bool) -> str:
 
 def find(methods: Methods, reinit: str) -> str | None:
     """The name of the method that does that; of several the plainest, None where there is none."""
-    return matching(methods, {"reinit": reinit})
+    return _plainest(methods, [name for name, own in methods.items() if own.get("reinit") == reinit])
 
 
 def both(methods: Methods) -> tuple[str | None, str | None]:
@@ -129,9 +131,16 @@ def both(methods: Methods) -> tuple[str | None, str | None]:
 
 
 def matching(methods: Methods, spec: Spec) -> str | None:
-    """The name of the method that is all of that; of several the plainest, None where there is none."""
-    found = [name for name, own in methods.items() if spec.items() <= own.items()]
-    return min(found, key=lambda name: len(methods[name]), default=None)
+    """The name of the method that is all of that, at the run's own learning rate where `spec` says no other.
+
+    Of several the plainest, None where there is none.
+    """
+    alike = [name for name, own in methods.items() if own.get(RATE) == spec.get(RATE)]
+    return _plainest(methods, [name for name in alike if spec.items() <= methods[name].items()])
+
+
+def _plainest(methods: Methods, among: Sequence[str]) -> str | None:
+    return min(among, key=lambda name: len(methods[name]), default=None)
 
 
 def merge(tables: Sequence[Methods]) -> tuple[dict[str, Spec], list[dict[str, str]]]:
@@ -168,8 +177,8 @@ def ordered(names: Iterable[str], methods: Methods) -> list[str]:
         spec = methods.get(name, {})
         if name == FIRST:
             return (-1,)
-        rate = spec.get("learning_rate", 0)
-        if _is_sp({key: value for key, value in spec.items() if key != "learning_rate"}):
+        rate = spec.get(RATE, 0)
+        if _is_sp({key: value for key, value in spec.items() if key != RATE}):
             return (kinds.index(SHRINK), spec["shrink"], spec["perturb"], rate)
         reinit = spec.get("reinit")
         return (kinds.index(reinit), rate) if reinit in kinds[:2] else (len(kinds),)

@@ -7,6 +7,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jinja2
@@ -24,6 +25,7 @@ from wsjax.results.claims import (
 from wsjax.results.merge import short_commit
 from wsjax.results.sheets import Sheet
 from wsjax.storage.records import RunRecords
+from wsjax.storage.rows import grouped
 
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN)
 BOARD = "board"
@@ -64,9 +66,7 @@ def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence
         loader=jinja2.PackageLoader("wsjax.results"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     counts = Counter(verdict.verdict for verdict in verdicts)
-    left: dict[str, list[Shown]] = {}
-    for figure in figures:
-        left.setdefault(figure.name, []).append(figure)
+    left = grouped(figures, attrgetter("name"))
     anchors, boards = {name: own[0].anchor for name, own in left.items()}, left.pop(BOARD, [])
     rows = [_row(verdict, left.pop(verdict.claim["figure"], []), anchors) for verdict in verdicts]
     return environment.get_template("page.html").render(
@@ -118,11 +118,11 @@ _ANSWERS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", UNDECIDED: "cannot be told"
 
 def measured(estimate: Estimate) -> str:
     """An estimate in words: its mean and its interval."""
-    scale, sign = (100, "+") if estimate.unit == "points" else (1, "")
-    unit = f" {estimate.unit}".rstrip()
+    sign, unit = "+" if estimate.unit == "points" else "", f" {estimate.unit}".rstrip()
 
     def told(value: float) -> str:
-        return f"{scale * value:{sign}.{2 if abs(scale * value) < 100 else 0}f}"
+        value *= _scale(estimate)
+        return f"{value:{sign}.{2 if abs(value) < 100 else 0}f}"
 
     mean = f"{estimate.what} = {told(estimate.mean)}{unit}"
     if estimate.low is None or estimate.high is None:
@@ -132,6 +132,11 @@ def measured(estimate: Estimate) -> str:
     return f"{mean} ({told(estimate.low)} to {told(estimate.high)})"
 
 
+def _scale(estimate: Estimate) -> int:
+    """What an estimate is multiplied by to be in its unit: accuracies are fractions."""
+    return 100 if estimate.unit == "points" else 1
+
+
 def numbers(verdicts: Iterable[Verdict]) -> str:
     """All estimates as CSV."""
     file = io.StringIO()
@@ -139,19 +144,8 @@ def numbers(verdicts: Iterable[Verdict]) -> str:
     writer.writerow(["claim", "what", "mean", "low", "high", "seeds", "unit", "verdict", "scale"])
     for verdict in verdicts:
         for own in verdict.estimates:
-            writer.writerow(
-                [
-                    verdict.claim["id"],
-                    own.what,
-                    own.mean,
-                    own.low,
-                    own.high,
-                    own.seeds,
-                    own.unit,
-                    own.verdict,
-                    verdict.scale,
-                ]
-            )
+            told = [None if x is None else round(_scale(own) * x, 10) for x in (own.mean, own.low, own.high)]
+            writer.writerow([verdict.claim["id"], own.what, *told, own.seeds, own.unit, own.verdict, verdict.scale])
     return file.getvalue()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from wsjax.results.names import Methods, Style
 from wsjax.results.published import Curves
 from wsjax.results.stats import Interval, Unit, mean_interval, unit_of
 from wsjax.storage.files import replacing, write_whole
-from wsjax.storage.rows import FIRST, Row
+from wsjax.storage.rows import FIRST, Row, grouped
 
 COSTS = {"seconds": ("train_seconds", "Seconds a round"), "steps": ("steps", "Steps a round")}
 """What a round's cost can be drawn as: field and label."""
@@ -205,9 +206,7 @@ def bounds(values: NDArray[np.float64]) -> Interval:
 
 def _by_method(rows: Sequence[Row], methods: Methods) -> dict[str, list[Row]]:
     """The rows of each method, in the legend's order."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["method"], []).append(row)
+    groups = grouped(rows, itemgetter("method"))
     return {name: groups[name] for name in names.ordered(groups, methods)}
 
 

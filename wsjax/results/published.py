@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from wsjax.results.names import RANDOM, SHRINK, WARM, Methods
+from wsjax.results.names import RANDOM, RATE, SHRINK, WARM, Methods
 from wsjax.storage.files import read_json
 
 T = TypeVar("T")
@@ -36,8 +36,12 @@ def read(script: str, *names: str) -> list[dict[str, Any]]:
 
 
 def by_method(values: Mapping[Kind, T], methods: Methods) -> dict[str, T]:
-    """What was published of each of a run's methods, by the run's names: of shrink-perturb by its shrink."""
-    kinds = {name: (spec.get("reinit", ""), spec.get("shrink")) for name, spec in methods.items()}
+    """What was published of each of a run's methods, by the run's names: of shrink-perturb by its shrink.
+
+    Nothing was published of a method at another learning rate than its run's.
+    """
+    plain = {name: spec for name, spec in methods.items() if RATE not in spec}
+    kinds = {name: (spec.get("reinit", ""), spec.get("shrink")) for name, spec in plain.items()}
     return {name: values[kind] for name, kind in kinds.items() if kind in values}
 
 

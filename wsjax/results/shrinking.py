@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from wsjax.results.names import Methods
 from wsjax.results.summary import interval, with_bounds
 from wsjax.results.tables import Table
-from wsjax.storage.rows import Row, round_ends
+from wsjax.storage.rows import Row, grouped, round_ends
 
 LABELS = {
     "resnet18": "ResNet-18",
@@ -41,9 +42,7 @@ def summarize_shrinking(rows: Sequence[Row], methods: Methods, curves: Sequence[
       with intervals: "accuracy", unshrunk, and "holds_from" (`holds_from`).
     """
     del methods
-    groups: dict[tuple[str, str], list[Curve]] = {}
-    for curve in curves:
-        groups.setdefault((curve["network"], curve["evaluation"]), []).append(curve)
+    groups = grouped(curves, itemgetter("network", "evaluation"))
     return {
         "rows": round_ends(rows),
         "curves": [

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from wsjax.results import names
 from wsjax.results.names import Methods
 from wsjax.results.stats import CONFIDENCE, mean_interval, unit_of
-from wsjax.storage.rows import FIRST, Row
+from wsjax.storage.rows import FIRST, Row, grouped
 
 COSTS = ("steps", "seconds")
 """What is counted: training steps, and training seconds."""
@@ -38,11 +39,8 @@ def passages(rows: Sequence[Row], methods: Methods) -> dict[str, dict[int, Passa
     """
     random = names.find(methods, names.RANDOM)
     last = max((row["round"] for row in rows if row["stop"] and row["method"] != FIRST), default=0)
-    own: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        if row["round"] == last and row["method"] != FIRST:
-            own.setdefault((row["method"], row["seed"]), []).append(row)
-    ended = {key: found for key, found in own.items() if found[-1]["stop"]}
+    own = [row for row in rows if row["round"] == last and row["method"] != FIRST]
+    ended = {key: found for key, found in grouped(own, itemgetter("method", "seed")).items() if found[-1]["stop"]}
     targets = {
         seed: found[-1]["test_accuracy"]
         for (name, seed), found in ended.items()

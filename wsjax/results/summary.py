@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from wsjax.results import names, speedup
 from wsjax.results.names import Methods
 from wsjax.results.stats import CONFIDENCE, Unit, mean_interval, slope, unit_of
-from wsjax.storage.rows import CAP, FIRST, Row, round_ends
+from wsjax.storage.rows import CAP, FIRST, Row, grouped, round_ends
 
 _SUMS = ("epochs", "steps", "samples_seen")
 _SECONDS = ("train_seconds", "eval_seconds")
@@ -56,18 +57,14 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       seeds, with intervals; None where a method did not run.
     """
     ends = round_ends(rows)
-    own: dict[str, list[Row]] = {}  # ends by method
-    for end in ends:
-        own.setdefault(end["method"], []).append(end)
+    own = grouped(ends, itemgetter("method"))
     first = own.pop(FIRST, [])
     rounds: list[Row] = []
     for name, later in (own or {FIRST: []}).items():
         begin, seeds = min((end["round"] for end in later), default=2), {end["seed"] for end in later or first}
         shared = [end for end in first if end["round"] < begin and end["seed"] in seeds]
         rounds += [end | {"method": name} for end in [*shared, *later]]
-    by_seed: dict[tuple[str, int], list[Row]] = {}
-    for end in rounds:
-        by_seed.setdefault((end["method"], end["seed"]), []).append(end)
+    by_seed = grouped(rounds, itemgetter("method", "seed"))
     totals = _with_factors([_total(curve) for curve in by_seed.values()], methods)
     last = max((end["round"] for end in totals), default=1)
     ended = [end for end in totals if end["round"] == last]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from wsjax.results import names
 from wsjax.results.stats import Unit
 from wsjax.results.summary import interval, unit_of_summary, with_half
-from wsjax.storage.rows import Row
+from wsjax.storage.rows import Row, grouped
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -27,7 +28,7 @@ def offline_table(summary: Mapping[str, Any]) -> Table:
             f"{_mean(own, 'steps'):,.0f}",
             f"{_mean(own, 'train_seconds'):.3g}",
         ]
-        for name, own in _by_method([*summary["first_round"], *summary["rows"]])
+        for name, own in grouped([*summary["first_round"], *summary["rows"]], itemgetter("method")).items()
     ]
 
 
@@ -37,7 +38,7 @@ def online_table(summary: Mapping[str, Any]) -> Table:
     columns = ["method", "seeds", f"last test {'%' if unit.percent else unit.word}", "mean", "steps"]
     columns += ["of RI", "seconds", "capped"]
     lines = []
-    for name, own in _by_method(summary["rows"]):
+    for name, own in grouped(summary["rows"], itemgetter("method")).items():
         share = summary["steps_of_RI"].get(name)
         lines.append(
             [
@@ -52,13 +53,6 @@ def online_table(summary: Mapping[str, Any]) -> Table:
             ]
         )
     return columns, lines
-
-
-def _by_method(ends: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    groups: dict[str, list[Row]] = {}
-    for end in ends:
-        groups.setdefault(end["method"], []).append(end)
-    return list(groups.items())
 
 
 def _mean(ends: Sequence[Row], field: str) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from wsjax.errors import RunError
 
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 Row = dict[str, Any]
 Key = tuple[str, int, int, int]
 """What no two rows of a run share: (method, seed, round, epoch)."""
@@ -181,6 +183,14 @@ def check_rows(
 def _stranger(row: Row, number: int, reason: str, source: object) -> RunError:
     mend = f"{OTHER_RUN}; where this one is damaged, {MEND}"
     return RunError(f"{source}, line {number}, does not belong to this run ({name_of(row)}): {reason}; {mend}")
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The items by a key, in their order."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def round_ends(rows: Sequence[Row]) -> list[Row]:
