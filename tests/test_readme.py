@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from wsjax.results.claims import read_study, verdicts
+from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.results.page import markdown
-from wsjax.results.summary import summarize_online
 from wsjax.storage.files import read_json
 from wsjax.storage.records import read_run
 from wsjax.storage.rows import round_ends
@@ -79,14 +79,13 @@ def test_what_a_stop_looks_at_is_told_as_the_records_have_it():
     assert re.search(rf"Adam gives RI {after['RI'][:-1]} ± \S+ and WS {after['WS'][:-1]} ±", text)
 
 
-def against_random(folders, rounds, methods, seeds):
-    """Points above RI after so many online rounds and percent of its steps over all, means over so many seeds."""
-    runs = [read_run(ROOT / "figures" / "results" / "cpu" / "online" / folder) for folder in folders]
-    rows = [row for run in runs for row in run.rows]
-    ends = {(row["method"], row["seed"]): row for row in summarize_online(rows, runs[0].config["methods"])["rows"]}
+def against_random(folders, rounds, methods):
+    """Points above RI after so many online rounds and percent of its steps over all, means over each method's seeds."""
+    drawn = merge_runs([read_run(ROOT / "figures/results/cpu/online" / folder) for folder in folders], "online")
+    ends = {(row["method"], row["seed"]): row for row in summarize_drawn(drawn)["rows"]}
     assert {row["round"] for row in ends.values()} == {rounds}
     found = []
-    for method in methods:
+    for method, seeds in methods.items():
         pairs = [(row, ends["RI", seed]) for (name, seed), row in ends.items() if name == method]
         assert len(pairs) == seeds
         gain = statistics.mean(own["test_accuracy"] - other["test_accuracy"] for own, other in pairs)
@@ -95,13 +94,14 @@ def against_random(folders, rounds, methods, seeds):
 
 
 def test_what_shrink_perturb_gains_online_is_told_as_the_records_have_it():
-    gains, shares = zip(*against_random(["figure6", "figure6-2"], 5, ("SP 0.2", "SP 0.4", "SP 0.6"), 7), strict=True)
+    methods = {"SP 0.2": 7, "SP 0.4": 19, "SP 0.6": 7}
+    gains, shares = zip(*against_random(["figure6", "figure6-2", "figure6-3"], 5, methods), strict=True)
     told = "ends {:.1f}, {:.1f} and {:.1f} points above RI, for {:.0f}, {:.0f} and {:.0f} % of its steps"
     assert told.format(*gains, *shares) in " ".join(PAGES[0].read_text().split())
 
 
 def test_the_board_is_told_as_the_records_have_it():
-    (sp, sp_steps), *others = against_random(["board"], 4, ("SP", "DASH", "FIRE", "RI@0.01"), 3)
+    (sp, sp_steps), *others = against_random(["board"], 4, dict.fromkeys(("SP 0.3", "DASH", "FIRE", "RI@0.01"), 3))
     told = (
         "SP 0.3 ends {:.1f} points above RI for {:.0f} % of its steps, DASH {:.1f} for {:.0f} %, FIRE {:.1f} for "
         "{:.0f} %, and RI at ten times the rate {:.1f} for {:.0f} %"

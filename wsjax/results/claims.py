@@ -210,7 +210,7 @@ def _images(run: DrawnRun) -> int:
 
 def _toured(part: Part) -> Part:
     """The part as the embedded digits may tell of it, whatever network and optimiser they were trained with."""
-    free = ("dataset", "model", "optimizer", "threshold", "stop", "stem_pool", "conv_init")
+    free = ("dataset", "model", "optimizer", "threshold", "stop", "train_accuracy", "stem_pool", "conv_init")
     runs = [{name: value for name, value in wanted.items() if name not in free} for wanted in part["runs"]]
     return {**part, "runs": [{**wanted, "dataset": "digits"} for wanted in runs]}
 
