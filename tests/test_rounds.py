@@ -867,12 +867,26 @@ def test_sizes_may_be_numbers_of_numpy():
         ),
         ({"rounds": [Round(10, max_epochs=1.5)]}, r"^round 1: max_epochs must be a whole number, 1 or more, not 1\.5$"),
         ({"rounds": [Round(0, max_epochs=1)]}, "^round 1 asks for 0 samples; there are 30"),
+        ({"rounds": [Round(10, 20)]}, "^round 1: stop must be a rule .*, not 20; epochs go into max_epochs=$"),
+        ({"settings": {"evaluate": "round"}}, r"^settings must be wsjax\.Settings, not of type dict$"),
+        ({"mesh": 2}, r"^mesh must be made by wsjax\.data_mesh\(\) or wsjax\.replica_mesh\(\), not 2$"),
+        ({"mesh": jax.make_mesh((2,), ("batch",))}, r"^mesh must be made by wsjax\.data_mesh\(\)"),
+        ({"observe": 3}, r"^observe must be a function \(rows\) -> None, not 3$"),
+        ({"methods": {"a": Method(scratch, after=1.0)}}, "^method 'a': after must be a whole number, 0 or more"),
+        ({"methods": {"a": Method(scratch, seeds=0)}}, "^method 'a', seeds must be whole numbers"),
+        ({"methods": {"a": Method(scratch, after=0, rounds=[])}}, "^method 'a' has no round to run$"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(given, said):
     arguments = {"rounds": TWO_ROUNDS, "methods": {}} | given
     with pytest.raises(TaskError, match=said):
         run_rounds(setup(), **arguments)
+
+
+def test_a_method_has_the_states_of_its_own_seeds():
+    methods = {"WS": Method(mixed(warm_start), seeds=[0])}
+    states = run([Round(10, max_epochs=1)], methods, seeds=(0, 1)).states
+    assert set(states) == {("first", 0), ("first", 1), ("WS", 0)}
 
 
 def test_a_factor_may_come_first_where_a_functions_own_params_come_behind():
@@ -891,8 +905,9 @@ def test_rows_of_other_rounds_are_refused():
     for rounds, batch_size, said in (
         ([TWO_ROUNDS[0], Round(20, after_epochs(3))], 8, "line 3, .*: it has 30 samples, and the round 20"),
         (TWO_ROUNDS, 4, "line 1, .*: it has 2 steps, and by batches of 4 they are 3"),
-        ([capped[0], Round(30, max_epochs=2)], 8, "line 4, .*: the round has 2 epochs at most, and went on"),
-        ([capped[0], Round(30, max_epochs=4)], 8, "line 5, .*: the round has 4 epochs, and ended"),
+        ([capped[0], Round(30, max_epochs=2)], 8, "line 4, .*: its round went on, and .* now ends by 'epochs' there"),
+        ([capped[0], Round(30, max_epochs=4)], 8, "line 5, .*: its round ended, and by the rules given now goes on.*"),
+        ([capped[0], Round(30, at_accuracy(1.0), 4)], 8, "line 5, .*: its round ended, and .* now goes on there"),
     ):
         with pytest.raises(RunError, match=rf"^the records, {said}; give another file for another run$"):
             run(rounds, {"WS": warm_start}, batch_size=batch_size, records=Records(rows=records.rows))

@@ -71,6 +71,7 @@ def test_the_reason_is_a_plain_word():
         (lambda: at_plateau(float("nan")), "at_plateau: tolerance must be finite, not nan"),
         (lambda: at_plateau(0.1, 0), "at_plateau: window must be a whole number, 1 or more, not 0"),
         (lambda: at_plateau(0.1, 2.5), "at_plateau: window must be a whole number, 1 or more, not 2.5"),
+        (lambda: any_of(at_accuracy(0.5), 0.9), r"any_of: a rule is a function \(accuracies\) -> reason, not 0.9"),
         (lambda: after_epochs(0), "after_epochs: epochs must be a whole number, 1 or more, not 0"),
     ],
 )

@@ -72,7 +72,7 @@ def toward_initial(params: Any, initial: Any, rate: Any, *, where: Where | None 
     """Returns `(1 - rate) * params + rate * initial`, leaf by leaf; at rate 1 exactly `initial`.
 
     As `partial(toward_initial, rate=0.8)` it is a re-initialiser. Its `fresh` is the network that the run began with
-    under `Settings(fresh="first")`, a script's --fresh=first.
+    under `Settings(fresh="first")`, a script's --fresh=first; before round 1 (`at_once`) it is a new one all the same.
 
     Args:
       params: pytree of the trained parameters, as for `shrink_perturb`.

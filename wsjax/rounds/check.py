@@ -11,15 +11,18 @@ from typing import Any, get_args, get_type_hints
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from wsjax import parallel
 from wsjax.checks import check_count, is_whole, parameters, takes
 from wsjax.errors import RunError, TaskError
 from wsjax.methods.dash import dash, dash_start
 from wsjax.methods.reinit import shrink_perturb
 from wsjax.methods.variants import gaussian_perturb, gaussian_start, toward_initial
 from wsjax.rounds.legs import Method, Round, Settings
+from wsjax.rounds.metrics import train_accuracies
 from wsjax.storage.records import Records
-from wsjax.storage.rows import CAP, DIVERGED, FIRST, OTHER_RUN, Row, name_of
+from wsjax.storage.rows import DIVERGED, FIRST, OTHER_RUN, Row, name_of
 from wsjax.training.task import correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState
 from wsjax.trees import path_name
@@ -46,7 +49,7 @@ def check(
             sizes[id(own)] = _check_setup(own._replace(axis_name=axis_name))
         _check_round(name, here, sizes[id(own)])
     for name, method in methods.items():
-        own = method.seeds if method.seeds is not None else seeds
+        own = whole_seeds(method.seeds, f"method '{name}', ") if method.seeds is not None else seeds
         _require(set(own) <= set(seeds), f"method '{name}' is for seeds {sorted(own)}; the run's are {sorted(seeds)}")
     _require(len(seeds) > 0 and len(set(seeds)) == len(seeds), f"seeds must be given, each once, not {tuple(seeds)}")
     # JAX takes a key from 32 bits: seeds that differ above them would be one.
@@ -59,7 +62,9 @@ def check(
             _require(value in get_args(options), f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
 
 
-def check_given(methods: Any, initial: Any, records: Any) -> None:
+def check_given(
+    methods: Any, initial: Any, records: Any, settings: Any = None, mesh: Any = None, observe: Any = None
+) -> None:
     """Checks the kinds of what `run_rounds` was given, before anything is made of it; raises a TaskError."""
     _require(
         isinstance(methods, Mapping),
@@ -72,6 +77,11 @@ def check_given(methods: Any, initial: Any, records: Any) -> None:
     path = f"; give records=Records({str(records)!r:.60})" * isinstance(records, str | PathLike)
     known = records is None or isinstance(records, Records)
     _require(known, f"records must be wsjax.Records, not of type {type(records).__name__}{path}")
+    known = settings is None or isinstance(settings, Settings)
+    _require(known, f"settings must be wsjax.Settings, not of type {type(settings).__name__}")
+    known = mesh is None or (isinstance(mesh, Mesh) and mesh.axis_names in ((parallel.DATA,), (parallel.REPLICAS,)))
+    _require(known, f"mesh must be made by wsjax.data_mesh() or wsjax.replica_mesh(), not {mesh!r:.60}")
+    _require(observe is None or takes(observe, 1), f"observe must be a function (rows) -> None, not {observe!r:.60}")
 
 
 def _check_method(name: Any, method: Any) -> None:
@@ -117,11 +127,11 @@ def _check_kinds(of: str, rounds: Any) -> None:
         )
 
 
-def whole_seeds(seeds: Any) -> tuple[int, ...]:
+def whole_seeds(seeds: Any, of: str = "") -> tuple[int, ...]:
     """Seeds as Python's own whole numbers; raises a TaskError where they are none."""
     own = list(seeds) if isinstance(seeds, Iterable) else None
     good = own is not None and all(map(is_whole, own))
-    _require(good, f"seeds must be whole numbers, such as range(3), not {seeds!r:.60}")
+    _require(good, f"{of}seeds must be whole numbers, such as range(3), not {seeds!r:.60}")
     return tuple(map(operator.index, own or ()))
 
 
@@ -148,31 +158,34 @@ def check_rows_of(
 ) -> None:
     """Checks that rows, which `check_rows` found in their places, tell of the rounds as they are given now.
 
-    What a row tells is compared: its samples, its steps and, where the round has a cap, its epochs.
+    What a row tells is compared: its samples, its steps, and whether the round's rule and cap end it there.
 
     Raises:
       RunError: names the first line that tells of something else, and both.
     """
+    histories: dict[tuple[str, int, int], list[float]] = {}
     for line, row in enumerate(rows, 1):
         here = plan[row["method"]][row["round"]]
-        reason = _other(row, here, (here.setup or setup).batch_size)
+        history = histories.setdefault((row["method"], row["seed"], row["round"]), [])
+        history += train_accuracies([row])
+        reason = _other(row, here, (here.setup or setup).batch_size, history)
         if reason is not None:
             raise RunError(f"{source}, line {line}, is of another run ({name_of(row)}): {reason}; {OTHER_RUN}")
 
 
-def _other(row: Row, here: Round, batch_size: int) -> str | None:
-    """In what a row differs from its round; None where it does not."""
+def _other(row: Row, here: Round, batch_size: int, accuracies: Sequence[float]) -> str | None:
+    """In what a row, behind epochs of these train accuracies, differs from its round; None where it does not."""
     steps = row["epoch"] * -(-here.num_samples // batch_size)
     if row["samples"] != here.num_samples:
         return f"it has {row['samples']} samples, and the round {here.num_samples}"
     if row["steps"] != steps:
         return f"it has {row['steps']} steps, and by batches of {batch_size} they are {steps}"
-    if here.max_epochs is None or row["stop"] == DIVERGED:
+    if len(accuracies) != row["epoch"] or row["stop"] == DIVERGED:  # some are missing: they are trained again
         return None
-    if row["epoch"] > here.max_epochs or (row["epoch"] == here.max_epochs and not row["stop"]):
-        return f"the round has {here.max_epochs} epochs at most, and went on"
-    if here.stop is None and row["stop"] == CAP and row["epoch"] < here.max_epochs:
-        return f"the round has {here.max_epochs} epochs, and ended"
+    reason = here.reason(accuracies)
+    if row["stop"] != reason:
+        ends = "goes on" if reason is None else f"ends by '{reason}'"
+        return f"its round {'went on' if row['stop'] is None else 'ended'}, and by the rules given now {ends} there"
     return None
 
 
@@ -181,10 +194,13 @@ def _check_methods(rounds: Sequence[Round], methods: Mapping[str, Method]) -> No
     _require(FIRST not in methods, f"a method cannot be named '{FIRST}': that names the rounds that all methods share")
     _require("" not in methods, "a method cannot have an empty name")
     for name, method in methods.items():
+        check_count(f"method '{name}': after", method.after, least=0)
         _require(
-            0 <= method.after <= len(rounds),
+            method.after <= len(rounds),
             f"method '{name}' begins after round {method.after}; there are {len(rounds)} rounds to share",
         )
+        own = rounds[method.after :] if method.rounds is None else method.rounds
+        _require(method.after > 0 or len(own) > 0, f"method '{name}' has no round to run")
 
 
 def _check_round(name: str, here: Round, count: int) -> None:
@@ -196,6 +212,9 @@ def _check_round(name: str, here: Round, count: int) -> None:
         here.stop is not None or here.max_epochs is not None,
         f"{name} would never end: give it a stop rule or max_epochs",
     )
+    hint = "; epochs go into max_epochs=" * is_whole(here.stop)
+    rule = here.stop is None or takes(here.stop, 1)
+    _require(rule, f"{name}: stop must be a rule (accuracies) -> reason, not {here.stop!r:.60}{hint}")
     if here.max_epochs is not None:
         check_count(f"{name}: max_epochs", here.max_epochs)
 

@@ -84,9 +84,10 @@ class Settings(NamedTuple):
     Attributes:
       evaluate: test after every "epoch", or only when a seed's "round" ends (its other rows have None).
       checkpoint_every: epochs between checkpoints; a round's end always has one.
-      fresh: which network a round's start gets as the fresh one: "new" for each round, or the seed's "first" again.
-      diverged: what a loss or score that is not finite does: "raise", or "end" that replica's round there, and so its
-        next ones.
+      fresh: which network a round's start gets as the fresh one: "new" for each round, or the seed's "first" again;
+        before round 1 (`at_once`) always a new one.
+      diverged: what a loss or score that is not finite does: "raise", or "end" that replica's round there. The next
+        round begins as ever, and ends likewise where its start goes on from what diverged.
       order: which samples a round's are: the first ones in a "random" order, each seed's own, or of the data as they
         lie there, by "arrival".
     """

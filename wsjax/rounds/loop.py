@@ -107,8 +107,8 @@ def run_rounds(
         methods too where devices are left.
       records: takes the rows. Where it holds rows already, the run continues as far as `checkpoints` reach.
       checkpoints: folder for checkpoints; None keeps none. Records and checkpoints belong to one run: give others for
-        other settings: of these only what a row tells is compared here, its samples, steps and epochs
-        (`wsjax.storage.records.open_run` compares all).
+        other settings: of these only what rows tell is compared here, their samples, steps, and whether the rules end
+        rounds where they ended (`wsjax.storage.records.open_run` compares all).
       observe: called with every epoch's rows, for display. Where it raises, the epoch's checkpoint is written first.
       states: whether the states at the end are wanted. If not, the rows of a run that has ended suffice; if they are,
         and a checkpoint that holds one is gone, that part is trained again, to the same bits.
@@ -123,7 +123,7 @@ def run_rounds(
       RunError: the records are not this run's, or its checkpoints cannot be read.
       OSError: a row or a checkpoint cannot be written.
     """
-    check_given(methods, initial, records)
+    check_given(methods, initial, records, settings, mesh, observe)
     if checkpoints is not None and records is None:
         raise TaskError("checkpoints are continued by the rows that led to them: give records=Records(path) too")
     settings, records = settings or Settings(), Records() if records is None else records
@@ -154,7 +154,7 @@ def run_rounds(
             names = [name for name in made if not plan[name] and made[name].after == leg.end - 1]
         if states and state is not None:
             for (method, seed), own in zip(leg.replicas, _unstacked(state), strict=True):
-                last.update({(name, seed): own for name in (method, *names)})
+                last.update({(name, seed): own for name in (method, *names) if name == method or made[name].runs(seed)})
 
     def before(leg: Leg) -> TrainState | None:
         """The state that a leg goes on from, None for a new network; a shared leg whose rows sufficed gives it now."""

@@ -23,14 +23,13 @@ DIGEST = "digest"
 
 def user_path(path: Path | str) -> Path:
     """A path as a user writes it: a leading ~ or ~NAME is a home. Raises UsageError where there is no such home."""
+    if not os.fspath(path).startswith("~"):  # Path drops the ./ of "./~name", which means a folder of that name
+        return Path(path)
     path = Path(path)
     try:
         return path.expanduser()
     except RuntimeError as error:
-        start = path.parts[0]
-        raise UsageError(
-            f"{path}: there is no home folder for {start}; write the folder in full, or ./{path} for one of that name"
-        ) from error
+        raise UsageError(f"{path}: there is no home folder for {path.parts[0]}; write the folder in full") from error
 
 
 def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def distances(setup: Setup, state: TrainState, samples: Samples, key: jax.Array)
 
     Returns:
       "distance_from_start", w0 being those that the round started from, behind its re-initialiser, and
-      "distance_from_first", those of the seed's first network; NaN where w0 is 0.
+      "distance_from_first", those of the seed's first network; not finite where w0 is 0.
     """
     del setup, samples, key
     kept = anchors.of(state)

@@ -14,7 +14,8 @@ from wsjax.trees import map_nodes
 
 
 class Schedule(NamedTuple):
-    """What a learning rate is multiplied by, as a function of the epochs since the round began.
+    """What a learning rate is multiplied by, as a function of the epochs since the round began; of shared rounds, since
+    the first of them did.
 
     Attributes:
       kind: "constant"; "cosine", half a wave from 1 at the warm-up's end to 0 at the last epoch's; or "steps".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,31 +21,43 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
     moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if not moving:
         return state
-    nothing = wide_zeros({i: leaves[i] for i in moving})
+    zeros = wide_zeros([leaves[i] for i in moving])
 
-    def updated(batch: Batch, start: float) -> list[Any]:
-        """What a batch makes of statistics that are a number everywhere."""
-        given = structure.unflatten([nothing[i] + start if i in moving else leaf for i, leaf in enumerate(leaves)])
-        new = jax.tree.leaves(setup.task.apply(state.params, given, batch.inputs, batch.weights, True, None)[1])
+    def updated(batch: Batch, given: list[Any]) -> list[Any]:
+        """What a batch makes of the statistics that move."""
+        places = dict(zip(moving, given, strict=True))
+        whole = structure.unflatten([places.get(i, leaf) for i, leaf in enumerate(leaves)])
+        new = jax.tree.leaves(setup.task.apply(state.params, whole, batch.inputs, batch.weights, True, None)[1])
         return [new[i] for i in moving]
 
     def add(_: jax.Array, sums: list[Any], batch: Batch) -> list[Any]:
         count = total(jnp.sum(batch.weights), setup.axis_name)
         # From statistics of zero, one update leaves momentum times the batch's own.
-        return [old + new.astype(old.dtype) * count for old, new in zip(sums, updated(batch, 0), strict=True)]
+        return [old + new.astype(old.dtype) * count for old, new in zip(sums, updated(batch, zeros), strict=True)]
 
     def keeps(_: jax.Array, shares: list[Any], batch: Batch) -> list[Any]:
-        """What an update keeps of the statistics before it: what a start of one has more than one of zero."""
-        both = zip(shares, updated(batch, 1), updated(batch, 0), strict=True)
-        return [jnp.mean(one.astype(share.dtype) - zero.astype(share.dtype)) for share, one, zero in both]
+        """What an update keeps of the statistics before it, as a derivative: a difference would drown in large ones.
+
+        1 of a leaf that others move too, which is then let be.
+        """
+        function = partial(updated, batch)
+        alike = [jnp.ones_like(leaf) for leaf in zeros]
+        each = [jnp.full_like(leaf, i) for i, leaf in enumerate(zeros, 1)]
+        _, kept = jax.jvp(function, (zeros,), (alike,))
+        _, own = jax.jvp(function, (zeros,), (each,))
+        found = []
+        for i, (share, one, other) in enumerate(zip(shares, kept, own, strict=True), 1):
+            one, other = jnp.mean(one.astype(share.dtype)), jnp.mean(other.astype(share.dtype))
+            found.append(jnp.where(jnp.isclose(other, i * one, rtol=1e-3), one, 1))
+        return found
 
     momentum: list[Any] = [setup.task.stats_momentum] * len(moving)
     if setup.task.stats_momentum is None:
         first = samples._replace(size=jnp.minimum(samples.size, min(setup.batch_size, samples.order.shape[0])))
-        room = [jnp.zeros((), nothing[i].dtype) for i in moving]
+        room = [jnp.zeros((), leaf.dtype) for leaf in zeros]
         kept = over_batches(keeps, room, setup.train, first, setup.batch_size, setup.axis_name)
         momentum = [1 - share for share in kept]
-    sums = over_batches(add, [nothing[i] for i in moving], setup.train, samples, setup.batch_size, setup.axis_name)
+    sums = over_batches(add, zeros, setup.train, samples, setup.batch_size, setup.axis_name)
     for i, own, moment in zip(moving, sums, momentum, strict=True):
         mean = own / (moment * samples.size)
         leaves[i] = jnp.where(moment == 0, leaves[i], mean.astype(leaves[i].dtype))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wsjax.checks import check_count, check_number
+from wsjax.checks import check_count, check_number, takes
 from wsjax.errors import TaskError
 from wsjax.storage.rows import CAP
 
@@ -57,5 +57,8 @@ def at_plateau(tolerance: float = 0.002, window: int = 3) -> StopRule:
 
 
 def any_of(*rules: StopRule) -> StopRule:
-    """Stops when any rule does; the reason is the first such rule's."""
+    """Stops when any rule does; the reason is the first such rule's. Raises a TaskError where one is no rule."""
+    for rule in rules:
+        if not takes(rule, 1):
+            raise TaskError(f"any_of: a rule is a function (accuracies) -> reason, not {rule!r:.60}")
     return lambda accuracies: next((reason for rule in rules if (reason := rule(accuracies))), None)

@@ -38,12 +38,14 @@ class Task(NamedTuple):
     Attributes:
       init: `key -> (params, batch_stats)`; batch_stats is {} where the model has no state.
       apply: `(params, batch_stats, inputs, weights, train, keys) -> (outputs, batch_stats)`; `weights` [B] marks
-        padding by 0. `keys` [B] is a random key a sample, so that what is drawn does not depend on how a batch is split
-        over devices; where it is None nothing is random, as in evaluation.
+        padding by 0, which a model that mixes samples, as BatchNorm does, must leave out. `keys` [B] is a random key a
+        sample, so that what is drawn does not depend on how a batch is split over devices; where it is None nothing is
+        random, as in evaluation.
       loss: `(outputs, targets) -> [B]`, a loss for each sample.
       score: `(outputs, targets) -> [B]`, what "accuracy" averages.
       stats_momentum: the share that one batch has in batch_stats when `apply` updates them; None measures it, by one
-        more batch, where it is asked for.
+        more batch, where it is asked for. A leaf that is no moving average of its own, as one that is corrected for
+        its bias by a count of batches, is not re-estimated.
       activations: `(params, batch_stats, inputs) -> Activations`, for probes that look into the network; None where
         there are none.
     """
