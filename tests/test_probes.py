@@ -311,6 +311,14 @@ def test_gradients_of_a_rounds_own_old_and_new_samples():
     assert alone[NEW] == 4.5
 
 
+def test_images_whose_labels_were_mended_are_old_all_the_same():
+    setup = Setup(line_task(), SGD, LINE, LINE, batch_size=2, probe=gradient_norms())
+    noisy = setup._replace(train=(LINE[0], LINE[1] + 1.0))
+    rounds = [Round(3, max_epochs=1, setup=noisy), Round(5, max_epochs=1)]
+    rows = run_rounds(setup, rounds, {"WS": warm_start}).rows
+    assert [row[OLD] is None for row in rows] == [True, False]
+
+
 def test_the_first_of_two_probes_has_a_field_of_one_name():
     both = probes.together(lambda *_: {"a": 1.0, "b": 2.0}, lambda *_: {"b": 3.0, "c": 4.0})
     assert both(None, None, None, None) == {"a": 1.0, "b": 2.0, "c": 4.0}
