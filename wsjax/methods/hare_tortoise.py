@@ -44,7 +44,8 @@ def hare_tortoise(
       every: steps between two times at which the params become the slow copy.
       first: steps until the first such time; None for `every`.
       in_epochs: whether these two are epochs; `update` is then given `epoch_steps`, as `wsjax.run_rounds` does. The
-        authors' are 10 and 1.
+        authors' are 10 and 1. Steps are counted from the state's beginning: one that lives on into a round of longer
+        epochs (`opt_state="keep"`) goes back within them.
 
     Returns:
       A transformation whose update needs the params.
