@@ -31,6 +31,20 @@ def call(folder, *arguments):
     return done.returncode, " ".join(done.stdout.split()), done.stderr
 
 
+# The job, which is told to end as soon as a model's place is decided.
+TOLD_AT_THE_END = """
+import os, signal
+from wsjax.retraining import shelf
+finish = shelf.finish
+def finish_and_tell(*arguments):
+    finish(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+shelf.finish = finish_and_tell
+from wsjax.commands.main import main
+main()
+"""
+
+
 def add(folder, name, part):
     digits = load_digits()
     images = (digits.images[part] * 15).astype(np.uint8)[..., None]
@@ -73,6 +87,15 @@ def test_a_jobs_life(tmp_path):
     assert (code, errors) == (2, f"error: {tmp_path / 'model'}: model 1 has no parent to roll back to\n")
     code, said, _ = call(tmp_path, "--rollback_to=3")
     assert (code, "model 3 is current, not 1" in said) == (0, True)
+
+
+def test_a_signal_after_the_last_epoch_leaves_the_report(tmp_path):
+    add(tmp_path, "monday", slice(0, 500))
+    python, _, _, *arguments = command(tmp_path, "--data", str(tmp_path / "monday.npz"))
+    done = subprocess.run([python, "-c", TOLD_AT_THE_END, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "error: terminated; the same command continues the run\n")
+    assert "model 1, from scratch: " in done.stdout
+    assert "model 1 is current" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ from typing import Any
 
 import tyro
 
-from wsjax.errors import LeftOut, UserError
+from wsjax.errors import LeftOut, Terminated, UserError
 from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB, current_settings
-from wsjax.scripts import build, cli, console, process
+from wsjax.scripts import build, cli, console, ending, process
 from wsjax.scripts import config as common
 from wsjax.storage.files import user_path
 
@@ -106,7 +106,10 @@ def with_kept(config: Config, folder: Path) -> Config:
 
 
 def main(config: Config) -> None:
-    """Retrains, says what came of it, and exits with a code that says it too."""
+    """Retrains, says what came of it, and exits with a code that says it too.
+
+    A signal that comes when a model has been trained ends it after the report, by the signal's code.
+    """
     check(config)
     process.set_up()
     build.use_devices(config.devices)
@@ -127,6 +130,7 @@ def main(config: Config) -> None:
         return console.say("no new data: nothing changed")
     for line in report(config, lineage):
         console.say(line)
+    ending.check()
     if not lineage["promoted"]:
         sys.exit(KEPT_ASIDE)
 
@@ -135,16 +139,22 @@ def _retrain(config: Config) -> dict[str, Any] | None:
     """Trains the next model and shows how far it is; returns its lineage, None where nothing is new."""
     from wsjax.retraining.retrain import retrain
 
-    with console.progress(_most_epochs(config), ", if training does not end early") as advance, advice(config):
-        return retrain(
-            config.model_dir,
-            config.data,
-            build_recipe(config),
-            say=console.say,
-            observe=lambda rows: advance(
-                1, f"epoch {rows[0]['epoch']}: train accuracy {rows[0]['train_accuracy']:.1%}"
-            ),
-        )
+    lineage = None
+    try:
+        with console.progress(_most_epochs(config), ", if training does not end early") as advance, advice(config):
+            lineage = retrain(
+                config.model_dir,
+                config.data,
+                build_recipe(config),
+                say=console.say,
+                observe=lambda rows: advance(
+                    1, f"epoch {rows[0]['epoch']}: train accuracy {rows[0]['train_accuracy']:.1%}"
+                ),
+            )
+    except Terminated:
+        if lineage is None:
+            raise
+    return lineage  # of a model that is stored: no later call would tell what came of it
 
 
 def _most_epochs(config: Config) -> int:
