@@ -244,8 +244,11 @@ def main(settings: Config) -> None:
         if settings.launcher == "slurm" and chosen:
             return submit(chosen, workdir, settings)
         failed = study.run(chosen, workdir, factor, settings.jobs)
-        draw(workdir)
-        return study.explain(failed, workdir)
+        try:
+            draw(workdir)
+        finally:  # where every job failed there is nothing to draw
+            study.explain(failed, workdir)
+        return None
 
 
 SLURM_ONLY = ("partition", "account", "gpus_per_job", "time", "parallel")

@@ -175,6 +175,14 @@ def test_a_job_that_fails_leaves_the_others_alone_and_is_told(scripts):
     assert states == {"a": "waiting", "b": "complete"}
 
 
+def test_why_jobs_failed_is_told_also_where_there_is_nothing_to_draw(tmp_path, monkeypatch, capsys):
+    own = runpy.run_path(str(REPRODUCE))
+    monkeypatch.setattr(study, "run", lambda jobs, *_: [launch.Ended(job, 1, 1.0) for job in jobs])
+    with pytest.raises(RunError, match="1 jobs failed"):
+        own["main"](own["Config"](only=("figure8",), seeds=1, workdir=tmp_path))
+    assert "FAILED: figure8 ended with 1." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_study_that_is_killed_goes_on_where_it_was(scripts, number):
     """Its jobs end with it, having told how far they are; the next call waits for them and continues."""
