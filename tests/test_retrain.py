@@ -118,6 +118,11 @@ def test_a_signal_after_the_last_epoch_leaves_the_report(tmp_path):
             ("--data", "x", "--stop", "epochs", "--threshold=0.9"),
             "--threshold has no use without --stop accuracy: leave",
         ),
+        (
+            ("--data", "x", "--method=continue", "--fire_steps=1"),
+            "--fire_steps has no use without --method=fire; leave it out, or give that",
+        ),
+        (("--data", "x", "--method=dash", "--shrink=0.1"), "--shrink has no use without --method=shrink-perturb; "),
         (("--data", "x", "--model_dir="), "--model_dir is empty: give a path, or leave it out"),
         (("--data", "x", "--model-dir", ""), "--model_dir is empty"),
         (("--rollback_to", "2"), "{folder}/model has no model to roll back"),

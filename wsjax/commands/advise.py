@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from wsjax.commands import retrain
 from wsjax.errors import RunError, UsageError, printable
 from wsjax.results import advice, names, words
+from wsjax.retraining.lineage import FACTORS
 from wsjax.scripts import build, cli, config, console, hosts, process, race, study
 from wsjax.storage.about import about_run, data_digest
 from wsjax.storage.files import user_path, write_json
@@ -184,13 +185,15 @@ def load(settings: Config) -> Dataset:
 def command(settings: Config, spec: names.Spec) -> str:
     """The command line that retrains in a way from now on, with these settings."""
     flags = [f"--model_dir=MODEL --data {shlex.join(settings.data) if _are_files(settings.data) else 'FILES'}"]
-    flags.append(f"--method={_METHODS[spec['reinit']]}")
+    method = _METHODS[spec["reinit"]]
+    flags.append(f"--method={method}")
     if spec["reinit"] == names.SHRINK:
         flags.append(f"--shrink={spec['shrink']:g} --perturb={spec['perturb']:g}")
     if "learning_rate" in spec:
         flags.append(f"--later_rate={spec['learning_rate']!r}")
+    others = [name for other, own in FACTORS.items() if other != method for name in own]
     for name, default in vars(retrain.DEFAULTS).items():
-        if name in _OWN or not hasattr(settings, name) or _FACTORS.get(name, spec["reinit"]) != spec["reinit"]:
+        if name in (*_OWN, *others) or not hasattr(settings, name):
             continue
         if (value := getattr(settings, name)) == default:
             continue
@@ -201,8 +204,6 @@ def command(settings: Config, spec: names.Spec) -> str:
 
 _OWN = ("data", "tolerance")
 """Fields of the job's names that are told apart, or mean something else here."""
-_FACTORS = {"dash_shrink": "dash", "fire_steps": "fire"}
-"""Fields of one re-initialiser only."""
 _METHODS = {
     names.RANDOM: "scratch",
     names.WARM: "continue",

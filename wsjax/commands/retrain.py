@@ -29,7 +29,7 @@ from typing import Any
 import tyro
 
 from wsjax.errors import LeftOut, Terminated, UserError
-from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB, current_settings
+from wsjax.retraining.lineage import FACTORS, METHODS, SCRATCH, SHRINK_PERTURB, current_settings
 from wsjax.scripts import build, cli, console, ending, process
 from wsjax.scripts import config as common
 from wsjax.storage.files import user_path
@@ -220,6 +220,9 @@ def check(config: Config) -> None:
     """Checks every field; raises UsageError."""
     common.check_training(config)
     cli.choose("method", config.method, METHODS)
+    for method, factors in FACTORS.items():
+        for name in factors if method != config.method else ():
+            common.check_unused(config, DEFAULTS, name, f"without --method={method}; leave it out, or give that")
     for name in ("shrink", "perturb"):
         value = getattr(config, name)
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
