@@ -98,6 +98,29 @@ def test_a_signal_after_the_last_epoch_leaves_the_report(tmp_path):
     assert "model 1 is current" in " ".join(done.stdout.split())
 
 
+def capped(lines):
+    return [line for line in lines if "the cap" in line]
+
+
+def test_whether_the_cap_ended_a_training_is_for_the_call_that_trained_it():
+    lineage = read_json(Path(__file__).parent / "fixtures/model_folder/models/0002/lineage.json")
+    for cost in ("metrics", "scratch"):
+        lineage[cost] |= {"stop": "epochs", "epochs": 9}
+    by_accuracy, by_epochs = (retrain.Config(stop=(stop,)) for stop in ("accuracy", "epochs"))
+    assert len(capped(retrain.report(by_accuracy, lineage))) == 2  # of before: it does not tell
+    assert capped(retrain.report(by_epochs, lineage)) == []
+    lineage["scratch"]["capped"], lineage["metrics"]["capped"] = True, False
+    for config in (by_accuracy, by_epochs):
+        (line,) = capped(retrain.report(config, lineage))
+        assert line.startswith("from scratch: ")
+    lineage["metrics"]["capped"] = True
+    said = {stop: capped(retrain.report(retrain.Config(stop=(stop,)), lineage))[0] for stop in ("accuracy", "plateau")}
+    assert said == {
+        "accuracy": "it ended at the cap of 9 epochs; raise --epochs or lower --threshold",
+        "plateau": "it ended at the cap of 9 epochs; raise --epochs",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

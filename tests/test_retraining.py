@@ -116,6 +116,13 @@ def test_first_call_then_nothing_new_then_new_data(job):
     assert sorted(path.name for path in (job.folder / "models").iterdir()) == ["0001", "0002"]
 
 
+@pytest.mark.parametrize(("stop", "capped"), [(["epochs"], False), (["accuracy"], True)])
+def test_a_lineage_tells_whether_epochs_were_a_cap(job, stop, capped):
+    job.add("a")
+    metrics = job.call(recipe(describe={"architecture": {"model": "logistic"}, "stop": stop}))["metrics"]
+    assert (metrics["stop"], metrics["capped"]) == ("epochs", capped)
+
+
 def test_it_starts_from_the_shrunk_and_perturbed_parent(job):
     job.add("a")
     job.call()

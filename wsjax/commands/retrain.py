@@ -242,15 +242,16 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
     took = f"{metrics['steps']:,} steps ({metrics['epochs']} epochs, {console.duration(metrics['train_seconds'])})"
     reason = f"train accuracy {metrics['train_accuracy']:.1%}"
     lines = [f"model {number}, {origin}: {sizes}; {took}, to {reason}"]
-    if metrics["stop"] == "epochs" and set(config.stop) != {"epochs"}:
-        lines.append(f"it ended at the cap of {metrics['epochs']} epochs; raise --epochs or lower --threshold")
+    if _is_capped(config, metrics):
+        lower = " or lower --threshold" if "accuracy" in config.stop else ""
+        lines.append(f"it ended at the cap of {metrics['epochs']} epochs; raise --epochs{lower}")
     scratch, change = lineage["scratch"], lineage["change"]
     if change is None:
         lines.append(f"held-out accuracy: {metrics['accuracy']:.2%}")
     else:
         points = f"{100 * change['mean']:+.2f} points, standard error {100 * change['standard_error']:.2f}"
         lines.append(f"held-out accuracy: before {lineage['before']:.2%}, now {metrics['accuracy']:.2%} ({points})")
-        cap = " (the cap)" if scratch["stop"] == "epochs" and set(config.stop) != {"epochs"} else ""
+        cap = " (the cap)" if _is_capped(config, scratch) else ""
         cost = f"{scratch['steps']:,} steps{cap}, {scratch['accuracy']:.2%}"
         when = f"measured with model {scratch['model']}, on {scratch['train_images']:,} images"
         if scratch["held_out_images"] != metrics["held_out_images"]:  # its accuracy is not to be compared
@@ -265,3 +266,8 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
         lines.append(f"to take model {number} all the same: {command} --rollback_to={number}")
         lines.append("to try another way on the same data: this command with --again and, say, --method=scratch")
     return lines
+
+
+def _is_capped(config: Config, cost: dict[str, Any]) -> bool:
+    """Whether the cap on epochs ended a training; of one that an older lineage tells of, this call's --stop decides."""
+    return cost.get("capped", cost["stop"] == "epochs" and set(config.stop) != {"epochs"})
