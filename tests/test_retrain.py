@@ -146,6 +146,7 @@ def test_whether_the_cap_ended_a_training_is_for_the_call_that_trained_it():
             "--fire_steps has no use without --method=fire; leave it out, or give that",
         ),
         (("--data", "x", "--method=dash", "--shrink=0.1"), "--shrink has no use without --method=shrink-perturb; "),
+        (("--data", "x", "--width=8"), "--width has no use for mlp; leave it out: it is for resnet18"),
         (("--data", "x", "--model_dir="), "--model_dir is empty: give a path, or leave it out"),
         (("--data", "x", "--model-dir", ""), "--model_dir is empty"),
         (("--rollback_to", "2"), "{folder}/model has no model to roll back"),
@@ -184,8 +185,12 @@ def test_what_must_stay_is_the_folders_where_it_is_not_given(tmp_path, monkeypat
     copy = shutil.copytree(folder, tmp_path / "model")
     path = copy / "models" / "0002" / "lineage.json"
     lineage = read_json(path)
-    write_json(path, lineage | {"settings": lineage["settings"] | {"holdout": 0.25}})
-    assert retrain.with_kept(retrain.DEFAULTS, copy).holdout == 0.25
+    settings = lineage["settings"]
+    settings |= {"holdout": 0.25, "architecture": settings["architecture"] | {"width": 8}}
+    write_json(path, lineage | {"settings": settings})
+    kept = retrain.with_kept(retrain.DEFAULTS, copy)
+    assert (kept.holdout, kept.width) == (0.25, 8)
+    retrain.check(kept, kept)  # a width that an MLP has no use for is no flag of this call's
 
 
 @pytest.mark.parametrize(

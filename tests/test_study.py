@@ -38,7 +38,8 @@ class Config(config.Common):
 def defaults(dataset):
     return Config(epochs=5)
 
-check = config.check_config
+def check(settings):
+    config.check_config(settings, defaults(None))
 
 def main(settings):
     folder = settings.workdir / "offline" / settings.run

@@ -99,7 +99,7 @@ def with_kept(config: Config, folder: Path) -> Config:
         network = build.trained_as(folder, architecture)
         kept = {name: getattr(network, name) for name in ARCHITECTURE if name in architecture}
         made = dataclasses.replace(config, **kept, holdout=stored["holdout"])
-        check(made)
+        check(made, made)
     except (UserError, TypeError, KeyError):  # the call itself says what is wrong with the folder
         return config
     return made
@@ -110,7 +110,7 @@ def main(config: Config) -> None:
 
     A signal that comes when a model has been trained ends it after the report, by the signal's code.
     """
-    check(config)
+    check(config, with_kept(DEFAULTS, config.model_dir))
     process.set_up()
     build.use_devices(config.devices)
     from wsjax.retraining.shelf import roll_back
@@ -216,13 +216,14 @@ def build_later(config: Config) -> tuple[float, Any] | None:
     return rate, build.build_optimizer(dataclasses.replace(config, learning_rate=rate))
 
 
-def check(config: Config) -> None:
-    """Checks every field; raises UsageError."""
+def check(config: Config, default: Config) -> None:
+    """Checks every field, with what the job has where nothing is said; raises UsageError."""
     common.check_training(config)
+    common.check_model(config, default)
     cli.choose("method", config.method, METHODS)
     for method, factors in FACTORS.items():
         for name in factors if method != config.method else ():
-            common.check_unused(config, DEFAULTS, name, f"without --method={method}; leave it out, or give that")
+            common.check_unused(config, default, name, f"without --method={method}; leave it out, or give that")
     for name in ("shrink", "perturb"):
         value = getattr(config, name)
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
