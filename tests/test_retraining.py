@@ -24,7 +24,6 @@ from wsjax.retraining.incoming import is_held_out, read_pool
 from wsjax.retraining.recipe import Recipe
 from wsjax.retraining.retrain import retrain
 from wsjax.retraining.shelf import load_model, roll_back
-from wsjax.rounds.legs import Settings
 from wsjax.scripts import build
 from wsjax.scripts.config import Training
 from wsjax.storage.files import read_json, write_json
@@ -57,7 +56,7 @@ def recipe(epochs=3, **changes):
         optimizer=changes.pop("optimizer", optax.adam(0.02)),
         stop=after_epochs(epochs),
         batch_size=16,
-        settings=Settings(checkpoint_every=1),
+        checkpoint_every=1,
         describe=changes.pop("describe", {"architecture": {"model": "logistic"}}),
         holdout=changes.pop("holdout", 0.25),
         **changes,

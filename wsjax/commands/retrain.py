@@ -30,7 +30,7 @@ import tyro
 
 from wsjax.errors import LeftOut, Terminated, UserError
 from wsjax.retraining.lineage import FACTORS, METHODS, SCRATCH, SHRINK_PERTURB, current_settings
-from wsjax.scripts import build, cli, console, ending, process
+from wsjax.scripts import build, cli, console, ending, optimisers, process
 from wsjax.scripts import config as common
 from wsjax.storage.files import user_path
 
@@ -178,34 +178,21 @@ def advice(config: Config) -> Iterator[None]:
 def build_recipe(config: Config) -> Any:
     """The settings as a `retraining.Recipe`."""
     from wsjax.retraining.recipe import Recipe
-    from wsjax.rounds.legs import Settings
     from wsjax.training.stopping import after_epochs, any_of
 
-    fields: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(common.Training)}
-    architecture = {name: fields.pop(name) for name in ARCHITECTURE}
-    return Recipe(
-        make_task=partial(build.build_task, config),
-        optimizer=build.build_optimizer(config),
-        stop=any_of(build.build_stop(config), after_epochs(config.epochs)),
-        batch_size=config.batch_size,
-        settings=Settings(checkpoint_every=config.checkpoint_every),
-        describe={"architecture": architecture, **fields},
-        shrink=config.shrink,
-        perturb=config.perturb,
-        holdout=config.holdout,
-        tolerance=config.tolerance,
-        seed=config.seed,
-        compare_scratch=config.compare_scratch,
-        mesh=build.data_mesh(config.devices),
-        max_gigabytes=config.max_gigabytes,
-        image_size=config.image_size,
-        fit=build.build_fit(config),
-        method=config.method,
-        dash_shrink=config.dash_shrink,
-        fire_steps=config.fire_steps,
-        later=build_later(config),
-        again=config.again,
-    )
+    told: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(common.Training)}
+    architecture = {name: told.pop(name) for name in ARCHITECTURE}
+    made: dict[str, Any] = {
+        "make_task": partial(build.build_task, config),
+        "optimizer": optimisers.build_optimizer(config),
+        "stop": any_of(build.build_stop(config), after_epochs(config.epochs)),
+        "describe": {"architecture": architecture, **told},
+        "mesh": build.data_mesh(config.devices),
+        "fit": build.build_fit(config),
+        "later": build_later(config),
+    }
+    as_given = {name: getattr(config, name) for name in Recipe._fields if name not in made}
+    return Recipe(**made, **as_given)
 
 
 def build_later(config: Config) -> tuple[float, Any] | None:
@@ -213,7 +200,7 @@ def build_later(config: Config) -> tuple[float, Any] | None:
     rate = config.later_rate
     if rate is None or rate == config.learning_rate:
         return None
-    return rate, build.build_optimizer(dataclasses.replace(config, learning_rate=rate))
+    return rate, optimisers.build_optimizer(dataclasses.replace(config, learning_rate=rate))
 
 
 def check(config: Config, default: Config) -> None:

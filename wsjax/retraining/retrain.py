@@ -32,7 +32,7 @@ from wsjax.retraining.lineage import SCRATCH
 from wsjax.retraining.recipe import Recipe
 from wsjax.retraining.shelf import Model
 from wsjax.rounds.journal import Observer
-from wsjax.rounds.legs import Round
+from wsjax.rounds.legs import Round, Settings
 from wsjax.rounds.loop import run_rounds
 from wsjax.storage import checkpoint
 from wsjax.storage.about import about_run
@@ -182,7 +182,7 @@ def _run(job: Job, folder: Path, setup: Setup, start: Any, key: Mapping[str, Any
     with _open_part(folder, key, job.say) as records:
         result = run_rounds(
             setup, [Round(len(setup.train[1]), recipe.stop)], {}, [seed],
-            settings=recipe.settings._replace(evaluate="round"), initial=start, mesh=recipe.mesh,
+            settings=Settings("round", recipe.checkpoint_every), initial=start, mesh=recipe.mesh,
             records=records, checkpoints=folder / shelf.CHECKPOINTS, observe=job.observe,
         )  # fmt: skip
         (end,) = round_ends(result.rows)
