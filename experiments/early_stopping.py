@@ -82,7 +82,7 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    config.check_config(settings)
+    config.check_config(settings, defaults(settings.dataset))
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: early stopping compares RI and WS, not {' '.join(strangers)}")
     first = _first(settings)

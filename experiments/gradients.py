@@ -71,7 +71,7 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    config.check_config(settings)
+    config.check_config(settings, defaults(settings.dataset))
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def main(settings: Config) -> None:
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     cli.check(set(settings.stop) != {"epochs"}, "--stop=epochs: cells are compared where they converge; give accuracy")
-    config.check_config(settings)
+    config.check_config(settings, defaults(settings.dataset))
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: this experiment compares RI and WS, not {' '.join(strangers)}")
     for one, many in (("learning_rate", "learning_rates"), ("batch_size", "batch_sizes")):

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before the imports that take a second
 import dataclasses
 
 from wsjax.results import summary, tables
-from wsjax.scripts import build, cli, config, run
+from wsjax.scripts import build, cli, config, protocols, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    config.check_config(settings)
+    config.check_config(settings, protocols.applied(defaults(settings.dataset), settings.protocol))
 
 
 if __name__ == "__main__":

@@ -229,9 +229,10 @@ def main(settings: Config) -> None:
         return console.print_table(str(workdir), ["job", "state", "rows", "took", "log"], study.states(jobs, workdir))
     waiting, factor = [job for job in jobs if not job.done], study.speed(jobs, workdir)
     budget = None if settings.budget is None else study.seconds_of(settings.budget)
-    chosen, left_out = study.within(waiting, budget, factor)
-    about = console.duration(sum(job.seconds for job in chosen) * factor)
-    console.say(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are complete; {len(chosen)} to run, about {about}")
+    parallel = settings.jobs if settings.launcher == "local" else settings.parallel
+    chosen, left_out, seconds = study.within(waiting, budget, factor, parallel)
+    about = f"{len(chosen)} to run, about {console.duration(seconds)}"
+    console.say(f"{len(jobs) - len(waiting)} of {len(jobs)} jobs are complete; {about}")
     if left_out:
         console.say(f"left out, for they do not fit into {settings.budget}: {', '.join(job.name for job in left_out)}")
     if settings.dry_run:
@@ -244,8 +245,11 @@ def main(settings: Config) -> None:
         if settings.launcher == "slurm" and chosen:
             return submit(chosen, workdir, settings)
         failed = study.run(chosen, workdir, factor, settings.jobs)
-        draw(workdir)
-        return study.explain(failed, workdir)
+        try:
+            draw(workdir)
+        finally:  # where every job failed there is nothing to draw
+            study.explain(failed, workdir)
+        return None
 
 
 SLURM_ONLY = ("partition", "account", "gpus_per_job", "time", "parallel")

@@ -81,10 +81,11 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    config.check_config(settings)
     config.check_list("networks", settings.networks)
     for network in settings.networks:
         cli.choose("networks", network, tuple(NETWORKS))
+    models = dict.fromkeys(NETWORKS[network]["model"] for network in settings.networks)
+    config.check_config(settings, defaults(settings.dataset), tuple(models))
     for name in UNUSED:
         config.check_unused(settings, Config, name, "here: networks are those of --networks, and they are only shrunk")
 

@@ -83,13 +83,18 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    config.check_config(settings)
     for name in ("datasets", "fractions"):
         config.check_list(name, getattr(settings, name))
+    config.check_unused(settings, Config, "own_first", "here: all methods share the rounds before their own")
+    own = " ".join(config.in_optimizer(settings.methods))
+    cli.check(
+        own == "" or settings.opt_state == "rebuild",
+        f"--opt_state=keep: {own} cannot go on with the source's optimiser; leave --opt_state or {own} out",
+    )
+    config.check_config(settings, defaults(settings.datasets[0]))
     stems = [names.of_data(name) for name in settings.datasets]
     cli.check(len(stems) > 1, f"--datasets needs two or more to transfer between, not {' '.join(stems)}")
     cli.check(len(set(stems)) == len(stems), f"--datasets must differ in their names: {' '.join(stems)}")
-    config.check_unused(settings, Config, "own_first", "here: all methods share the rounds before their own")
 
 
 class Plan(NamedTuple):

@@ -44,10 +44,10 @@ def retrain_parsed(line):
     words = shlex.split(line)
     assert words[:2] == ["wsjax", "retrain"]
     config = cli.parse(retrain.DEFAULTS, words[2:])
-    retrain.check(config)
+    retrain.check(config, retrain.DEFAULTS)
     assert retrain.build_recipe(config).method == config.method
     with pytest.raises(UsageError, match=r"unknown method 'fir'; available: .* did you mean 'fire'"):
-        retrain.check(dataclasses.replace(config, method="fir"))
+        retrain.check(dataclasses.replace(config, method="fir"), retrain.DEFAULTS)
     return config
 
 
@@ -65,7 +65,6 @@ def test_the_command_line_means_to_the_job_what_the_study_ran():
         for field in (
             "model",
             "hidden",
-            "stem_pool",
             "optimizer",
             "learning_rate",
             "stop",
@@ -74,6 +73,7 @@ def test_the_command_line_means_to_the_job_what_the_study_ran():
             "holdout",
         ):
             assert getattr(config, field) == getattr(settings, field), (name, field)
+        assert config.stem_pool == retrain.DEFAULTS.stem_pool  # of which an MLP has no use, and the job says so
         assert config.data == settings.data
         assert config.later_rate == spec.get("learning_rate")
         methods[name] = config
@@ -248,7 +248,9 @@ def test_a_study_of_ones_own_data(script, tmp_path):
     [
         (("--budget=soon",), "a time is written as 90s, 30m, 8h or 2d, not 'soon'"),
         (("--factors", "0.4"), "--factors are written as 0.4/0.1, SHRINK/PERTURB, not '0.4'"),
-        (("--raised=1",), "--raised=1 raises nothing: give what the learning rate is multiplied by"),
+        (("--raised=1",), "--raised=1 raises nothing: give a factor above 1"),
+        (("--raised=0.5",), "--raised=0.5 raises nothing: give a factor above 1"),
+        (("--model=logistic", "--width=8"), "--width has no use for logistic; leave it out: it is for resnet18"),
         (("--new=1",), "--new must lie between 0 and 1, not 1.0"),
         (("--new=0.0001",), "--new=0.0001 of 600 train images leaves none on one side; give another"),
         (("--data", "none.npz"), "no such data file: none.npz"),

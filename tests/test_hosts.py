@@ -65,15 +65,15 @@ ALL = {"coordinator": "node1:12345", "num_processes": 2, "process_id": 1}
 )
 def test_flags_of_several_processes_are_all_given_and_fit(monkeypatch, changes, said):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "")  # as a script may leave it
-    check_config(Common(**ALL))
-    check_config(Common(**ALL | {"coordinator": "[::1]:12345"}))
+    check_config(Common(**ALL), Common())
+    check_config(Common(**ALL | {"coordinator": "[::1]:12345"}), Common())
     with pytest.raises(UsageError, match=re.escape(said)):
-        check_config(Common(**ALL | changes))
+        check_config(Common(**ALL | changes), Common())
 
 
 def test_srun_tells_what_flags_do_not(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
-    check_config(Common(process_id=1))
+    check_config(Common(process_id=1), Common())
     assert hosts.has_several_processes(Common())
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "")
     assert not hosts.has_several_processes(Common())

@@ -1,6 +1,7 @@
 """Methods that scripts know by name beside RI, WS and SP."""
 
 import json
+from pathlib import Path
 
 import pytest
 from test_captions import offline, run
@@ -8,7 +9,7 @@ from test_plots import curve
 
 from wsjax.results import names
 from wsjax.results.merge import merge_runs
-from wsjax.scripts import methods
+from wsjax.scripts import methods, study
 from wsjax.scripts.build import methods_table
 from wsjax.scripts.config import ALL_METHODS, Common
 from wsjax.storage.records import BEFORE
@@ -64,6 +65,15 @@ def test_a_script_runs_and_continues_them(script, tmp_path):
         ("--dash_decay=0", "--dash_decay must lie in (0, 1], not 0"),
         ("--dash_chunk=0", "--dash_chunk must be positive, not 0"),
         ("--fire_steps=-1", "--fire_steps must lie in [0, 1000] or be None, not -1"),
+        (
+            "--methods RI WS --dash_shrink=0.9",
+            "--dash_shrink has no use without DASH in --methods; leave it out",
+        ),
+        ("--methods RI WS --shrink 0.1 0.2", "--shrink has no use without SP in --methods; leave it out, or add that"),
+        ("--own_first", "--own_first has no use without one of L2, HT, SWR in --methods; leave it out"),
+        ("--model=mlp --width=8", "--width has no use for mlp; leave it out: it is for resnet18"),
+        ("--model=logistic --hidden 8", "--hidden has no use for logistic; leave it out: it is for mlp"),
+        ("--dataset=cifar10 --bias False", "--bias has no use for resnet18; leave it out: it is for mlp and logistic"),
         ("--batch_stats=lose", "keep, reset, reestimate"),
         (
             "--model=resnet18 --methods DASH --evaluation=batch",
@@ -76,6 +86,14 @@ def test_bad_flags_get_one_line(script, flag, said):
     assert code == 2
     assert said in err
     assert err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--methods RI WS", "--methods WS --protocol=hare-tortoise", "--methods RI WS --protocol=fire --model=mlp"],
+)
+def test_what_a_script_has_by_itself_is_no_flag_of_the_users(flags):
+    study.parsed(Path(__file__).parents[1] / "experiments" / "offline.py", flags.split())
 
 
 def test_a_caption_tells_their_factors():

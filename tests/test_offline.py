@@ -85,9 +85,9 @@ def test_a_run_leaves_what_a_reader_needs(offline, tmp_path):
 
 def test_a_users_own_images_a_resnet_and_several_shrinks(offline, tmp_path):
     own = save(tmp_path / "own.npz")
-    arguments = ("--dataset", own, "--width", 2, "--epochs", 1, "--batch_size", 8, "--learning_rate", 0.01)
-    resnet = ("--methods", "WS", "--evaluation", "reestimated", "--precision", "bfloat16", "--run", "resnet")
-    code, _, error = offline(*arguments, *resnet)
+    arguments = ("--dataset", own, "--epochs", 1, "--batch_size", 8, "--learning_rate", 0.01)
+    resnet = ("--width", 2, "--methods", "WS", "--evaluation", "reestimated", "--precision", "bfloat16")
+    code, _, error = offline(*arguments, *resnet, "--run", "resnet")
     assert code == 0, error
     found = read_run(tmp_path / "runs" / "offline" / "resnet")
     assert found.config["config"]["model"] == "resnet18"

@@ -377,9 +377,9 @@ def test_settings_name_what_is_measured():
         with pytest.raises(UsageError, match=message):
             named.with_probes(setup, own)
     with pytest.raises(UsageError, match=r"unknown probe 'ranks'; available: weights, dead, rank.*did you mean 'rank'"):
-        config.check_config(config.Common(probes=("ranks",)))
+        config.check_config(config.Common(probes=("ranks",)), config.Common())
     with pytest.raises(UsageError, match="--probes must not repeat a value: rank rank"):
-        config.check_config(config.Common(probes=("rank", "rank")))
+        config.check_config(config.Common(probes=("rank", "rank")), config.Common())
 
 
 def test_by_sgd_a_resnets_convolutions_have_a_rate_in_effect_and_by_adam_another():

@@ -24,8 +24,11 @@ def loaded(script):
 
 
 def settings(script, *flags):
-    default = cli.default_of(loaded(script), flags)
-    return cli.parse(default, flags)
+    return cli.parse(default_of(script, flags), flags)
+
+
+def default_of(script, flags):
+    return cli.default_of(loaded(script), flags)
 
 
 @pytest.mark.parametrize(("script", "protocol"), [("offline", n) for n in OFFLINE] + [("online", n) for n in ONLINE])
@@ -34,7 +37,7 @@ def test_every_protocol_sets_what_it_names_and_can_be_run(script, protocol):
     for name, value in protocols.PROTOCOLS[protocol].items():
         assert getattr(found, name) == value
     assert found.protocol == protocol
-    config.check_config(found)
+    config.check_config(found, default_of(script, ("--protocol", protocol)))
 
 
 def test_every_part_is_still_a_flag_and_the_data_set_too():

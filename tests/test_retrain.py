@@ -31,6 +31,20 @@ def call(folder, *arguments):
     return done.returncode, " ".join(done.stdout.split()), done.stderr
 
 
+# The job, which is told to end as soon as a model's place is decided.
+TOLD_AT_THE_END = """
+import os, signal
+from wsjax.retraining import shelf
+finish = shelf.finish
+def finish_and_tell(*arguments):
+    finish(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+shelf.finish = finish_and_tell
+from wsjax.commands.main import main
+main()
+"""
+
+
 def add(folder, name, part):
     digits = load_digits()
     images = (digits.images[part] * 15).astype(np.uint8)[..., None]
@@ -75,6 +89,38 @@ def test_a_jobs_life(tmp_path):
     assert (code, "model 3 is current, not 1" in said) == (0, True)
 
 
+def test_a_signal_after_the_last_epoch_leaves_the_report(tmp_path):
+    add(tmp_path, "monday", slice(0, 500))
+    python, _, _, *arguments = command(tmp_path, "--data", str(tmp_path / "monday.npz"))
+    done = subprocess.run([python, "-c", TOLD_AT_THE_END, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "error: terminated; the same command continues the run\n")
+    assert "model 1, from scratch: " in done.stdout
+    assert "model 1 is current" in " ".join(done.stdout.split())
+
+
+def capped(lines):
+    return [line for line in lines if "the cap" in line]
+
+
+def test_whether_the_cap_ended_a_training_is_for_the_call_that_trained_it():
+    lineage = read_json(Path(__file__).parent / "fixtures/model_folder/models/0002/lineage.json")
+    for cost in ("metrics", "scratch"):
+        lineage[cost] |= {"stop": "epochs", "epochs": 9}
+    by_accuracy, by_epochs = (retrain.Config(stop=(stop,)) for stop in ("accuracy", "epochs"))
+    assert len(capped(retrain.report(by_accuracy, lineage))) == 2  # of before: it does not tell
+    assert capped(retrain.report(by_epochs, lineage)) == []
+    lineage["scratch"]["capped"], lineage["metrics"]["capped"] = True, False
+    for config in (by_accuracy, by_epochs):
+        (line,) = capped(retrain.report(config, lineage))
+        assert line.startswith("from scratch: ")
+    lineage["metrics"]["capped"] = True
+    said = {stop: capped(retrain.report(retrain.Config(stop=(stop,)), lineage))[0] for stop in ("accuracy", "plateau")}
+    assert said == {
+        "accuracy": "it ended at the cap of 9 epochs; raise --epochs or lower --threshold",
+        "plateau": "it ended at the cap of 9 epochs; raise --epochs",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -95,6 +141,12 @@ def test_a_jobs_life(tmp_path):
             ("--data", "x", "--stop", "epochs", "--threshold=0.9"),
             "--threshold has no use without --stop accuracy: leave",
         ),
+        (
+            ("--data", "x", "--method=continue", "--fire_steps=1"),
+            "--fire_steps has no use without --method=fire; leave it out, or give that",
+        ),
+        (("--data", "x", "--method=dash", "--shrink=0.1"), "--shrink has no use without --method=shrink-perturb; "),
+        (("--data", "x", "--width=8"), "--width has no use for mlp; leave it out: it is for resnet18"),
         (("--data", "x", "--model_dir="), "--model_dir is empty: give a path, or leave it out"),
         (("--data", "x", "--model-dir", ""), "--model_dir is empty"),
         (("--rollback_to", "2"), "{folder}/model has no model to roll back"),
@@ -133,8 +185,12 @@ def test_what_must_stay_is_the_folders_where_it_is_not_given(tmp_path, monkeypat
     copy = shutil.copytree(folder, tmp_path / "model")
     path = copy / "models" / "0002" / "lineage.json"
     lineage = read_json(path)
-    write_json(path, lineage | {"settings": lineage["settings"] | {"holdout": 0.25}})
-    assert retrain.with_kept(retrain.DEFAULTS, copy).holdout == 0.25
+    settings = lineage["settings"]
+    settings |= {"holdout": 0.25, "architecture": settings["architecture"] | {"width": 8}}
+    write_json(path, lineage | {"settings": settings})
+    kept = retrain.with_kept(retrain.DEFAULTS, copy)
+    assert (kept.holdout, kept.width) == (0.25, 8)
+    retrain.check(kept, kept)  # a width that an MLP has no use for is no flag of this call's
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from wsjax.retraining.incoming import is_held_out, read_pool
 from wsjax.retraining.recipe import Recipe
 from wsjax.retraining.retrain import retrain
 from wsjax.retraining.shelf import load_model, roll_back
-from wsjax.rounds.legs import Settings
 from wsjax.scripts import build
 from wsjax.scripts.config import Training
 from wsjax.storage.files import read_json, write_json
@@ -57,7 +56,7 @@ def recipe(epochs=3, **changes):
         optimizer=changes.pop("optimizer", optax.adam(0.02)),
         stop=after_epochs(epochs),
         batch_size=16,
-        settings=Settings(checkpoint_every=1),
+        checkpoint_every=1,
         describe=changes.pop("describe", {"architecture": {"model": "logistic"}}),
         holdout=changes.pop("holdout", 0.25),
         **changes,
@@ -114,6 +113,13 @@ def test_first_call_then_nothing_new_then_new_data(job):
     assert second["scratch"] == first["scratch"]  # it was measured then
     assert read_json(job.folder / "current.json") == {"current": 2, "decided": 2}
     assert sorted(path.name for path in (job.folder / "models").iterdir()) == ["0001", "0002"]
+
+
+@pytest.mark.parametrize(("stop", "capped"), [(["epochs"], False), (["accuracy"], True)])
+def test_a_lineage_tells_whether_epochs_were_a_cap(job, stop, capped):
+    job.add("a")
+    metrics = job.call(recipe(describe={"architecture": {"model": "logistic"}, "stop": stop}))["metrics"]
+    assert (metrics["stop"], metrics["capped"]) == ("epochs", capped)
 
 
 def test_it_starts_from_the_shrunk_and_perturbed_parent(job):

@@ -38,7 +38,8 @@ class Config(config.Common):
 def defaults(dataset):
     return Config(epochs=5)
 
-check = config.check_config
+def check(settings):
+    config.check_config(settings, defaults(None))
 
 def main(settings):
     folder = settings.workdir / "offline" / settings.run
@@ -114,6 +115,24 @@ def test_twice_the_epochs_cost_about_twice_as_much(scripts):
     assert 1.9 < two / one <= 2
 
 
+def test_the_cost_is_that_of_the_networks_and_images_that_a_script_trains_on():
+    def seconds(text):
+        (job,) = study.make_jobs({"f": [text]}, REPRODUCE.parent, Path("work"))["f"]
+        return job.seconds - plan.START
+
+    mlp, resnet, both = (
+        seconds(f"shrink_only --dataset=cifar10 --networks {networks}")
+        for networks in ("relu", "resnet18", "relu resnet18")
+    )
+    assert resnet > 100 * mlp
+    assert both == pytest.approx(mlp + resnet)
+    small, large = (
+        seconds(f"transfer --datasets {sets} --model=resnet18 --num_train=1000 --epochs=8 --first_epochs=8 --seeds 0")
+        for sets in ("digits_low digits_high", "cifar10 cifar100")
+    )
+    assert large > 10 * small
+
+
 def test_what_is_asked_for_is_run_and_what_there_is_not_is_named(scripts):
     figures = make(scripts, {"figure5": ["offline"], "table2": ["offline --epochs=7"]})
     assert list(study.select(figures, ["table2"])) == ["table2"]
@@ -137,10 +156,18 @@ def test_what_is_no_time(text):
 
 def test_a_budget_takes_what_fits_in_order():
     jobs = [launch.Job(name, (), (), seconds) for name, seconds in (("a", 30), ("b", 100), ("c", 20))]
-    chosen, left = study.within(jobs, 60, 1.0)
-    assert ([job.name for job in chosen], [job.name for job in left]) == (["a", "c"], ["b"])
-    assert study.within(jobs, 60, 2.0)[0] == jobs[:1]  # this machine is half as fast
-    assert study.within(jobs, None, 1.0) == (jobs, [])
+    a, b, c = jobs
+    assert study.within(jobs, 60, 1.0, 1) == ([a, c], [b], 50)
+    assert study.within(jobs, 60, 2.0, 1) == ([a], [b, c], 60)  # this machine is half as fast
+    assert study.within(jobs, None, 1.0, 1) == (jobs, [], 150)
+
+
+def test_jobs_side_by_side_take_as_long_as_the_longest_row_of_them():
+    jobs = [a, b, c] = [launch.Job(name, (), (), seconds) for name, seconds in (("a", 30), ("b", 100), ("c", 20))]
+    assert study.within(jobs, None, 1.0, 2) == (jobs, [], 100)  # c after a, beside b
+    assert study.within(jobs, 30, 1.0, 2) == ([a, c], [b], 30)
+    assert study.within(jobs, 99, 1.0, 16) == ([a, c], [b], 30)  # b alone takes longer
+    assert study.within([], None, 1.0, 2) == ([], [], 0)
 
 
 def test_speed_is_what_complete_jobs_took_over_what_was_guessed(scripts):
@@ -173,6 +200,14 @@ def test_a_job_that_fails_leaves_the_others_alone_and_is_told(scripts):
     jobs = [job for own in figures.values() for job in own]
     states = {name: state for name, state, *_ in study.states(jobs, workdir)}
     assert states == {"a": "waiting", "b": "complete"}
+
+
+def test_why_jobs_failed_is_told_also_where_there_is_nothing_to_draw(tmp_path, monkeypatch, capsys):
+    own = runpy.run_path(str(REPRODUCE))
+    monkeypatch.setattr(study, "run", lambda jobs, *_: [launch.Ended(job, 1, 1.0) for job in jobs])
+    with pytest.raises(RunError, match="1 jobs failed"):
+        own["main"](own["Config"](only=("figure8",), seeds=1, workdir=tmp_path))
+    assert "FAILED: figure8 ended with 1." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -19,7 +19,8 @@ from wsjax.storage.records import read_run
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("L2", "HT", "SWR", "DASH", "FIRE")
-TINY = ("--hidden", 8, "--epochs", 3, "--first_epochs", 2, "--seeds", 0, 1, "--fractions", 0.5, 1)
+SHORT = ("--epochs", 3, "--first_epochs", 2, "--seeds", 0, 1, "--fractions", 0.5, 1)
+TINY = ("--hidden", 8, *SHORT)
 
 
 def timeless(rows):
@@ -48,7 +49,7 @@ def test_every_set_is_a_source_and_all_others_its_targets(script, tmp_path):
 def test_a_new_head_is_drawn_and_not_shrunk(script, tmp_path):
     """Logistic regression is all head: for another number of classes nothing of the source is left."""
     sets = ("--datasets", "digits_low", "digits")
-    code, _, err = script("transfer", *sets, *TINY, "--model", "logistic", "--workdir", tmp_path)
+    code, _, err = script("transfer", *sets, *SHORT, "--model", "logistic", "--workdir", tmp_path)
     assert code == 0, err
     rows = read_run(tmp_path / "transfer" / "digits_low-logistic-adam").rows
     losses = {
@@ -62,7 +63,7 @@ def test_every_method_takes_a_new_head(script, tmp_path):
     sets = ("--datasets", "digits_low", "digits", "--fractions", 1, "--seeds", 0)
     for model in ("logistic", "mlp"):
         code, _, err = script(
-            "transfer", *TINY, *sets, "--model", model, "--workdir", tmp_path, "--methods", "RI", *METHODS
+            "transfer", *SHORT, *sets, "--model", model, "--workdir", tmp_path, "--methods", "RI", *METHODS
         )
         assert code == 0, err
         rows = read_run(tmp_path / "transfer" / f"digits_low-{model}-adam").rows
@@ -84,6 +85,10 @@ def test_every_method_takes_a_new_head(script, tmp_path):
         (("--datasets", "a/x.npz", "b/x.npz"), "--datasets must differ in their names: x x"),
         (("--datasets", "digits", "digit"), "unknown data set 'digit'; possible: "),
         (("--datasets", "digits", "digit", "--own_first"), "--own_first has no use here: all methods share the rounds"),
+        (
+            ("--methods", "RI", "L2", "--opt_state=keep"),
+            "--opt_state=keep: L2 cannot go on with the source's optimiser; leave --opt_state or L2 out",
+        ),
         (("--first_epochs", 0), "--first_epochs must be positive, not 0"),
         (
             ("--datasets", "digits_low", "digits", "--opt_state", "keep"),

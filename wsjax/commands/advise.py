@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from wsjax.commands import retrain
 from wsjax.errors import RunError, UsageError, printable
 from wsjax.results import advice, names, words
-from wsjax.scripts import build, cli, config, console, hosts, process, race, study
+from wsjax.retraining.lineage import FACTORS
+from wsjax.scripts import build, cli, config, console, hosts, process, race, study, unused
 from wsjax.storage.about import about_run, data_digest
 from wsjax.storage.files import user_path, write_json
 from wsjax.storage.records import CONFIG, DATA, open_run, read_config
@@ -123,14 +124,15 @@ def main(settings: Config) -> None:
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     config.check_training(settings)
+    config.check_model(settings, defaults(settings.data[0] if settings.data else None))
     config.check_image_size(settings.image_size)
     study.seconds_of(settings.budget)
     config.check_list("factors", settings.factors)
     for pair in settings.factors:
         _split(pair)
     config.check_positive("seeds", settings.seeds, 1000)
-    same = _raised(settings) == settings.learning_rate
-    cli.check(not same, f"--raised={settings.raised:g} raises nothing: give what the learning rate is multiplied by")
+    raises = _raised(settings) > settings.learning_rate
+    cli.check(raises, f"--raised={settings.raised:g} raises nothing: give a factor above 1")
     config.check_run(settings.run)
     own = config.Common(devices=settings.devices)
     cli.check(not hosts.has_several_processes(own), "advise runs as one process: start it without srun")
@@ -184,13 +186,16 @@ def load(settings: Config) -> Dataset:
 def command(settings: Config, spec: names.Spec) -> str:
     """The command line that retrains in a way from now on, with these settings."""
     flags = [f"--model_dir=MODEL --data {shlex.join(settings.data) if _are_files(settings.data) else 'FILES'}"]
-    flags.append(f"--method={_METHODS[spec['reinit']]}")
+    method = _METHODS[spec["reinit"]]
+    flags.append(f"--method={method}")
     if spec["reinit"] == names.SHRINK:
         flags.append(f"--shrink={spec['shrink']:g} --perturb={spec['perturb']:g}")
     if "learning_rate" in spec:
         flags.append(f"--later_rate={spec['learning_rate']!r}")
+    others = {name for other, own in FACTORS.items() if other != method for name in own}
+    others |= {name for name, _ in unused.by_models([settings.model])}
     for name, default in vars(retrain.DEFAULTS).items():
-        if name in _OWN or not hasattr(settings, name) or _FACTORS.get(name, spec["reinit"]) != spec["reinit"]:
+        if name in (*_OWN, *others) or not hasattr(settings, name):
             continue
         if (value := getattr(settings, name)) == default:
             continue
@@ -201,8 +206,6 @@ def command(settings: Config, spec: names.Spec) -> str:
 
 _OWN = ("data", "tolerance")
 """Fields of the job's names that are told apart, or mean something else here."""
-_FACTORS = {"dash_shrink": "dash", "fire_steps": "fire"}
-"""Fields of one re-initialiser only."""
 _METHODS = {
     names.RANDOM: "scratch",
     names.WARM: "continue",

@@ -28,9 +28,9 @@ from typing import Any
 
 import tyro
 
-from wsjax.errors import LeftOut, UserError
-from wsjax.retraining.lineage import METHODS, SCRATCH, SHRINK_PERTURB, current_settings
-from wsjax.scripts import build, cli, console, process
+from wsjax.errors import LeftOut, Terminated, UserError
+from wsjax.retraining.lineage import FACTORS, METHODS, SCRATCH, SHRINK_PERTURB, current_settings
+from wsjax.scripts import build, cli, console, ending, optimisers, process
 from wsjax.scripts import config as common
 from wsjax.storage.files import user_path
 
@@ -99,15 +99,18 @@ def with_kept(config: Config, folder: Path) -> Config:
         network = build.trained_as(folder, architecture)
         kept = {name: getattr(network, name) for name in ARCHITECTURE if name in architecture}
         made = dataclasses.replace(config, **kept, holdout=stored["holdout"])
-        check(made)
+        check(made, made)
     except (UserError, TypeError, KeyError):  # the call itself says what is wrong with the folder
         return config
     return made
 
 
 def main(config: Config) -> None:
-    """Retrains, says what came of it, and exits with a code that says it too."""
-    check(config)
+    """Retrains, says what came of it, and exits with a code that says it too.
+
+    A signal that comes when a model has been trained ends it after the report, by the signal's code.
+    """
+    check(config, with_kept(DEFAULTS, config.model_dir))
     process.set_up()
     build.use_devices(config.devices)
     from wsjax.retraining.shelf import roll_back
@@ -127,6 +130,7 @@ def main(config: Config) -> None:
         return console.say("no new data: nothing changed")
     for line in report(config, lineage):
         console.say(line)
+    ending.check()
     if not lineage["promoted"]:
         sys.exit(KEPT_ASIDE)
 
@@ -135,16 +139,22 @@ def _retrain(config: Config) -> dict[str, Any] | None:
     """Trains the next model and shows how far it is; returns its lineage, None where nothing is new."""
     from wsjax.retraining.retrain import retrain
 
-    with console.progress(_most_epochs(config), ", if training does not end early") as advance, advice(config):
-        return retrain(
-            config.model_dir,
-            config.data,
-            build_recipe(config),
-            say=console.say,
-            observe=lambda rows: advance(
-                1, f"epoch {rows[0]['epoch']}: train accuracy {rows[0]['train_accuracy']:.1%}"
-            ),
-        )
+    lineage = None
+    try:
+        with console.progress(_most_epochs(config), ", if training does not end early") as advance, advice(config):
+            lineage = retrain(
+                config.model_dir,
+                config.data,
+                build_recipe(config),
+                say=console.say,
+                observe=lambda rows: advance(
+                    1, f"epoch {rows[0]['epoch']}: train accuracy {rows[0]['train_accuracy']:.1%}"
+                ),
+            )
+    except Terminated:
+        if lineage is None:
+            raise
+    return lineage  # of a model that is stored: no later call would tell what came of it
 
 
 def _most_epochs(config: Config) -> int:
@@ -168,34 +178,21 @@ def advice(config: Config) -> Iterator[None]:
 def build_recipe(config: Config) -> Any:
     """The settings as a `retraining.Recipe`."""
     from wsjax.retraining.recipe import Recipe
-    from wsjax.rounds.legs import Settings
     from wsjax.training.stopping import after_epochs, any_of
 
-    fields: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(common.Training)}
-    architecture = {name: fields.pop(name) for name in ARCHITECTURE}
-    return Recipe(
-        make_task=partial(build.build_task, config),
-        optimizer=build.build_optimizer(config),
-        stop=any_of(build.build_stop(config), after_epochs(config.epochs)),
-        batch_size=config.batch_size,
-        settings=Settings(checkpoint_every=config.checkpoint_every),
-        describe={"architecture": architecture, **fields},
-        shrink=config.shrink,
-        perturb=config.perturb,
-        holdout=config.holdout,
-        tolerance=config.tolerance,
-        seed=config.seed,
-        compare_scratch=config.compare_scratch,
-        mesh=build.data_mesh(config.devices),
-        max_gigabytes=config.max_gigabytes,
-        image_size=config.image_size,
-        fit=build.build_fit(config),
-        method=config.method,
-        dash_shrink=config.dash_shrink,
-        fire_steps=config.fire_steps,
-        later=build_later(config),
-        again=config.again,
-    )
+    told: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(common.Training)}
+    architecture = {name: told.pop(name) for name in ARCHITECTURE}
+    made: dict[str, Any] = {
+        "make_task": partial(build.build_task, config),
+        "optimizer": optimisers.build_optimizer(config),
+        "stop": any_of(build.build_stop(config), after_epochs(config.epochs)),
+        "describe": {"architecture": architecture, **told},
+        "mesh": build.data_mesh(config.devices),
+        "fit": build.build_fit(config),
+        "later": build_later(config),
+    }
+    as_given = {name: getattr(config, name) for name in Recipe._fields if name not in made}
+    return Recipe(**made, **as_given)
 
 
 def build_later(config: Config) -> tuple[float, Any] | None:
@@ -203,13 +200,17 @@ def build_later(config: Config) -> tuple[float, Any] | None:
     rate = config.later_rate
     if rate is None or rate == config.learning_rate:
         return None
-    return rate, build.build_optimizer(dataclasses.replace(config, learning_rate=rate))
+    return rate, optimisers.build_optimizer(dataclasses.replace(config, learning_rate=rate))
 
 
-def check(config: Config) -> None:
-    """Checks every field; raises UsageError."""
+def check(config: Config, default: Config) -> None:
+    """Checks every field, with what the job has where nothing is said; raises UsageError."""
     common.check_training(config)
+    common.check_model(config, default)
     cli.choose("method", config.method, METHODS)
+    for method, factors in FACTORS.items():
+        for name in factors if method != config.method else ():
+            common.check_unused(config, default, name, f"without --method={method}; leave it out, or give that")
     for name in ("shrink", "perturb"):
         value = getattr(config, name)
         cli.check(math.isfinite(value), f"--{name} must be finite, not {value}")
@@ -229,15 +230,16 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
     took = f"{metrics['steps']:,} steps ({metrics['epochs']} epochs, {console.duration(metrics['train_seconds'])})"
     reason = f"train accuracy {metrics['train_accuracy']:.1%}"
     lines = [f"model {number}, {origin}: {sizes}; {took}, to {reason}"]
-    if metrics["stop"] == "epochs" and set(config.stop) != {"epochs"}:
-        lines.append(f"it ended at the cap of {metrics['epochs']} epochs; raise --epochs or lower --threshold")
+    if _is_capped(config, metrics):
+        lower = " or lower --threshold" if "accuracy" in config.stop else ""
+        lines.append(f"it ended at the cap of {metrics['epochs']} epochs; raise --epochs{lower}")
     scratch, change = lineage["scratch"], lineage["change"]
     if change is None:
         lines.append(f"held-out accuracy: {metrics['accuracy']:.2%}")
     else:
         points = f"{100 * change['mean']:+.2f} points, standard error {100 * change['standard_error']:.2f}"
         lines.append(f"held-out accuracy: before {lineage['before']:.2%}, now {metrics['accuracy']:.2%} ({points})")
-        cap = " (the cap)" if scratch["stop"] == "epochs" and set(config.stop) != {"epochs"} else ""
+        cap = " (the cap)" if _is_capped(config, scratch) else ""
         cost = f"{scratch['steps']:,} steps{cap}, {scratch['accuracy']:.2%}"
         when = f"measured with model {scratch['model']}, on {scratch['train_images']:,} images"
         if scratch["held_out_images"] != metrics["held_out_images"]:  # its accuracy is not to be compared
@@ -252,3 +254,8 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
         lines.append(f"to take model {number} all the same: {command} --rollback_to={number}")
         lines.append("to try another way on the same data: this command with --again and, say, --method=scratch")
     return lines
+
+
+def _is_capped(config: Config, cost: dict[str, Any]) -> bool:
+    """Whether the cap on epochs ended a training; of one that an older lineage tells of, this call's --stop decides."""
+    return cost.get("capped", cost["stop"] == "epochs" and set(config.stop) != {"epochs"})

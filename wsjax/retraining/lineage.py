@@ -13,6 +13,8 @@ CURRENT, LINEAGE = "current.json", "lineage.json"
 SHRINK_PERTURB, SCRATCH = "shrink-perturb", "scratch"
 METHODS = (SHRINK_PERTURB, "continue", SCRATCH, "dash", "fire")
 """What a model that has a parent may begin with; lineages that name none have the first."""
+FACTORS = {SHRINK_PERTURB: ("shrink", "perturb"), "dash": ("dash_shrink",), "fire": ("fire_steps",)}
+"""The settings that one method alone looks at, by the method."""
 
 Check = Callable[[str, Any], str | None]
 """`(name, value) -> what is wrong`, None where nothing is."""

@@ -13,19 +13,14 @@ from wsjax.methods.fire import fire
 from wsjax.methods.layouts import wsjax_layout
 from wsjax.methods.reinit import shrink_perturb, warm_start
 from wsjax.methods.starts import grown
-from wsjax.retraining.lineage import SCRATCH, SHRINK_PERTURB
+from wsjax.retraining.lineage import FACTORS, SCRATCH, SHRINK_PERTURB
 from wsjax.retraining.recipe import Recipe
 from wsjax.training.train import Setup, TrainState, all_samples
 
 
 def factors(recipe: Recipe) -> dict[str, Any]:
     """A recipe's method with its own settings, as a lineage tells them."""
-    own = {
-        SHRINK_PERTURB: {"shrink": recipe.shrink, "perturb": recipe.perturb},
-        "dash": {"dash_shrink": recipe.dash_shrink},
-        "fire": {"fire_steps": recipe.fire_steps},
-    }
-    return {"method": recipe.method, **own.get(recipe.method, {})}
+    return {"method": recipe.method, **{name: getattr(recipe, name) for name in FACTORS.get(recipe.method, ())}}
 
 
 def begun(recipe: Recipe, setup: Setup, parent: TrainState, fresh: Any) -> tuple[Any, Any] | None:

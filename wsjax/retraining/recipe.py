@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from wsjax.data.sources import MAX_GIGABYTES
 from wsjax.retraining.lineage import SHRINK_PERTURB
 from wsjax.retraining.shelf import MakeTask
-from wsjax.rounds.legs import Settings
 from wsjax.training.stopping import StopRule
 
 
@@ -23,7 +22,7 @@ class Recipe(NamedTuple):
       optimizer: of optax.
       stop: when training ends.
       batch_size: samples a step.
-      settings: of the loop; `evaluate` is not looked at.
+      checkpoint_every: epochs between checkpoints.
       describe: what a lineage tells of the above, JSON values. A model whose "architecture" differs is refused.
       shrink: factor of the current model's parameters.
       perturb: factor of newly drawn ones.
@@ -46,7 +45,7 @@ class Recipe(NamedTuple):
     optimizer: optax.GradientTransformation
     stop: StopRule
     batch_size: int
-    settings: Settings
+    checkpoint_every: int
     describe: Mapping[str, Any]
     shrink: float = 0.4
     perturb: float = 0.1

@@ -32,14 +32,14 @@ from wsjax.retraining.lineage import SCRATCH
 from wsjax.retraining.recipe import Recipe
 from wsjax.retraining.shelf import Model
 from wsjax.rounds.journal import Observer
-from wsjax.rounds.legs import Round
+from wsjax.rounds.legs import Round, Settings
 from wsjax.rounds.loop import run_rounds
 from wsjax.storage import checkpoint
 from wsjax.storage.about import about_run
 from wsjax.storage.files import read_json
 from wsjax.storage.lock import hold
 from wsjax.storage.records import CONFIG, Records, differing, open_run
-from wsjax.storage.rows import FIRST, Row, round_ends
+from wsjax.storage.rows import CAP, FIRST, Row, round_ends
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Setup, TrainState, all_samples, options_to_draw, score_each
 
@@ -148,13 +148,13 @@ def _train(job: Job) -> tuple[TrainState, dict[str, Any]]:
     state = _with_own_statistics(setup, state)
     scores = _scores(setup, state)
     before = None if parent is None else _scores(setup._replace(task=parent.task), parent.state)
-    cost = _cost(number, pool, scores, end)
+    cost = _cost(job, scores, end)
     from_scratch = parent is None or (recipe.method == SCRATCH and recipe.later is None)
     scratch = cost if from_scratch or known is None else known["scratch"]
     if recipe.compare_scratch and not from_scratch:
         try:
             other, other_end = _run(job, job.part / shelf.SCRATCH, split, None, key)
-            scratch = _cost(number, pool, _scores(setup, _with_own_statistics(setup, other)), other_end)
+            scratch = _cost(job, _scores(setup, _with_own_statistics(setup, other)), other_end)
         except NonFiniteLoss as error:  # that is no fault of the new model
             job.say(f"from scratch: {error}")
 
@@ -182,7 +182,7 @@ def _run(job: Job, folder: Path, setup: Setup, start: Any, key: Mapping[str, Any
     with _open_part(folder, key, job.say) as records:
         result = run_rounds(
             setup, [Round(len(setup.train[1]), recipe.stop)], {}, [seed],
-            settings=recipe.settings._replace(evaluate="round"), initial=start, mesh=recipe.mesh,
+            settings=Settings("round", recipe.checkpoint_every), initial=start, mesh=recipe.mesh,
             records=records, checkpoints=folder / shelf.CHECKPOINTS, observe=job.observe,
         )  # fmt: skip
         (end,) = round_ends(result.rows)
@@ -254,11 +254,12 @@ def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     return {"mean": float(difference.mean()), "standard_error": float(error)}
 
 
-def _cost(number: int, pool: Pool, scores: np.ndarray, end: Row) -> dict[str, Any]:
-    """What a training reached and took."""
+def _cost(job: Job, scores: np.ndarray, end: Row) -> dict[str, Any]:
+    """What a training reached and took, and whether the cap on its epochs ended it, which a length asked for is not."""
     took = {name: end[name] for name in ("epochs", "steps", "samples_seen", "train_seconds", "train_accuracy", "stop")}
-    sizes = {"train_images": len(pool.train[1]), "held_out_images": len(pool.held_out[1])}
-    return {"model": number, **sizes, "accuracy": float(scores.mean()), **took}
+    sizes = {"train_images": len(job.pool.train[1]), "held_out_images": len(job.pool.held_out[1])}
+    capped = end["stop"] == CAP and set(job.recipe.describe.get("stop", ())) != {CAP}
+    return {"model": job.number, **sizes, "accuracy": float(scores.mean()), **took, "capped": capped}
 
 
 def _hash(samples: np.ndarray) -> str:

@@ -44,7 +44,7 @@ def build_setup(config: Common, dataset: Dataset, alone: bool = False) -> Setup:
         own = augment.augmented(own, augment.standard_augmentation)
     setup = train.Setup(
         task=task.with_batch_statistics(own) if config.evaluation == "batch" else own,
-        optimizer=build_optimizer(config),
+        optimizer=optimisers.build_optimizer(config),
         train=(dataset.train_images, dataset.train_labels),
         test=(dataset.test_images, dataset.test_labels),
         batch_size=config.batch_size,
@@ -99,11 +99,6 @@ def build_fit(config: Training) -> Any:
     from wsjax.training import train
 
     return train.fit_after if config.train_accuracy == "after" else None
-
-
-def build_optimizer(config: Training) -> Any:
-    """The settings' optimiser."""
-    return optimisers.build_optimizer(config)
 
 
 def build_rounds(config: Training, setup: Setup, plan: Sequence[tuple[int, int]]) -> list[Round]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from wsjax.results.hyperparameters import Cell
-from wsjax.scripts import build, optimisers
+from wsjax.scripts import optimisers
 from wsjax.scripts.config import Training
 
 if TYPE_CHECKING:
@@ -52,5 +52,5 @@ def build_setup(config: Training, setup: Setup, cell: Cell) -> Setup:
     """A setup with a cell's learning rate and batch size."""
     rate, size = cell
     own = dataclasses.replace(config, learning_rate=rate)
-    optimizer, told = build.build_optimizer(own), optimisers.learning_rate(own)
+    optimizer, told = optimisers.build_optimizer(own), optimisers.learning_rate(own)
     return setup._replace(optimizer=optimizer, learning_rate=told, batch_size=size)

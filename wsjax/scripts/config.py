@@ -16,21 +16,19 @@ import tyro
 from wsjax.errors import UsageError
 from wsjax.results import names
 from wsjax.scripts import methods as known
+from wsjax.scripts import unused
 from wsjax.scripts.cli import check, choose
 from wsjax.scripts.hosts import check_hosts, has_several_processes
 
-MODELS = ("resnet18", "mlp", "logistic")
-OPTIMIZERS = ("sgd", "msgd", "adam", "adamw")
 METHODS = ("RI", "WS", "SP")
 """Those that run where nothing is said; `ALL_METHODS` are all."""
 ALL_METHODS = (*METHODS, *known.METHODS)
-STOPS = ("epochs", "accuracy", "plateau")
 PROBES = ("weights", "dead", "rank", "distance", "gradients")
 CHOICES = {
-    "model": MODELS,
+    "model": ("resnet18", "mlp", "logistic"),
     "activation": ("tanh", "relu"),
     "conv_init": ("report", "paper"),
-    "optimizer": OPTIMIZERS,
+    "optimizer": ("sgd", "msgd", "adam", "adamw"),
     "schedule": ("constant", "cosine", "steps"),
     "train_accuracy": ("running", "after"),
     "precision": ("float32", "bfloat16"),
@@ -39,7 +37,7 @@ CHOICES = {
     "fresh": ("new", "first"),
     "evaluation": ("running", "reestimated", "batch"),
     "evaluate": ("epoch", "round"),
-    "stop": STOPS,
+    "stop": ("epochs", "accuracy", "plateau"),
     "replicas": ("devices",),
 }
 """What settings may be, of any script that has them; as in the next two, of a tuple each value, and None always."""
@@ -78,8 +76,6 @@ DIGITS: dict[str, Any] = {
     "perturb": (0.6,),
 }
 """How every experiment trains on the embedded digits."""
-RULES = {"threshold": "accuracy", "plateau_tolerance": "plateau", "plateau_window": "plateau"}
-"""Fields that one stop rule alone looks at."""
 RETRAINING: dict[str, Any] = {
     "model": "resnet18",
     "width": 16,
@@ -263,15 +259,22 @@ class Common(Running, Methods, Training, Data):
     """Settings that every experiment of the study has."""
 
 
-def check_config(config: Common, default: Any = Common) -> None:
-    """Checks every field, once, where it comes in, with what a script has where nothing is said; raises UsageError."""
+def check_config(config: Common, default: Any, models: Sequence[str] = ()) -> None:
+    """Checks every field, once, where it comes in; raises UsageError.
+
+    `default` is what the script has where nothing is said, a protocol's settings included; `models` are those that it
+    trains where it does not go by --model.
+    """
     check_training(config, default)
+    check_model(config, default, models)
     check_image_size(config.image_size)
     for method in config.methods:
         name, rate = _split(method)
         choose("method", name, ALL_METHODS)
         check_positive(f"methods {method}", rate)
-    own = [method for method in config.methods if _split(method)[0] in known.IN_OPTIMIZER]
+    for name, why in unused.by_methods([_split(method)[0] for method in config.methods]):
+        check_unused(config, default, name, why)
+    own = in_optimizer(config.methods)
     check(
         not own or config.opt_state == "rebuild" or config.own_first,
         f"--opt_state=keep: {' '.join(own)} cannot go on with the first round's optimiser; add --own_first",
@@ -313,9 +316,19 @@ def check_training(config: Training, default: Any = Training) -> None:
             _check_value(name, one)
     check_list("stop", config.stop)
     _check_steps(config)
-    for name, rule in RULES.items():
-        if rule not in config.stop:
-            check_unused(config, default, name, f"without --stop {rule}: leave it out, or add {rule} to --stop")
+    for name, why in unused.by_rules(config.stop):
+        check_unused(config, default, name, why)
+
+
+def check_model(config: Model, default: Any, models: Sequence[str] = ()) -> None:
+    """Raises UsageError where somebody gave a setting that the model does not have, or none of several."""
+    for name, why in unused.by_models(models or [config.model]):
+        check_unused(config, default, name, why)
+
+
+def in_optimizer(methods: Sequence[str]) -> list[str]:
+    """Those of the methods that have an optimiser of their own, which cannot go on with another's state."""
+    return [method for method in methods if _split(method)[0] in known.IN_OPTIMIZER]
 
 
 def _check_value(name: str, value: Any) -> None:

@@ -43,16 +43,19 @@ def cost(experiment: str, config: Any) -> Cost:
     samples = len(config.seeds) * sum(size * epochs for size, epochs in PASSES[experiment](config))
     batches = getattr(config, "batch_sizes", (config.batch_size,))  # a grid's cells divide the samples evenly
     steps = samples * statistics.mean(1 / batch for batch in batches)
-    return Cost(steps, START + steps * STEP + samples * 6 * _products(config) / OPERATIONS)
+    networks = getattr(config, "networks", (config.model,))  # which train on as many samples each
+    products = statistics.mean(_products(config, network) for network in networks)
+    return Cost(steps, START + steps * STEP + samples * 6 * products / OPERATIONS)
 
 
-def _products(config: Any) -> float:
-    """Multiply-adds of one sample's forward pass."""
-    pixels = 8 * 8 if "digits" in str(config.dataset) else 32 * 32
+def _products(config: Any, network: str) -> float:
+    """Multiply-adds of one sample's forward pass through a ResNet-18, a logistic regression, or else an MLP."""
+    dataset = config.dataset or config.datasets[0]
+    pixels = 8 * 8 if "digits" in str(dataset) else 32 * 32
     values = pixels * (1 if pixels < 100 else 3)
-    if config.model == "resnet18":
+    if network == "resnet18":
         return 0.56e9 * (config.width / 64) ** 2 * pixels / 1024 / (4 if config.stem_pool else 1)
-    sizes = [values, *(config.hidden if config.model == "mlp" else ()), 10]
+    sizes = [values, *(() if network == "logistic" else config.hidden), 10]
     return sum(a * b for a, b in itertools.pairwise(sizes))
 
 

@@ -167,16 +167,23 @@ def read_took(workdir: Path) -> dict[str, float]:
     return read_json(workdir / TOOK, {})
 
 
-def within(jobs: Sequence[Job], budget: float | None, factor: float) -> tuple[list[Job], list[Job]]:
-    """The jobs that fit into so many seconds, in their order, and those that do not."""
-    chosen, left_out, total = [], [], 0.0
+def within(
+    jobs: Sequence[Job], budget: float | None, factor: float, parallel: int
+) -> tuple[list[Job], list[Job], float]:
+    """The jobs that fit into so many seconds, in their order, those that do not, and the seconds that the former take.
+
+    So many run side by side, and the next begins as soon as one of them ends.
+    """
+    chosen, left_out, ends = [], [], [0.0] * parallel
     for job in jobs:
-        if budget is None or total + job.seconds * factor <= budget:
+        first = ends.index(min(ends))
+        end = ends[first] + job.seconds * factor
+        if budget is None or end <= budget:
             chosen.append(job)
-            total += job.seconds * factor
+            ends[first] = end
         else:
             left_out.append(job)
-    return chosen, left_out
+    return chosen, left_out, max(ends)
 
 
 def write_study(figures: Mapping[str, Sequence[Job]], workdir: Path) -> None:
