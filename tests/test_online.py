@@ -18,7 +18,7 @@ from wsjax.scripts import protocols
 from wsjax.storage.records import read_run
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "online.py"
-TINY = ("--epochs", "4", "--threshold", "0.5", "--seeds", "0", "1", "--hidden", "8", "--num_train", "60")
+TINY = ("--epochs", "4", "--threshold", "0.5", "--seeds", "0", "1", "--num_train", "60")
 
 
 KEY = ("method", "seed", "round", "epoch", "samples", "steps")
