@@ -123,6 +123,23 @@ def test_the_board_at_full_width_is_told_as_the_records_and_the_authors_logs_hav
     assert told in " ".join(PAGES[0].read_text().split())
 
 
+def test_the_first_rounds_at_full_width_are_told_as_the_records_and_the_report_have_them():
+    rows = read_run(ROOT / "figures" / "results" / "cifar10-resnet18-ten-rounds").rows
+    ends = {(row["method"], row["round"]): row for row in round_ends(rows)}
+    report = read_json(ROOT / "figures" / "published" / "report.json")["figure2_online"]["f2c99"]
+    last = {
+        name: (f"{ends[name, 10]['test_accuracy']:.1%}"[:-1], f"{report[f'acc_{name}'][9]:.1%}"[:-1])
+        for name in ("RI", "WS")
+    }
+    steps = {name: [ends[name, number]["steps"] for number in range(2, 11)] for name in ("RI", "WS")}
+    told = (
+        f"RI has {last['RI'][0]} % (the report {last['RI'][1]}) and WS {last['WS'][0]} ({last['WS'][1]}). Rounds from "
+        f"scratch rise from {steps['RI'][0]} to {max(steps['RI']):,} steps, warm ones take {min(steps['WS'])} to "
+        f"{max(steps['WS'])} without order"
+    )
+    assert told in " ".join(PAGES[0].read_text().split())
+
+
 def test_what_the_wrong_curve_does_is_told_as_the_records_have_it():
     means = {}
     for source, target in (("cifar10", "cifar100"), ("cifar100", "cifar10")):
