@@ -17,6 +17,7 @@ from wsjax.storage.rows import round_ends
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
+README = " ".join(PAGES[0].read_text().split())  # whatever its lines are
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -79,6 +80,10 @@ def test_what_a_stop_looks_at_is_told_as_the_records_have_it():
     assert re.search(rf"Adam gives RI {after['RI'][:-1]} ± \S+ and WS {after['WS'][:-1]} ±", text)
 
 
+def percent(share):
+    return f"{100 * share:.1f}"
+
+
 def against_random(folders, rounds, methods):
     """Points above RI after so many online rounds and percent of its steps over all, means over each method's seeds."""
     drawn = merge_runs([read_run(ROOT / "figures/results/cpu/online" / folder) for folder in folders], "online")
@@ -97,7 +102,7 @@ def test_what_shrink_perturb_gains_online_is_told_as_the_records_have_it():
     methods = {"SP 0.2": 7, "SP 0.4": 19, "SP 0.6": 7}
     gains, shares = zip(*against_random(["figure6", "figure6-2", "figure6-3"], 5, methods), strict=True)
     told = "ends {:.1f}, {:.1f} and {:.1f} points above RI, for {:.0f}, {:.0f} and {:.0f} % of its steps"
-    assert told.format(*gains, *shares) in " ".join(PAGES[0].read_text().split())
+    assert told.format(*gains, *shares) in README
 
 
 def test_the_board_is_told_as_the_records_have_it():
@@ -106,13 +111,13 @@ def test_the_board_is_told_as_the_records_have_it():
         "SP 0.3 ends {:.1f} points above RI for {:.0f} % of its steps, DASH {:.1f} for {:.0f} %, FIRE {:.1f} for "
         "{:.0f} %, and RI at ten times the rate {:.1f} for {:.0f} %"
     ).format(sp, sp_steps, *(value for pair in others for value in pair))
-    assert told in " ".join(PAGES[0].read_text().split())
+    assert told in README
 
 
 def test_the_board_at_full_width_is_told_as_the_records_and_the_authors_logs_have_it():
     folder = ROOT / "figures" / "results" / "cifar10-resnet18-dash"
     rows = [row for name in ("ri-ws-sp", "dash-ri-0.01", "spg") for row in read_run(folder / name).rows]
-    own = {row["method"]: f"{row['test_accuracy']:.1%}"[:-1] for row in round_ends(rows) if row["round"] == 10}
+    own = {row["method"]: percent(row["test_accuracy"]) for row in round_ends(rows) if row["round"] == 10}
     (protocol, *_) = read_json(ROOT / "figures" / "published" / "board.json")["protocols"]
     logs = {at["method"]["reinit"]: at["accuracy"] for at in protocol["numbers"] if at["round"] == 10}
     told = (
@@ -120,7 +125,7 @@ def test_the_board_at_full_width_is_told_as_the_records_and_the_authors_logs_hav
         f"({logs['gaussian_perturb']}), DASH {own['DASH']} ({logs['dash']}). The control that they lacked, RI at ten "
         f"times the rate, has {own['RI@0.01']}."
     )
-    assert told in " ".join(PAGES[0].read_text().split())
+    assert told in README
 
 
 def test_the_first_rounds_at_full_width_are_told_as_the_records_and_the_report_have_them():
@@ -128,8 +133,7 @@ def test_the_first_rounds_at_full_width_are_told_as_the_records_and_the_report_h
     ends = {(row["method"], row["round"]): row for row in round_ends(rows)}
     report = read_json(ROOT / "figures" / "published" / "report.json")["figure2_online"]["f2c99"]
     last = {
-        name: (f"{ends[name, 10]['test_accuracy']:.1%}"[:-1], f"{report[f'acc_{name}'][9]:.1%}"[:-1])
-        for name in ("RI", "WS")
+        name: (percent(ends[name, 10]["test_accuracy"]), percent(report[f"acc_{name}"][9])) for name in ("RI", "WS")
     }
     steps = {name: [ends[name, number]["steps"] for number in range(2, 11)] for name in ("RI", "WS")}
     told = (
@@ -137,7 +141,7 @@ def test_the_first_rounds_at_full_width_are_told_as_the_records_and_the_report_h
         f"scratch rise from {steps['RI'][0]} to {max(steps['RI']):,} steps, warm ones take {min(steps['WS'])} to "
         f"{max(steps['WS'])} without order"
     )
-    assert told in " ".join(PAGES[0].read_text().split())
+    assert told in README
 
 
 def test_what_the_wrong_curve_does_is_told_as_the_records_have_it():
@@ -150,8 +154,7 @@ def test_what_the_wrong_curve_does_is_told_as_the_records_have_it():
             means[kind, target] = 100 * statistics.mean(row["test_accuracy"] for row in own)
     there = means["RI", "cifar10"] - means["WS", "cifar100"]
     back = means["RI", "cifar100"] - means["WS", "cifar10"]
-    text = " ".join(PAGES[0].read_text().split())
-    assert f"a gap of {there:.1f} points from CIFAR-10 to CIFAR-100 and of {back:.1f} on the way back" in text
+    assert f"a gap of {there:.1f} points from CIFAR-10 to CIFAR-100 and of {back:.1f} on the way back" in README
 
 
 def test_chained_warm_starts_are_told_as_the_records_have_them():
@@ -164,7 +167,7 @@ def test_chained_warm_starts_are_told_as_the_records_have_them():
     assert min(row["epochs"] for row in alone) > 1
     later = [row["epochs"] == 1 for row in chained if row["round"] > 2]
     told = f"{sum(later)} of {len(later)} warm starts behind the first stop after one epoch"
-    assert told in " ".join(PAGES[0].read_text().split())
+    assert told in README
 
 
 def test_the_readme_has_links():

@@ -68,7 +68,9 @@ def told(runs: Mapping[bool, DrawnRun], unit: Unit) -> tuple[str, str]:
     numbers = [f"{title} {with_half(gap, unit, 1)}" for title, gap in gaps.items() if gap is not None]
     points = " in points" * unit.percent
     ended = [
-        scores(run, f"Final test {unit.word} {TITLES[augment]}", run.ends) for augment, run in runs.items() if run.ends
+        scores(run, f"Final test {unit.word} {TITLES[augment]}", ends)
+        for augment, run in runs.items()
+        if (ends := run.ends)
     ]
     return f"RI - WS{points}: {'; '.join(numbers)}." if numbers else "", " ".join(ended)
 

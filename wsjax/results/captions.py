@@ -55,8 +55,8 @@ def offline_caption(
         notes: what the text beside the picture says more.
     """
     unit, came = unit_of(run.rows), ""
-    if run.ends:
-        came = scores(run, f"Final test {unit.word}", run.ends, final)
+    if ends := run.ends:
+        came = scores(run, f"Final test {unit.word}", ends, final)
     if run.finished and run.epochs is None:
         notes += " A seed that stopped earlier holds its last value."
     return compose(run, what, settings, came, notes)

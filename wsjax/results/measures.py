@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ def _shrunk(part: Part, group: Group) -> Found:
         if (curve["network"], curve["evaluation"]) == (part["network"], part["evaluation"]):
             at = int(np.argmin(np.abs(np.asarray(curve["shrinks"]) - part["shrink"])))
             changes[curve["seed"]] = curve["accuracies"][at] - curve["accuracies"][-1] - part.get("published", 0)
-    return _interval(list(changes.values()))
+    return interval(list(changes.values())) if changes else None
 
 
 def _pair(part: Part, group: Group) -> Found:
@@ -179,7 +179,3 @@ SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
     "hyperparameters": hyperparameters.summarize,
     "gradients": gradients.summarize_gradients,
 }
-
-
-def _interval(values: Sequence[float]) -> Found:
-    return interval(values) if values else None

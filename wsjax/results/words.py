@@ -100,16 +100,18 @@ _USUAL = {
 _NONE = {"epochs": "no cap", "first_epochs": "as many as later"} | dict.fromkeys(
     ("max_rounds", "num_train", "num_test"), "all"
 )
-_OF_MODEL = {
-    "width": "resnet18",
-    "stem_pool": "resnet18",
-    "conv_init": "resnet18",
-    "batch_stats": "resnet18",
-    "evaluation": "resnet18",
-    "hidden": "mlp",
-    "activation": "mlp",
+OF_MODEL = {
+    "width": ("resnet18",),
+    "stem_pool": ("resnet18",),
+    "conv_init": ("resnet18",),
+    "hidden": ("mlp",),
+    "activation": ("mlp",),
+    "bias": ("mlp", "logistic"),
 }
-_OF_STOP = {"threshold": "accuracy", "plateau_tolerance": "plateau", "plateau_window": "plateau"}
+"""Settings that some models alone have."""
+OF_STOP = {"threshold": "accuracy", "plateau_tolerance": "plateau", "plateau_window": "plateau"}
+"""Settings that one stop rule alone looks at."""
+_OF_BATCH_NORM = {"batch_stats", "evaluation"}
 _NAMES = {
     "resnet18": "ResNet-18",
     "mlp": "MLP",
@@ -135,8 +137,10 @@ def told(settings: Settings) -> dict[str, Any]:
     if networks := own.get("networks"):  # they say it
         models = {"resnet18" if network == "resnet18" else "mlp" for network in networks}
         unused |= {"model", "activation", "bias", "perturb", "evaluation"}
-    unused |= {name for name, needed in _OF_MODEL.items() if needed not in models}
-    unused |= {name for name, rule in _OF_STOP.items() if rule not in stop}
+    unused |= {name for name, having in OF_MODEL.items() if not models & set(having)}
+    unused |= {name for name, rule in OF_STOP.items() if rule not in stop}
+    if "resnet18" not in models:
+        unused |= _OF_BATCH_NORM
     kinds = {str(method).partition("@")[0] for method in own.get("methods", ())}
     if not kinds & {"L2", "HT", "SWR"}:
         unused.add("own_first")
@@ -144,8 +148,6 @@ def told(settings: Settings) -> dict[str, Any]:
         unused |= {"milestones", "rate_decay"}
     if not own.get("perturb"):  # nothing was shrunk and perturbed
         unused |= {"perturb", "at_once"}
-    if models == {"resnet18"}:
-        unused.add("bias")
     if stop == ["epochs"]:
         unused.add("train_accuracy")
     if "learning_rates" in own:  # every cell has its own
@@ -190,8 +192,8 @@ def is_published(own: Settings, published: Settings) -> bool:
     A narrow network's curve under a wide one's would mislead.
     """
     one, other = told(own), told(published)
-    same = ("dataset", "num_train", *_OF_MODEL, "model", "optimizer", "learning_rate", "stop", "threshold")
-    return all(one.get(name) == other.get(name) for name in same if name not in ("batch_stats", "evaluation"))
+    same = ("dataset", "num_train", *OF_MODEL, "model", "optimizer", "learning_rate", "stop", "threshold")
+    return all(one.get(name) == other.get(name) for name in same if name != "bias")
 
 
 def phrase(name: str, value: Any) -> str:

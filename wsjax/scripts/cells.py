@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,6 +50,4 @@ def draw(seed: int, grid: Sequence[Cell], number: int) -> Cell:
 def build_setup(config: Training, setup: Setup, cell: Cell) -> Setup:
     """A setup with a cell's learning rate and batch size."""
     rate, size = cell
-    own = dataclasses.replace(config, learning_rate=rate)
-    optimizer, told = optimisers.build_optimizer(own), optimisers.learning_rate(own)
-    return setup._replace(optimizer=optimizer, learning_rate=told, batch_size=size)
+    return optimisers.optimised(config, setup, config.epochs, {"learning_rate": rate})._replace(batch_size=size)

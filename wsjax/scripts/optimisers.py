@@ -82,7 +82,7 @@ def paced(config: Training, setup: Setup, epochs: int) -> Setup | None:
     """The setup with a schedule that runs over so many epochs; None where the run's own does."""
     if not is_scheduled(config) or epochs == config.epochs:
         return None
-    return _optimised(config, setup, epochs, {})
+    return optimised(config, setup, epochs, {})
 
 
 def own_rounds(
@@ -127,11 +127,11 @@ class _Setups:
         if key not in self._made:
             method = known.of(spec)
             judged = method.judged() if method is not None and method.judged is not None else base.judged
-            self._made[key] = _optimised(self._config, base, cap, spec)._replace(judged=judged)
+            self._made[key] = optimised(self._config, base, cap, spec)._replace(judged=judged)
         return self._made[key]
 
 
-def _optimised(config: Training, setup: Setup, epochs: int, spec: names.Spec) -> Setup:
+def optimised(config: Training, setup: Setup, epochs: int, spec: names.Spec) -> Setup:
     """The setup with a method's optimiser, whose schedule runs over so many epochs."""
     own = dataclasses.replace(config, epochs=epochs)
     return setup._replace(optimizer=build_optimizer(own, spec), learning_rate=learning_rate(own, spec))

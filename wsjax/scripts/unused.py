@@ -7,19 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from wsjax.results import words
 from wsjax.scripts import methods as known
 
-RULES = {"threshold": "accuracy", "plateau_tolerance": "plateau", "plateau_window": "plateau"}
-"""Fields that one stop rule alone looks at."""
-MODELS = {
-    "width": ("resnet18",),
-    "stem_pool": ("resnet18",),
-    "conv_init": ("resnet18",),
-    "hidden": ("mlp",),
-    "activation": ("mlp",),
-    "bias": ("mlp", "logistic"),
-}
-"""Fields that some models alone have."""
 FACTORS = {"SP": ("shrink", "perturb"), **{kind: tuple(own.factors.values()) for kind, own in known.METHODS.items()}}
 """Fields that one method alone looks at."""
 
@@ -28,14 +18,14 @@ Unused = Iterator[tuple[str, str]]
 
 def by_rules(stop: Collection[str]) -> Unused:
     """Those of stop rules that are not among these."""
-    for name, rule in RULES.items():
+    for name, rule in words.OF_STOP.items():
         if rule not in stop:
             yield name, f"without --stop {rule}: leave it out, or add {rule} to --stop"
 
 
 def by_models(models: Collection[str]) -> Unused:
     """Those that none of the models has."""
-    for name, own in MODELS.items():
+    for name, own in words.OF_MODEL.items():
         if not set(own) & set(models):
             yield name, f"for {' and '.join(models)}; leave it out: it is for {' and '.join(own)}"
 
