@@ -129,7 +129,7 @@ def test_the_board_at_full_width_is_told_as_the_records_and_the_authors_logs_hav
 
 
 def test_the_first_rounds_at_full_width_are_told_as_the_records_and_the_report_have_them():
-    rows = read_run(ROOT / "figures" / "results" / "cifar10-resnet18-ten-rounds").rows
+    rows = read_run(ROOT / "figures" / "results" / "cifar10-resnet18-ten-rounds" / "seed-0").rows
     ends = {(row["method"], row["round"]): row for row in round_ends(rows)}
     report = read_json(ROOT / "figures" / "published" / "report.json")["figure2_online"]["f2c99"]
     last = {
