@@ -80,6 +80,7 @@ NARROW = "--num_test=5000 --width=16 --evaluation=batch --replicas=devices"
 STEPS = "--learning_rate=0.05 --batch_size=64"
 FOUR, THREE, SIX = "--seeds 0 1 2 3", "--seeds 0 1 2", "--seeds 0 1 2 3 4 5"
 EIGHT = (FOUR, "--seeds 4 5 6 7")  # the second half by a run of its own
+TWELVE = f"--seeds {' '.join(map(str, range(7, 19)))}"
 NEXT = "--seeds 8 9 10 11 12 13 14 15"  # for what eight seeds left undecided
 CIFAR = f"--dataset=cifar10 --num_train=10000 {NARROW} {STEPS}"
 ON_CIFAR = f"{CIFAR} {FOUR}"
@@ -103,7 +104,8 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
         for seeds, shrinks in (
             (THREE, "0.2 0.4 0.6"),
             ("--seeds 3 4 5 6", "0.2 0.4 0.6"),
-            (f"--seeds {' '.join(map(str, range(7, 19)))}", "0.4 --methods RI SP"),
+            (TWELVE, "0.4 --methods RI SP"),
+            (TWELVE, "0.2 --methods SP"),
         )
     ],
     "figure7": [
@@ -119,7 +121,7 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
     ]
     + [
         f"hyperparameters --dataset=cifar10 {LESS} {seeds} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60"
-        for seeds in ("--seeds 6 7 8", "--seeds 9 10 11")
+        for seeds in ("--seeds 6 7 8", "--seeds 9 10 11", "--seeds 12 13 14 15 16 17", "--seeds 18 19 20 21")
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],
     "figure10": [
