@@ -22,7 +22,7 @@ from typing import Any
 
 import tyro
 
-from wsjax.results import summary, tables
+from wsjax.results import names, summary, tables
 from wsjax.scripts import build, cli, config, protocols, run
 
 
@@ -87,7 +87,11 @@ def main(settings: Config) -> None:
 
 def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
-    config.check_config(settings, protocols.applied(defaults(settings.dataset), settings.protocol))
+    default = protocols.applied(defaults(settings.dataset), settings.protocol)
+    config.check_config(settings, default)
+    if not {names.split(method)[0] for method in settings.methods} & set(names.AT_ONCE):
+        why = f"without {' or '.join(names.AT_ONCE)} in --methods; leave it out, or add one"
+        config.check_unused(settings, default, "at_once", why)
     whole = settings.pool <= 1 or settings.pool.is_integer()
     cli.check(whole, f"--pool is a fraction up to 1, or a whole number of images above that, not {settings.pool:g}")
 

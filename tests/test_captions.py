@@ -255,3 +255,11 @@ def test_every_run_has_a_caption_or_one_line(rows, finished, first_round):
         texts = [offline(drawn, SETTINGS, {"RI": 60.0, "WS": 58.0})]
         texts.append(online(drawn, ends, SETTINGS, {"RI": 60.0}))
         assert all(text.replace("\n", "").isprintable() and "nan" not in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("methods", "perturb", "is_told"), [(["SPG"], [], True), (["SP"], [0.1], True), (["WS"], [], False)]
+)
+def test_what_comes_before_the_first_round_is_told_where_a_method_does_so(methods, perturb, is_told):
+    own = {"increment": 1000, "at_once": True, "methods": ["RI", *methods], "perturb": perturb}
+    assert ("at_once" in words.told(own)) == is_told

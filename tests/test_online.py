@@ -78,18 +78,29 @@ def test_a_threshold_that_nobody_gave_is_no_mistake():
             check(dataclasses.replace(settings, stop=("epochs",), threshold=0.5))
 
 
-def test_shrinking_before_the_first_round_gives_sp_a_first_round_of_its_own(script, tmp_path):
-    flags = ("--increment", "30", "--at_once", "--shrink", "0.5", "--threshold", "1", "--stack", "False")
-    code, _, error = script("online", *TINY, "--workdir", tmp_path, *flags)
+@pytest.mark.parametrize("kind", ["SP", "SPG"])
+def test_shrinking_before_the_first_round_gives_a_method_a_first_round_of_its_own(script, tmp_path, kind):
+    factor = {"SP": "--shrink", "SPG": "--gaussian_shrink"}[kind]
+    flags = ("--increment", "30", "--at_once", factor, "0.5", "--threshold", "1", "--stack", "False")
+    code, _, error = script("online", *TINY, "--workdir", tmp_path, *flags, "--methods", "RI", "WS", kind)
     assert code == 0, error
     _, rows, summary, _ = read_run(tmp_path / "online" / "digits-mlp-adam")
     assert {(row["method"], row["round"]) for row in rows} == {
-        ("first", 1), ("RI", 2), ("WS", 2), ("SP", 1), ("SP", 2),
+        ("first", 1), ("RI", 2), ("WS", 2), (kind, 1), (kind, 2),
     }  # fmt: skip
     ends = [(row["method"], row["seed"], row["round"]) for row in summary["rounds"]]
-    assert sorted(ends) == sorted((name, seed, n) for name in ("RI", "WS", "SP") for seed in (0, 1) for n in (1, 2))
-    first, own = (next(row["train_loss"] for row in rows if row["method"] == name) for name in ("first", "SP"))
+    assert sorted(ends) == sorted((name, seed, n) for name in ("RI", "WS", kind) for seed in (0, 1) for n in (1, 2))
+    first, own = (next(row["train_loss"] for row in rows if row["method"] == name) for name in ("first", kind))
     assert first != own
+
+
+def test_methods_that_do_not_shrink_cannot_do_so_at_once():
+    own = runpy.run_path(str(SCRIPT))
+    digits, dash = own["defaults"]("digits"), protocols.applied(own["defaults"]("cifar10"), "dash")
+    own["check"](dataclasses.replace(digits, methods=("RI", "WS", "SPG@0.01"), at_once=True))
+    own["check"](dataclasses.replace(dash, methods=("RI", "WS")))  # the protocol says so, not the user
+    with pytest.raises(UsageError, match="--at_once has no use without SP or SPG in --methods"):
+        own["check"](dataclasses.replace(digits, methods=("RI", "WS"), at_once=True))
 
 
 RESNET = (

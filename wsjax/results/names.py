@@ -22,6 +22,8 @@ Spec = Mapping[str, Any]
 Methods = Mapping[str, Spec]
 
 RANDOM, WARM, SHRINK = "random_init", "warm_start", "shrink_perturb"
+AT_ONCE = {"SP": SHRINK, "SPG": "gaussian_perturb"}
+"""Methods that may shrink and perturb before the first round too: as settings, and as tables of methods, name them."""
 RATE = "learning_rate"
 """What a method that has another learning rate than its run says of itself."""
 LONGEST = 40  # characters of a name that are shown

@@ -146,8 +146,8 @@ def told(settings: Settings) -> dict[str, Any]:
         unused.add("own_first")
     if own.get("schedule") != "steps":
         unused |= {"milestones", "rate_decay"}
-    if not own.get("perturb"):  # nothing was shrunk and perturbed
-        unused |= {"perturb", "at_once"}
+    if not own.get("perturb"):  # no SP
+        unused |= {"perturb"} if "SPG" in kinds else {"perturb", "at_once"}
     if stop == ["epochs"]:
         unused.add("train_accuracy")
     if "learning_rates" in own:  # every cell has its own

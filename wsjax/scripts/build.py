@@ -157,7 +157,7 @@ def at_once(methods: Mapping[str, Method], table: names.Methods, rounds: Sequenc
     """The methods, but that those which shrink and perturb do so before the first round too, as the report's code."""
     return {
         name: method._replace(after=0, at_once=True, rounds=[rounds[0], *(method.rounds or rounds[1:])])
-        if table[name]["reinit"] == names.SHRINK
+        if table[name]["reinit"] in names.AT_ONCE.values()
         else method
         for name, method in methods.items()
     }
