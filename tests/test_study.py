@@ -222,6 +222,8 @@ def test_a_study_that_is_killed_goes_on_where_it_was(scripts, number):
     run.send_signal(number)
     run.communicate(timeout=60)
     assert run.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[number]
+    took = study.read_took(scripts.parent / "work")
+    assert sorted(took) == {signal.SIGKILL: [], signal.SIGTERM: ["a", "b"]}[number]
     again = start(scripts, grid)
     out, err = again.communicate(timeout=120)
     assert (again.returncode, err) == (0, ""), out
@@ -229,6 +231,7 @@ def test_a_study_that_is_killed_goes_on_where_it_was(scripts, number):
         rows = (scripts.parent / "work" / "offline" / name / "records.jsonl").read_text().split()
         assert rows == [str(i) for i in range(epochs)]
     assert (scripts.parent / "work" / "logs" / "a.log").read_text().count("$ python") == 2
+    assert all(study.read_took(scripts.parent / "work")[name] > took.get(name, 0.0) for name in ("a", "b", "c"))
 
 
 def test_the_logs_of_a_study_under_way_are_its_own(scripts):

@@ -25,7 +25,7 @@ from wsjax.storage.records import CONFIG, RECORDS, differing
 STUDY = "study.json"
 """What of a study's folder belongs to which figure."""
 TOOK = "took.json"
-"""The seconds that each job took here, of all calls together."""
+"""The seconds that each job took here, of all calls together but those that were killed."""
 LOGS = "logs"
 SUBMITTED = "slurm.json"
 """Slurm's number of each job that was submitted last."""
@@ -205,6 +205,7 @@ def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> lis
         return []
     total = sum(job.seconds for job in jobs) * factor
     over = 0.0
+    now: list[tuple[Job, float]] = []
 
     with console.progress(total / parallel) as advance:
         advance(0, "starting")
@@ -212,18 +213,27 @@ def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> lis
 
         def observe(running: Sequence[tuple[Job, float]], ended: Ended | None) -> None:
             nonlocal over, ended_work
+            now[:] = running
             if ended is not None:
                 ended_work += ended.job.seconds * factor
-                took = read_took(workdir)  # another call may have written
-                write_json(workdir / TOOK, took | {ended.job.name: took.get(ended.job.name, 0.0) + ended.seconds})
+                _add_took(workdir, {ended.job.name: ended.seconds})
             # A job counts as its guess at most, until it ends.
             work = ended_work + sum(min(seconds, 0.95 * job.seconds * factor) for job, seconds in running)
             step = max(work / parallel - over, 0.0)
             over += step
             advance(step, ", ".join(job.name for job, _ in running) or "ending")
 
-        ended = launch.run_local(jobs, workdir / LOGS, parallel, observe)
+        try:
+            ended = launch.run_local(jobs, workdir / LOGS, parallel, observe)
+        finally:  # of a call that is stopped too, or a job would seem as fast as its last call
+            _add_took(workdir, {job.name: seconds for job, seconds in now})
     return [end for end in ended if not end.job.done]  # what it did not do is all that counts
+
+
+def _add_took(workdir: Path, seconds: Mapping[str, float]) -> None:
+    took = read_took(workdir)  # another call may have written
+    if seconds:
+        write_json(workdir / TOOK, took | {name: took.get(name, 0.0) + own for name, own in seconds.items()})
 
 
 def read_submitted(workdir: Path) -> dict[str, str]:
