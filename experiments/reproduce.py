@@ -98,7 +98,10 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
     ],
     "table2": [f"offline {QUIET} {FOUR} --methods RI WS --weight_decay={decay}" for decay in (0.1, 0.001, 0.01)],
     "figure3": [f"early_stopping {QUIET} {seeds} --every=5" for seeds in (SIX, "--seeds 6 7 8 9 10 11 12 13 14 15")],
-    "figure2": [f"{ONLINE} {seeds} --methods RI WS" for seeds in (*EIGHT, NEXT)],
+    "figure2": [
+        *(f"{ONLINE} {seeds} --methods RI WS" for seeds in (*EIGHT, NEXT)),
+        f"{ONLINE} {FOUR} --methods SP",  # as Figure 6, but for how its rounds end
+    ],
     "figure6": [
         f"{ONLINE} {seeds} --train_accuracy=running --shrink {shrinks}"
         for seeds, shrinks in (
