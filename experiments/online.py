@@ -89,7 +89,7 @@ def check(settings: Config) -> None:
     """Checks every field; raises UsageError."""
     default = protocols.applied(defaults(settings.dataset), settings.protocol)
     config.check_config(settings, default)
-    if not {names.split(method)[0] for method in settings.methods} & set(names.AT_ONCE):
+    if not names.AT_ONCE.keys() & {names.split(method)[0] for method in settings.methods}:
         why = f"without {' or '.join(names.AT_ONCE)} in --methods; leave it out, or add one"
         config.check_unused(settings, default, "at_once", why)
     whole = settings.pool <= 1 or settings.pool.is_integer()

@@ -136,10 +136,11 @@ def timeless(rows):
 def test_ten_kills_at_random_moments_change_nothing(tmp_path):
     arguments = (
         "--increment", "15", "--threshold", "1", "--epochs", "60", "--checkpoint_every", "7", "--stack", "False",
+        "--hidden", "8",  # learns slowly: the run is long beside its start
     )  # fmt: skip
     begin = time.monotonic()
     assert run(tmp_path / "whole", *arguments).returncode == 0
-    longest = 0.7 * (time.monotonic() - begin)
+    longest = 0.5 * (time.monotonic() - begin)  # or what the first kill leaves may end before the second
     seed = random.randrange(1000)
     print(f"moments drawn from seed {seed}")  # shown where the test fails
     draw, kills = random.Random(seed), 0

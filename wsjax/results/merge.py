@@ -76,9 +76,9 @@ def merge_runs(
         raise RunError("there are no epochs to draw yet: wait for the first one of the figure's methods")
     united = {name: sorted({value for own in settings for value in own.get(name) or ()}) for name in _UNITED}
     united["perturb"] = sorted({drawn[name]["perturb"] for name, _ in curves if "perturb" in drawn.get(name, {})})
-    shown = [run for run, own in zip(runs, renamed, strict=True) if drawn.keys() & own.values()]
-    about = "; ".join(dict.fromkeys(_about(run.config) for run in shown))
-    finished = _have_ended(curves, [drawn.keys() & own.values() for own in renamed], runs)
+    drawn_of = [drawn.keys() & own.values() for own in renamed]
+    about = "; ".join(dict.fromkeys(_about(run.config) for run, own in zip(runs, drawn_of, strict=True) if own))
+    finished = _have_ended(curves, drawn_of, runs)
     return DrawnRun(settings[0] | united, drawn, rows, finished, about)
 
 

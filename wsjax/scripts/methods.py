@@ -107,7 +107,7 @@ def _rescaling(spec: names.Spec) -> Mapping[str, Any]:
 
 
 METHODS: dict[str, Known] = {
-    "SPG": Known("gaussian_perturb", {"shrink": "gaussian_shrink", "std": "gaussian_std"}, _gaussian),
+    "SPG": Known(names.AT_ONCE["SPG"], {"shrink": "gaussian_shrink", "std": "gaussian_std"}, _gaussian),
     "DASH": Known("dash", {"shrink": "dash_shrink", "decay": "dash_decay", "chunk": "dash_chunk"}, _dash),
     "FIRE": Known("fire", {"steps": "fire_steps"}, _fire),
     "L2": Known("l2_init", {"strength": "l2_init", "decoupled": "l2_decoupled"}, _anchored, _l2_init),

@@ -231,8 +231,8 @@ def run(jobs: Sequence[Job], workdir: Path, factor: float, parallel: int) -> lis
 
 
 def _add_took(workdir: Path, seconds: Mapping[str, float]) -> None:
-    took = read_took(workdir)  # another call may have written
     if seconds:
+        took = read_took(workdir)  # another call may have written
         write_json(workdir / TOOK, took | {name: took.get(name, 0.0) + own for name, own in seconds.items()})
 
 
