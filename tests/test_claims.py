@@ -198,6 +198,15 @@ def test_what_was_not_measured_is_missing():
         assert judge({"parts": [part | {"at": at}]}, [online]).missing == ["x"]
 
 
+def test_a_study_that_is_under_way_tells_of_what_has_ended():
+    whole = claims.read_study(Path(__file__).parents[1] / "figures" / "results")
+    for rows in (0, 1, 30):
+        begun = [run._replace(rows=run.rows[:rows], summary=None) for run in whole]
+        told = {own.claim["id"]: own.verdict for own in claims.verdicts(CLAIMS, begun)}
+        assert told["matched-rate"] == NOT_RUN
+        assert REPRODUCED not in told.values()
+
+
 def test_every_claim_is_whole():
     assert len({claim["id"] for claim in CLAIMS}) == len(CLAIMS)
     for claim in CLAIMS:

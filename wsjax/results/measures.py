@@ -78,6 +78,8 @@ def _pair(part: Part, group: Group) -> Found:
 
 def _left(part: Part, group: Group) -> Found:
     """A shrink-perturb less random initialisation at its best learning rate of several."""
+    if not group.run.ends:  # a study that is under way
+        return None
     drawn, ends = controls.merge_rates(group.each)
     if len({end[controls.RATE] for end in ends}) < 2:
         return None
