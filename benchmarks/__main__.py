@@ -30,6 +30,8 @@ NAMES = (
     "reinitialise", "measures",
 )  # fmt: skip
 GPU_NAMES = ("resnet_gpu",)
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+"""Ratios that a picture's axis names."""
 
 
 def names(has_cuda: bool) -> tuple[str, ...]:
@@ -172,6 +174,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """A bar a case, by its ratio, on a scale where twice as fast and twice as slow are as far from 1."""
     from matplotlib.figure import Figure
 
+    from wsjax.results.plots import png
+
     rows = [row for row in rows if "ratio" in row][::-1]
     figure = Figure(figsize=(8, 0.8 + 0.24 * len(rows)), layout="constrained")
     axis = figure.subplots()
@@ -184,12 +188,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axis.errorbar(ratios, names, xerr=spread, fmt="none", ecolor="#444444", elinewidth=0.8)
     axis.axvline(1, color="#444444", linewidth=0.8)
     axis.set_xscale("log")
+    least, most = axis.get_xlim()
+    axis.set_xticks([x for x in TICKS if least <= x <= most], minor=False)
+    axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.margins(y=0.01)
     axis.set_xlabel("wsjax's time / the other's (below 1: wsjax is faster)", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    path.write_bytes(png(figure, 150))
 
 
 if __name__ == "__main__":

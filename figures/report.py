@@ -25,7 +25,7 @@ from pathlib import Path
 import tyro
 
 from wsjax.errors import RunError
-from wsjax.results import claims, page
+from wsjax.results import claims, page, plots
 from wsjax.results.page import Shown
 from wsjax.results.sheets import Sheet
 from wsjax.scripts import cli, console
@@ -94,7 +94,7 @@ def show(name: str, runs: Sequence[RunRecords]) -> Shown:
     lines = caption.text.splitlines()
     if isinstance(drawn, Sheet):
         return Shown(name, lines, table=drawn)
-    return Shown(name, lines, page.picture(drawn), table)
+    return Shown(name, lines, plots.png(drawn, 160), table)
 
 
 if __name__ == "__main__":

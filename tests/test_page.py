@@ -15,7 +15,7 @@ from test_claims import CLAIMS, offline, timed
 from test_plots import curve
 
 from wsjax.errors import RunError
-from wsjax.results import page
+from wsjax.results import page, plots
 from wsjax.results.claims import parts_of, verdicts
 from wsjax.results.page import Shown
 from wsjax.results.sheets import Sheet
@@ -34,10 +34,10 @@ def study():
     ]
     runs[1] = runs[1]._replace(folder=Path(NASTY))
     figures = [
-        Shown("figure1", ["Figure 1: what.", NASTY], page.picture(figure)),
-        Shown("figure12", ["More."], page.picture(figure)),
+        Shown("figure1", ["Figure 1: what.", NASTY], plots.png(figure, 160)),
+        Shown("figure12", ["More."], plots.png(figure, 160)),
         Shown("table1", ["Table 1."], None, Sheet(["model", NASTY], [["MLP", "38.2"]])),
-        Shown("board", ["Board."], page.picture(figure), Sheet(["Method", "- RI"], [["SP", "+1.0"]])),
+        Shown("board", ["Board."], plots.png(figure, 160), Sheet(["Method", "- RI"], [["SP", "+1.0"]])),
     ]
     return page.render(verdicts(CLAIMS, runs), figures, runs)
 

@@ -6,6 +6,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from wsjax.results.claims import read_study, verdicts
@@ -129,29 +130,68 @@ def test_the_board_at_full_width_is_told_as_the_records_and_the_authors_logs_hav
     assert told in README
 
 
-def test_the_first_rounds_at_full_width_are_told_as_the_records_and_the_report_have_them():
+def test_the_rounds_at_full_width_are_told_as_the_records_and_the_report_have_them():
+    run = read_run(ROOT / "figures" / "results" / "cifar10-resnet18-gpu" / "rounds-1-to-18")
+    found = grouped(round_ends(run.rows), itemgetter("method", "round"))
+    report = read_json(ROOT / "figures" / "published" / "report.json")["figure2_online"]["f2c99"]
+    last, steps = {}, {}
+    for name in ("RI", "WS"):
+        assert len(found[name, 18]) == 3
+        own = percent(statistics.mean(row["test_accuracy"] for row in found[name, 18]))
+        last[name] = own, percent(report[f"acc_{name}"][17])
+        steps[name] = [statistics.mean(row["steps"] for row in found[name, number]) for number in range(2, 19)]
+    (ri, ri_report), (ws, ws_report) = last.values()
+    told = (
+        f"at 18,000 images RI has {ri} % (the report {ri_report}), WS {ws} ({ws_report}). Rounds from scratch rise from "
+        f"{steps['RI'][0]:,.0f} to {max(steps['RI']):,.0f} steps, warm ones take {min(steps['WS']):,.0f} to "
+        f"{max(steps['WS']):,.0f} without order"
+    )
+    assert told in README
+
+
+def test_shrink_perturb_at_full_width_is_told_as_the_records_have_it():
+    """By the seeds that have it: how far behind random initialisation it ends, and its share of the steps."""
     folder = ROOT / "figures" / "results" / "cifar10-resnet18-ten-rounds"
     ends = [row for run in sorted(folder.glob("seed-*")) for row in round_ends(read_run(run).rows)]
-    report = read_json(ROOT / "figures" / "published" / "report.json")["figure2_online"]["f2c99"]
-    found = grouped(ends, itemgetter("method", "round"))
-    seeds = {name: ("one", "two", "three", "four")[len(found[name, 10]) - 1] for name in ("RI", "WS", "SP")}
-    assert seeds["RI"] == seeds["WS"]
-    last = {name: percent(statistics.mean(row["test_accuracy"] for row in found[name, 10])) for name in seeds}
-    published = {name: percent(report[f"acc_{name}"][9]) for name in ("RI", "WS")}
-    means = {
-        name: [statistics.mean(row["steps"] for row in found[name, number]) for number in range(2, 11)]
-        for name in seeds
-    }
+    last = {(row["method"], row["seed"]): row["test_accuracy"] for row in ends if row["round"] == 10}
+    seeds = [seed for name, seed in last if name == "SP"]
+    assert len(seeds) == 2
+    behind = statistics.mean(last["RI", seed] - last["SP", seed] for seed in seeds)
     share = statistics.mean(
         sum(row["steps"] for row in ends if (row["method"], row["seed"]) == ("SP", seed))
         / sum(row["steps"] for row in ends if row["method"] in ("RI", FIRST) and row["seed"] == seed)
-        for seed in (row["seed"] for row in found["SP", 10])
+        for seed in seeds
     )
+    assert f"here it ends {percent(behind)} points behind, for {100 * share:.0f} % of RI's steps" in README
+
+
+def test_the_second_round_at_full_width_is_told_as_the_records_and_the_report_have_it():
+    folder = ROOT / "figures" / "results" / "cifar10-resnet18-gpu"
+    report = read_json(ROOT / "figures" / "published" / "report.json")["figure1_and_5_curves_epoch_accuracy"]
+    told = []
+    for name, curve in (("ri", "RI"), ("ws", "WS"), ("sp-0.1", "lam0.1"), ("sp-0.3", "lam0.3")):
+        rows = read_run(folder / f"second-round-{name}").rows
+        (own,) = [row["test_accuracy"] for row in rows if (row["round"], row["epoch"]) == (2, 16)]
+        epochs, accuracies = zip(*report[f"fig5_offline_sp_sigma0.01:{curve}"], strict=True)  # epochs from 0
+        told.append((percent(own), percent(np.interp(15, epochs, accuracies) / 100)))
+    (ri, ri_report), (ws, ws_report), (one, one_report), (three, three_report) = told
+    assert (
+        f"RI {ri} % (the report {ri_report}), WS {ws} ({ws_report}), SP at 0.1 and 0.3 {one} and {three} "
+        f"({one_report} and {three_report})"
+    ) in README
+
+
+def test_the_times_on_a_gpu_are_told_as_they_were_measured():
+    rows = read_json(ROOT / "figures" / "results" / "benchmarks" / "h200.json")["rows"]
+    full, half = (
+        {row["against"]: row for row in rows if "epoch" in row["subject"] and row["precision"] == precision}
+        for precision in ("float32", "bfloat16")
+    )
+    eager, fast = "PyTorch, eager", "PyTorch, torch.compile"
     told = (
-        f"{seeds['RI']} seeds, of SP {seeds['SP']}): at 10,000 images RI has {last['RI']} % (the report "
-        f"{published['RI']}), WS {last['WS']} ({published['WS']}), SP 0.4 {last['SP']}. Rounds from scratch rise from "
-        f"{means['RI'][0]:,.0f} to {max(means['RI']):,.0f} steps, warm ones take {min(means['WS']):,.0f} to "
-        f"{max(means['WS']):,.0f} without order, and SP {100 * share:.0f} % of RI's"
+        f"takes {full[eager]['seconds']:.2f} s in TF32 and {half[eager]['seconds']:.2f} s in bfloat16, "
+        f"{full[eager]['ratio']:.2f} and {half[eager]['ratio']:.2f} of PyTorch's time and {full[fast]['ratio']:.2f} and "
+        f"{half[fast]['ratio']:.2f} of that under"
     )
     assert told in README
 

@@ -11,7 +11,6 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jinja2
-from matplotlib.figure import Figure
 
 from wsjax.errors import printable
 from wsjax.results.claims import (
@@ -78,13 +77,6 @@ def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence
         figures=[_shown(figure) for own in left.values() for figure in own],
         runs=[_ran(run) for run in runs],
     )
-
-
-def picture(figure: Figure) -> bytes:
-    """A figure as PNG."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None}, dpi=160)
-    return file.getvalue()
 
 
 def sentences(verdicts: Sequence[Verdict]) -> list[str]:

@@ -6,6 +6,7 @@ any process, with or without a display. Records hold accuracies as fractions; fi
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from operator import itemgetter
@@ -20,6 +21,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from wsjax.errors import printable
 from wsjax.results import names
@@ -181,13 +183,25 @@ def save(figure: Figure, stem: Path | str, kinds: Sequence[str] = ("png", "pdf")
     """
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in kinds]
     # Fonts as fonts, which journals ask for.
     with replacing(*paths) as parts, matplotlib.rc_context({"pdf.fonttype": 42}):
         for part, kind in zip(parts, kinds, strict=True):
-            figure.savefig(part, format=kind, metadata=undated[kind], dpi=200)
+            if kind == "png":
+                part.write_bytes(png(figure, 200))
+            else:
+                figure.savefig(part, format=kind, metadata={"CreationDate": None}, dpi=200)
     return paths
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """A figure as PNG, in the 256 colours that come nearest: no eye sees them, and a third of the bytes remain."""
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None}, dpi=dpi)
+    with Image.open(drawn) as image:
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(packed, format="PNG", optimize=True, dpi=image.info.get("dpi"))
+    return packed.getvalue()
 
 
 def save_captioned(figure: Figure, caption: Caption, stem: Path) -> None:
