@@ -131,7 +131,7 @@ def test_the_board_at_full_width_is_told_as_the_records_and_the_authors_logs_hav
 
 
 def test_the_rounds_at_full_width_are_told_as_the_records_and_the_report_have_them():
-    run = read_run(ROOT / "figures" / "results" / "cifar10-resnet18-gpu" / "rounds-1-to-18")
+    run = read_run(ROOT / "figures" / "results" / "full-width" / "rounds-1-to-18")
     found = grouped(round_ends(run.rows), itemgetter("method", "round"))
     report = read_json(ROOT / "figures" / "published" / "report.json")["figure2_online"]["f2c99"]
     last, steps = {}, {}
@@ -142,8 +142,8 @@ def test_the_rounds_at_full_width_are_told_as_the_records_and_the_report_have_th
         steps[name] = [statistics.mean(row["steps"] for row in found[name, number]) for number in range(2, 19)]
     (ri, ri_report), (ws, ws_report) = last.values()
     told = (
-        f"at 18,000 images RI has {ri} % (the report {ri_report}), WS {ws} ({ws_report}). Rounds from scratch rise from "
-        f"{steps['RI'][0]:,.0f} to {max(steps['RI']):,.0f} steps, warm ones take {min(steps['WS']):,.0f} to "
+        f"at 18,000 images RI has {ri} % (the report {ri_report}), WS {ws} ({ws_report}). Rounds from scratch rise "
+        f"from {steps['RI'][0]:,.0f} to {max(steps['RI']):,.0f} steps, warm ones take {min(steps['WS']):,.0f} to "
         f"{max(steps['WS']):,.0f} without order"
     )
     assert told in README
@@ -166,7 +166,7 @@ def test_shrink_perturb_at_full_width_is_told_as_the_records_have_it():
 
 
 def test_the_second_round_at_full_width_is_told_as_the_records_and_the_report_have_it():
-    folder = ROOT / "figures" / "results" / "cifar10-resnet18-gpu"
+    folder = ROOT / "figures" / "results" / "full-width"
     report = read_json(ROOT / "figures" / "published" / "report.json")["figure1_and_5_curves_epoch_accuracy"]
     told = []
     for name, curve in (("ri", "RI"), ("ws", "WS"), ("sp-0.1", "lam0.1"), ("sp-0.3", "lam0.3")):
@@ -190,8 +190,8 @@ def test_the_times_on_a_gpu_are_told_as_they_were_measured():
     eager, fast = "PyTorch, eager", "PyTorch, torch.compile"
     told = (
         f"takes {full[eager]['seconds']:.2f} s in TF32 and {half[eager]['seconds']:.2f} s in bfloat16, "
-        f"{full[eager]['ratio']:.2f} and {half[eager]['ratio']:.2f} of PyTorch's time and {full[fast]['ratio']:.2f} and "
-        f"{half[fast]['ratio']:.2f} of that under"
+        f"{full[eager]['ratio']:.2f} and {half[eager]['ratio']:.2f} of PyTorch's time and {full[fast]['ratio']:.2f} "
+        f"and {half[fast]['ratio']:.2f} of that under"
     )
     assert told in README
 
