@@ -124,7 +124,7 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
     ]
     + [
         f"hyperparameters --dataset=cifar10 {LESS} {seeds} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60"
-        for seeds in ("--seeds 6 7 8", "--seeds 9 10 11", "--seeds 12 13 14 15", "--seeds 16 17")
+        for seeds in ("--seeds 6 7 8", "--seeds 9 10 11", "--seeds 12 13 14 15 16 17")
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],
     "figure10": [
