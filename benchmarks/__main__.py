@@ -30,8 +30,6 @@ NAMES = (
     "reinitialise", "measures",
 )  # fmt: skip
 GPU_NAMES = ("resnet_gpu",)
-TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
-"""Ratios that a picture's axis names."""
 
 
 def names(has_cuda: bool) -> tuple[str, ...]:
@@ -77,10 +75,9 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     sizes = roofline.FILLS_A_GPU if has_cuda else {}
     ceilings = {precision: roofline.ceilings(precision, **sizes) for precision in precisions}
     at_most = ", ".join(f"{found['flops'] / 1e9:,.0f} GFLOP/s in {name}" for name, found in ceilings.items())
-    console.say(
-        f"{processor()}, {os.cpu_count()} cores, {', '.join(dict.fromkeys(devices))}; jax {jax.__version__}, torch "
-        f"{torch.__version__}; at most {at_most} and {ceilings['float32']['bytes'] / 1e9:,.1f} GB/s"
-    )
+    where = f"{processor()}, {os.cpu_count()} cores, {', '.join(dict.fromkeys(devices))}"
+    machine = f"{where}; jax {jax.__version__}, torch {torch.__version__}"
+    console.say(f"{machine}; at most {at_most} and {ceilings['float32']['bytes'] / 1e9:,.1f} GB/s")
     rows: list[dict[str, Any]] = []
     result = {**about, "processor": processor(), "cores": os.cpu_count(), "tf32": has_cuda}
     result |= {"xla_flags": os.environ.get("XLA_FLAGS", ""), "ceilings": ceilings, "rows": rows}
@@ -92,7 +89,7 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
             if config.out is not None:  # after every row: what was measured is kept if the next one fails
                 write_json(config.out, result)
     if config.out is not None:
-        draw(rows, config.out.with_suffix(".png"))
+        draw(rows, config.out.with_suffix(".png"), machine)
         console.say(f"Rows: {config.out}")
         console.say(f"Picture: {config.out.with_suffix('.png')}")
     return result
@@ -170,7 +167,7 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], path: Path, machine: str) -> None:
     """A bar a case, by its ratio, on a scale where twice as fast and twice as slow are as far from 1."""
     from matplotlib.figure import Figure
 
@@ -189,10 +186,12 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axis.axvline(1, color="#444444", linewidth=0.8)
     axis.set_xscale("log")
     least, most = axis.get_xlim()
-    axis.set_xticks([x for x in TICKS if least <= x <= most], minor=False)
+    named = (1, 1.5, 2, 3, 4, 5, 7) if most < 12 * least else (1, 2, 5)
+    axis.set_xticks([x for e in range(-3, 3) for n in named if least <= (x := n * 10.0**e) <= most])
     axis.set_xticks([], minor=True)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.margins(y=0.01)
+    axis.set_title(machine, loc="right", fontsize=7)
     axis.set_xlabel("wsjax's time / the other's (below 1: wsjax is faster)", fontsize=8)
     axis.tick_params(labelsize=7)
     axis.spines[["top", "right"]].set_visible(False)

@@ -33,7 +33,7 @@ if [[ -n ${LOWER:-} ]]; then exec "$PYTHON" -m benchmarks.lowering; fi
 
 # Whether XLA knows a flag (it ends the process if not), and a loop of convolutions runs with it.
 works() {
-    XLA_FLAGS=$1 "$PYTHON" - >/dev/null 2>&1 <<'PYTHON'
+    XLA_FLAGS=$1 JAX_ENABLE_COMPILATION_CACHE=false "$PYTHON" - >/dev/null 2>&1 <<'PYTHON'
 import jax
 import jax.numpy as jnp
 
@@ -63,7 +63,7 @@ done
 export XLA_FLAGS=$known
 # A convolution in a CUDA graph that is the first thing a process does, as where all its programs come from the cache,
 # fails: "No DNN support for stream" (jax 0.11.2, H200). Compiling loads cuDNN before.
-if [[ $known == *CONVOLUTION* ]]; then export JAX_ENABLE_COMPILATION_CACHE=false; fi
+if [[ $known == *+CONVOLUTION* ]]; then export JAX_ENABLE_COMPILATION_CACHE=false; fi
 echo "XLA_FLAGS=$XLA_FLAGS"
 mkdir -p "$OUT"
 

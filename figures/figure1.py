@@ -37,7 +37,7 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     notes = "No published curve is drawn: the report's Figure 1 is ResNet-18 of width 64 on CIFAR-10 by SGD."
     if words.is_published(run.settings, own):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
-        notes = "Dashed: the report's curves (one seed) by the epochs of each round, as far as this run goes."
+        notes = "Dashed: the report's curves (one seed) by the epochs of each round."
     if words.is_alike(run.settings, own):
         ends = published.by_method({published.RI: final["random"], published.WS: final["warm"]}, run.methods)
     figure = plots.offline_curves(run.rows, run.methods, epochs=run.epochs, published=curves)

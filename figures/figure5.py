@@ -47,8 +47,7 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     notes = "No published curve is drawn: the report's Figure 5 is ResNet-18 of width 64 on CIFAR-10 by SGD."
     if words.is_published(run.settings, own):
         curves = published_curves(report["figure1_and_5_curves_epoch_accuracy"], run.methods)
-        notes = "Dashed: the report's curves (one seed), as far as this run goes; perturb 0.01 as run, 0.0001 in its "
-        notes += "text."
+        notes = "Dashed: the report's curves (one seed); perturb 0.01 as run, 0.0001 in its text."
     if words.is_alike(run.settings, own):
         ends = {name: report["figure5_final"][key] for name, key in published.by_method(FINALS, run.methods).items()}
     figure = plots.offline_curves(run.rows, run.methods, ["test_accuracy"], epochs=run.epochs, published=curves)

@@ -171,6 +171,26 @@ def test_an_online_run_is_as_large_as_what_it_trained_on():
     assert found.scale == "CIFAR-10, width 64, 4,000 images, 3 epochs, 2 seeds"
 
 
+def test_seeds_that_went_on_to_further_rounds_are_a_further_look():
+    def of_rounds(number, seeds=(0, 1)):
+        rows = [row | {"round": number, "samples": 1000 * number} for seed in seeds
+                for row in curve("RI", [0.6], seed) + curve("WS", [0.5], seed)]  # fmt: skip
+        return run(rows, experiment="online", max_rounds=number, seeds=list(seeds))
+
+    online = {"runs": [{"experiment": "online"}]}
+    looks = [
+        verdict(*runs, **online).estimates[0].looks
+        for runs in (
+            [of_rounds(4)],
+            [of_rounds(4), of_rounds(2)],
+            [of_rounds(4), of_rounds(2), of_rounds(3)],
+            [of_rounds(4), of_rounds(2, (8, 9))],
+            [of_rounds(2), of_rounds(2, (8, 9))],
+        )
+    ]
+    assert looks == [1, 2, 3, 1, 2]
+
+
 def test_a_larger_run_of_which_one_seed_can_be_compared_does_not_decide():
     decided = offline((0.6, 0.61), (0.5, 0.51), width=16)
     begun = run(curve("RI", [0.6]) + curve("RI", [0.6], 1) + curve("WS", [0.5]), seeds=[0, 1])

@@ -157,13 +157,15 @@ def common_samples(rounds: Sequence[Row]) -> int | None:
 
 
 def progress(rows: Sequence[Row]) -> str:
-    """Where an unfinished run is."""
+    """Where an unfinished run is: of several curves that are under way, the one that has come least far."""
     ended = {(row["method"], row["seed"], row["round"]) for row in rows if row["stop"]}
     under_way = [row for row in rows if (row["method"], row["seed"], row["round"]) not in ended]
     if not under_way:
         return "UNFINISHED RUN, between two curves."
-    last, method = under_way[-1], names.label(under_way[-1]["method"])
-    return f"UNFINISHED RUN, so far at seed {last['seed']}, {method}, round {last['round']}, epoch {last['epoch']}."
+    curves = {(row["method"], row["seed"]): row for row in under_way}  # how far each is
+    last = min(curves.values(), key=itemgetter("round", "epoch"))
+    where = f"seed {last['seed']}, {names.label(last['method'])}, round {last['round']}, epoch {last['epoch']}"
+    return f"UNFINISHED RUN, so far at {where}{', others further' * (len(curves) > 1)}."
 
 
 def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str, float] | None = None) -> str:

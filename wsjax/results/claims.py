@@ -6,9 +6,10 @@ where nothing larger was run.
 
 A claim is reproduced where the whole 95 % interval of each part lies in its range, and not where that of one part lies
 outside. Chances to err are paid for: of several parts one must lie outside by an interval at 1 - 0.05 / parts, for each
-of them could by chance; and where seeds were added to those of a run before, as one does who has looked, all intervals
-are at 1 - 0.05 / looks. Parts that are judged "together", means that are each the published one or not, are
-reproduced where no more of them lie outside than chance puts there in one of twenty such tables.
+of them could by chance; and where seeds were added to those of a run before, or went on to further rounds, as one does
+who has looked, all intervals are at 1 - 0.05 / looks. Parts that are judged "together", means that are each the
+published one or not, are reproduced where no more of them lie outside than chance puts there in one of twenty such
+tables.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Estimate(NamedTuple):
       seeds: how many.
       unit: "points", which are fractions here, "standard errors", or "" of plain numbers.
       lies_in: the range that the claim puts it in; None is open.
-      looks: how many runs one after another its seeds came by.
+      looks: how many runs one after another its seeds came by, or had come by to an earlier round.
       parts: how many the claim has of which one outside decides.
     """
 
@@ -230,7 +231,10 @@ def _measure(part: Part, runs: Sequence[RunRecords]) -> tuple[Estimate, str] | N
             continue
         if found := MEASURES[part["measure"]](part, *own):
             seeds = found["seeds"]
-            looks = max(_looks(group, _compared(part), seeds) for group in own)
+            looks = max(
+                sum(_looks(each, _compared(part), seeds) for each in [group, *_shorter(group, known)])
+                for group, known in zip(own, among, strict=True)
+            )
             estimate = Estimate(
                 part["what"], found["mean"], found["low"], found["high"], seeds, part.get("unit", "points"),
                 tuple(part["lies_in"]), looks,
@@ -245,6 +249,18 @@ def _measure(part: Part, runs: Sequence[RunRecords]) -> tuple[Estimate, str] | N
 def _compared(part: Part) -> Sequence[names.Spec]:
     """The methods that a part of a claim is about; none where it is about all."""
     return part.get("of") or [key for key in part.get("at", ()) if isinstance(key, Mapping)]
+
+
+def _shorter(group: Group, known: Sequence[Group]) -> list[Group]:
+    """Runs of fewer rounds, of some of the same seeds and else alike: who lets such seeds go on has looked at them."""
+    seeds = set(group.run.settings["seeds"])
+    return [
+        other
+        for other in known
+        if unlike(group.run.settings, other.run.settings).keys() == {"max_rounds"}
+        and _images(other.run) < _images(group.run)
+        and seeds & set(other.run.settings["seeds"])
+    ]
 
 
 def _looks(group: Group, specs: Sequence[names.Spec], seeds: int) -> int:

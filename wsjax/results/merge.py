@@ -141,8 +141,13 @@ def short_commit(commit: str) -> str:
 
 
 def _about(config: Mapping[str, Any]) -> str:
-    """Where a run ran: devices, jax's version and the commit, as far as they are known."""
+    """Where a run ran: devices, jax's version and the commit, as far as they are known, and what config.json notes."""
     jax = (config.get("versions") or {}).get("jax")
     commit = short_commit(config.get("git_commit") or "")
-    parts = [*dict.fromkeys(config.get("devices") or []), jax and f"jax {jax}", commit and f"commit {commit}"]
+    parts = [
+        *dict.fromkeys(config.get("devices") or []),
+        jax and f"jax {jax}",
+        commit and f"commit {commit}",
+        config.get("note"),
+    ]
     return ", ".join(str(part) for part in parts if part)

@@ -111,10 +111,10 @@ def run_rounds(
         rounds where they ended (`wsjax.storage.records.open_run` compares all).
       observe: called with every epoch's rows, for display. Where it raises, the epoch's checkpoint is written first.
       states: whether the states at the end are wanted. If not, the rows of a run that has ended suffice; if they are,
-        and a checkpoint that holds one is gone, that part is trained again, to the same bits.
+        and a checkpoint that holds one is gone, that part is trained again, on a CPU to the same bits.
 
     Returns:
-      A Result. A run that was killed and is given again returns the same bits, but for the seconds.
+      A Result. A run that was killed and is given again returns, on a CPU, the same bits, but for the seconds.
 
     Raises:
       NonFiniteLoss: a loss was not finite, and the settings do not end a round with it. Rows and checkpoints written so
