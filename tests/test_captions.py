@@ -111,6 +111,18 @@ def test_caption_says_when_a_run_is_unfinished():
     assert "Final test accuracy in percent: RI 30.0." in text
 
 
+def test_caption_says_how_far_the_last_of_several_unfinished_curves_is():
+    alike = curve("RI", [0.1, 0.2], stop=None) + curve("WS", [0.5, 0.5], stop=None)
+    for rows, where in ((alike, "RI, round 2, epoch 2."), (alike[:-1], "WS, round 2, epoch 1, others further.")):
+        assert f"so far at seed 0, {where}" in offline(merge_runs([run(rows, finished=False)], "offline"))
+
+
+def test_caption_tells_what_a_record_notes():
+    noted = run(curve("RI", [0.1]))
+    noted.config["note"] = "cut after epoch 1"
+    assert offline(merge_runs([noted], "offline")).endswith("Ran on cpu, jax 0.10.1, cut after epoch 1.")
+
+
 def test_caption_names_what_the_run_used():
     other = {"model": "mlp", "hidden": [100, 50], "activation": "relu", "dataset": "data/mine.npz", "optimizer": "adam"}
     stop = {"stop": ["accuracy", "plateau"], "threshold": 0.99, "opt_state": "keep"}

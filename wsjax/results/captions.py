@@ -163,9 +163,11 @@ def progress(rows: Sequence[Row]) -> str:
     if not under_way:
         return "UNFINISHED RUN, between two curves."
     curves = {(row["method"], row["seed"]): row for row in under_way}  # how far each is
-    last = min(curves.values(), key=itemgetter("round", "epoch"))
+    place = itemgetter("round", "epoch")
+    last = min(curves.values(), key=place)
+    further = ", others further" * any(place(row) > place(last) for row in curves.values())
     where = f"seed {last['seed']}, {names.label(last['method'])}, round {last['round']}, epoch {last['epoch']}"
-    return f"UNFINISHED RUN, so far at {where}{', others further' * (len(curves) > 1)}."
+    return f"UNFINISHED RUN, so far at {where}{further}."
 
 
 def scores(run: DrawnRun, what: str, ends: Sequence[Row], published: Mapping[str, float] | None = None) -> str:
