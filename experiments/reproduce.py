@@ -118,14 +118,16 @@ CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
         "shrink_only --dataset=cifar10 --networks tanh relu --seeds 5 6 7 8 9",
     ],
     "figure4": [
-        f"hyperparameters --dataset=cifar10 {LESS} {seeds} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60 "
-        f"{chain}"
-        for seeds in (THREE, "--seeds 3 4 5")
-        for chain in ("", "--chained")
-    ]
-    + [
-        f"hyperparameters --dataset=cifar10 {LESS} {seeds} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60"
-        for seeds in ("--seeds 6 7 8", "--seeds 9 10 11", "--seeds 12 13 14 15 16 17")
+        f"hyperparameters --dataset=cifar10 {LESS} {own} --learning_rates 0.01 0.02 --batch_sizes 16 32 --epochs=60"
+        for own in (
+            THREE,
+            f"{THREE} --chained",
+            "--seeds 3 4 5",
+            "--seeds 3 4 5 6 7 8 --chained",
+            "--seeds 6 7 8",
+            "--seeds 9 10 11",
+            "--seeds 12 13 14 15 16 17 18 19 20 21 22 23",
+        )
     ],
     "figure9": [f"offline {ON_CIFAR} --augment --methods RI WS --epochs=24"],
     "figure10": [

@@ -13,7 +13,7 @@ def sp(shrink, perturb=0.01):
 
 def test_the_table_of_settings():
     assert names.from_settings(["RI", "WS", "SP"], [0.3], [0.01]) == {"RI": RI, "WS": WS, "SP": sp(0.3)}
-    assert names.from_settings(["SP"], [0, 0.3], [0.01]) == {"SP 0": sp(0), "SP 0.3": sp(0.3)}
+    assert names.from_settings(["SP"], [0, 0.3], [0.01]) == {"RI x 0.01": sp(0), "SP 0.3": sp(0.3)}
     assert list(names.from_settings(["SP"], [0.3], [0.01, 0.1])) == ["SP 0.3/0.01", "SP 0.3/0.1"]
     assert names.from_settings(["RI", "RI@0.01", "SP@1e-4"], [0.3], [0.01]) == {
         "RI": RI, "RI@0.01": RI | {"learning_rate": 0.01}, "SP@0.0001": sp(0.3) | {"learning_rate": 1e-4},

@@ -91,25 +91,12 @@ def _left(part: Part, group: Group) -> Found:
 def _less(part: Part, group: Group, other: Group) -> Found:
     """How much larger a value of one run's summary is than the same of another's, paired by seed."""
     values: list[dict[int, float]] = []
-    for whole in (_of_best(part, group), _of_best(part, other)):
+    for whole in (group, other):
         rows_of = grouped(whole.run.rows, itemgetter("seed"))
         alone = {seed: whole._replace(run=whole.run._replace(rows=rows)) for seed, rows in rows_of.items()}
         found = {seed: _summary(part, own) for seed, own in alone.items()}
         values.append({seed: own["mean"] for seed, own in found.items() if own})
     return less(*values)
-
-
-def _of_best(part: Part, group: Group) -> Group:
-    """Of a part on the best cells the rounds of these only: chosen for each seed anew, its noise would choose."""
-    if part["at"][0] != "best":
-        return group
-    best = hyperparameters.summarize(group.run.rows, group.run.methods)["best"] or {}
-    chosen = {
-        name
-        for name, spec in group.run.methods.items()
-        if spec["cells"][0] == best.get(hyperparameters.STARTS[spec["reinit"]])
-    }
-    return group._replace(run=group.run._replace(rows=[row for row in group.run.rows if row["method"] in chosen]))
 
 
 def _share(part: Part, group: Group) -> Found:

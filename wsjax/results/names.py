@@ -28,7 +28,7 @@ RATE = "learning_rate"
 """What a method that has another learning rate than its run says of itself."""
 LONGEST = 40  # characters of a name that are shown
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; shrink-perturb runs from dark (0) to light (1).
+# Okabe and Ito's colours, which colour-blind readers can tell apart; shrink-perturb runs from dark (near 0) to light (1).
 _FIRST_COLOR = "#444444"
 _COLORS = {RANDOM: "#0072B2", WARM: "#D55E00"}
 _SP_DARK, _SP_LIGHT = "#003325", "#9CF5D3"
@@ -69,7 +69,7 @@ def from_settings(
     `others` says what each further method is.
 
     SP is a method for each shrink and perturb: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb
-    varies too.
+    varies too; at a shrink of 0 "RI x 0.3", by its perturb.
     """
     table: dict[str, Spec] = {}
     known: Methods = {"RI": {"reinit": RANDOM}, "WS": {"reinit": WARM}, **(others or {})}
@@ -118,7 +118,9 @@ def told(methods: Methods, drawn: Iterable[str]) -> list[str]:
 
 
 def sp_name(spec: Spec, with_perturb: bool) -> str:
-    """How a shrink-perturb is called beside others."""
+    """How a shrink-perturb is called beside others; one that keeps nothing is a random initialisation, scaled."""
+    if not spec["shrink"]:
+        return f"RI x {_exact(spec['perturb'])}"
     return f"SP {_exact(spec['shrink'])}" + f"/{_exact(spec['perturb'])}" * with_perturb
 
 
@@ -155,7 +157,8 @@ def merge(tables: Sequence[Methods]) -> tuple[dict[str, Spec], list[dict[str, st
     """
     merged: dict[str, Spec] = {}
     renamed = []
-    several = len({spec["perturb"] for table in tables for spec in table.values() if _is_sp(spec)}) > 1
+    mixed = [spec for table in tables for spec in table.values() if _is_sp(spec) and spec["shrink"]]
+    several = len({spec["perturb"] for spec in mixed}) > 1
     for table in tables:
         own: dict[str, str] = {}
         for name, spec in table.items():
@@ -228,7 +231,7 @@ def _is_built(name: str, spec: Spec) -> bool:
 def _color(spec: Spec) -> str | None:
     """The colour that a method has in every figure, where it has one."""
     if spec.get("reinit") == SHRINK and isinstance(spec.get("shrink"), int | float):
-        return mix(_SP_DARK, _SP_LIGHT, min(max(spec["shrink"], 0.0), 1.0))
+        return mix(_SP_DARK, _SP_LIGHT, min(max(spec["shrink"], 0.0), 1.0)) if spec["shrink"] else _COLORS[RANDOM]
     return _COLORS.get(spec.get("reinit", ""))
 
 
