@@ -33,9 +33,14 @@ def anew(tmp_path, monkeypatch):
     """A cache of its own, and nothing remembered of compilations, before and after."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(cache, "_told", [])
-    kernels._available.cache_clear()
+    forget()
     yield tmp_path
-    kernels._available.cache_clear()
+    forget()
+
+
+def forget():
+    kernels._compiled.cache_clear()
+    kernels._tell.cache_clear()
 
 
 @pytest.fixture
@@ -72,7 +77,7 @@ def libraries():
 
 def fails(why):
     """Looks for kernels in vain, of which one line tells."""
-    kernels._available.cache_clear()
+    forget()
     with pytest.warns(
         UserWarning, match=r"^convolutions will be slow: their kernels could not be compiled \("
     ) as caught:

@@ -101,6 +101,13 @@ def test_an_unfinished_run_is_drawn_in_its_final_frame():
     assert figure.axes[0].get_xlim()[1] == pytest.approx(20, rel=0.02)
 
 
+def test_a_method_may_have_a_first_round_of_its_own():
+    own = [row | {"round": 1} for row in curve("WS", [0.1, 0.2])] + curve("WS", [0.3])
+    for others, places in (([], [[1]]), (curve("first", [0.1, 0.1, 0.1]), [[1, 2], [4]])):
+        axis = plots.offline_curves([*others, *own], METHODS).axes[0]
+        assert [list(line.get_xdata()) for line in axis.get_lines() if line.get_label() == "WS"] == places
+
+
 def test_the_rounds_name_their_samples():
     figure = plots.offline_curves(curve("first", [0.1]) + curve("WS", [0.3]), METHODS)
     texts = [text.get_text() for text in figure.axes[0].texts]

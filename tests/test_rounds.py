@@ -23,7 +23,7 @@ from wsjax.methods.variants import gaussian_perturb
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
 from wsjax.rounds import loop
-from wsjax.rounds.legs import Method, Round, Settings
+from wsjax.rounds.legs import Method, Round, Settings, make_legs
 from wsjax.rounds.loop import run_rounds
 from wsjax.rounds.programs import Compiler
 from wsjax.storage import checkpoint
@@ -412,6 +412,10 @@ class Killed(Exception):
     pass
 
 
+def die():
+    raise Killed
+
+
 @pytest.mark.parametrize("at", range(1, 14))
 def test_a_run_that_ended_anywhere_continues_to_the_same_bits(tmp_path, at):
     settings, whole = Settings(checkpoint_every=2), undisturbed()
@@ -464,6 +468,22 @@ def test_rows_that_were_lost_are_trained_again_or_missed(tmp_path, lost):
         again = start()
     assert sorted(map(str, timeless(again.rows))) == sorted(map(str, timeless(whole.rows)))
     assert all(same(again.states[key], whole.states[key]) for key in whole.states)
+
+
+def test_a_kill_behind_the_first_stop_of_a_stack_is_no_loss(tmp_path):
+    """Only where the last replica of a stack stops is a checkpoint due."""
+    rows = run([Round(30, max_epochs=3)], {}, (0, 1)).rows
+    first = [row["train_accuracy"] for row in rows if row["seed"] == 0]
+
+    def start(observe=None):
+        rounds = [Round(30, lambda accuracies: "mine" if accuracies == first else None, max_epochs=6)]
+        records = Records(tmp_path / "r.jsonl")
+        return run(rounds, {}, (0, 1), records=records, checkpoints=tmp_path / "c", observe=observe)
+
+    with pytest.raises(Killed):
+        start(lambda rows: die() if rows[0]["epoch"] == 4 else None)
+    shutil.rmtree(tmp_path / "c")  # that of epoch 4, which a kill does not leave
+    assert {row["seed"]: row["epoch"] for row in start().rows if row["stop"]} == {0: 3, 1: 6}
 
 
 def test_ways_and_seeds_of_any_name_keep_their_own_checkpoints(tmp_path):
@@ -873,6 +893,11 @@ def test_sizes_may_be_numbers_of_numpy():
         ({"mesh": jax.make_mesh((2,), ("batch",))}, r"^mesh must be made by wsjax\.data_mesh\(\)"),
         ({"observe": 3}, r"^observe must be a function \(rows\) -> None, not 3$"),
         ({"methods": {"a": Method(scratch, after=1.0)}}, "^method 'a': after must be a whole number, 0 or more"),
+        ({"methods": {"a": Method(scratch, at_once=True)}}, "^method 'a': at_once begins before round 1; give after=0"),
+        (
+            {"rounds": [Round(10, max_epochs=1, setup=mlp_task())]},
+            r"^round 1: setup must be wsjax\.Setup\(.* type Task$",
+        ),
         ({"methods": {"a": Method(scratch, seeds=0)}}, "^method 'a', seeds must be whole numbers"),
         ({"methods": {"a": Method(scratch, after=0, rounds=[])}}, "^method 'a' has no round to run$"),
     ],
@@ -881,6 +906,17 @@ def test_mistakes_are_named_before_anything_runs(given, said):
     arguments = {"rounds": TWO_ROUNDS, "methods": {}} | given
     with pytest.raises(TaskError, match=said):
         run_rounds(setup(), **arguments)
+
+
+def test_what_is_no_setup_or_no_reason_to_stop_is_named():
+    for given in (mlp_task(), {}):
+        with pytest.raises(
+            TaskError, match=r"^setup must be wsjax\.Setup\(task, optimizer, train, test\), not of type"
+        ):
+            run_rounds(given, TWO_ROUNDS, {})
+    for rule in (lambda accuracies: False, lambda accuracies: "", lambda accuracies: accuracies[-1] > 2):
+        with pytest.raises(TaskError, match="a stop rule gives the reason to stop, a text, or None to go on, not"):
+            run([Round(10, rule, max_epochs=2)], {})
 
 
 def test_a_method_has_the_states_of_its_own_seeds():
@@ -976,3 +1012,12 @@ def test_data_on_another_device_train_and_continue(tmp_path):
 
 def test_seeds_may_come_one_by_one():
     assert {row["seed"] for row in run([Round(10, max_epochs=1)], {}, seeds=(seed for seed in (3, 5))).rows} == {3, 5}
+    methods = {"WS": Method(mixed(warm_start), seeds=(seed for seed in (5,)))}
+    rows = run([Round(10, max_epochs=1)] * 2, methods, seeds=(3, 5)).rows
+    assert [row["seed"] for row in rows if row["method"] == "WS"] == [5]
+
+
+def test_a_leg_without_a_mesh_is_one_method():
+    methods = {"a": Method(scratch, seeds=(0,)), "b": Method(mixed(warm_start))}
+    legs = make_legs(TWO_ROUNDS, methods, (0, 1, 2), True, None)
+    assert [leg.name for leg in legs] == ["first-seeds-0-1-2", "a-seeds-0", "b-seeds-0-1-2"]

@@ -401,11 +401,15 @@ def test_homes(tmp_path, monkeypatch):
     for path in ("~/day.npz", "./~day.npz", tmp_path / "~day.npz"):
         assert len(read_images(path).labels) == 60
     for door in (read_images, datasets.load, lambda path: datasets.load("cifar10", path)):
-        for path, said in {"~no-such-user/x.npz": "home", "a\0.npz": "NUL", "\ud800.npz": "surrogates"}.items():
-            with pytest.raises(DataError, match=rf"cannot be a path \(.*{said}.*\); write it out, without ~"):
+        for path, said in {
+            "~no-such-user/x.npz": "there is no home folder",
+            "a\0.npz": "cannot be a path: .* NUL",
+            "\ud800.npz": "cannot be a path: .* surrogates",
+        }.items():
+            with pytest.raises(DataError, match=said):
                 door(path)
     monkeypatch.setenv(datasets.DATA_DIR_VARIABLE, "~no-such-user/data")
-    with pytest.raises(DataError, match="'~no-such-user/data' cannot be a path"):
+    with pytest.raises(DataError, match="~no-such-user/data: there is no home folder"):
         datasets.load("cifar10")
 
 

@@ -56,6 +56,17 @@ def test_interval_of_one_value():
     assert math.isnan(high)
 
 
+def test_a_first_round_of_a_methods_own_is_no_end():
+    """As with --own_first: a method's first round is on a part of the data, and counts for no mean."""
+    rows = [
+        *ends(RI={0: 0.5, 1: 0.6}, mine={0: 0.7, 1: 0.8}),
+        *(row("mine", seed, round=1, test=0.1) for seed in (0, 1)),
+    ]
+    found = summarize_offline(rows, METHODS)
+    assert found["rows"] == summarize_offline(rows[:4], METHODS)["rows"]
+    assert [cells[:3] for cells in offline_table(found)[1]][1] == ["mine", "2", "75.00 ± 63.53"]
+
+
 def test_intervals_cover_the_mean_as_often_as_they_say():
     random = np.random.default_rng(0)
     covered = [(got := mean_interval(random.normal(size=3))).low <= 0 <= got.high for _ in range(2000)]

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from wsjax.errors import DataError
-from wsjax.storage.files import replacing
+from wsjax.errors import DataError, UsageError
+from wsjax.storage.files import replacing, user_path
 
 MAX_GIGABYTES = 8.0
 """What data files that come in by themselves may unpack to where nothing else is said, in 10^9 bytes."""
@@ -71,10 +71,11 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
     try:
         if b"\0" in os.fsencode(path):
             raise ValueError("it holds a NUL character")
-        # Path drops the ./ of "./~name", which means a file of that name.
-        return Path(path).expanduser() if os.fspath(path).startswith("~") else Path(path)
-    except (RuntimeError, ValueError) as error:
-        raise DataError(f"{os.fspath(path)!r} cannot be a path ({reason(error)}); write it out, without ~") from error
+        return user_path(path)
+    except UsageError as error:
+        raise DataError(str(error)) from error
+    except ValueError as error:
+        raise DataError(f"{os.fspath(path)!r} cannot be a path: {reason(error)}") from error
 
 
 def open_file(path: Path, wanted: str = "a .npz file") -> BinaryIO:

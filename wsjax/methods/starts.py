@@ -36,7 +36,8 @@ class Boundary(NamedTuple):
       fresh: that of a network drawn anew for this seed and round, the same for all methods.
       samples: those of the round that starts.
       setup: that round's; its data are there to be used.
-      first: the state of the seed's first network: what this round's task draws from round 1's key.
+      first: the state of the seed's first network: what this round's task draws from round 1's key, or the one that the
+        run was given as `initial`.
     """
 
     key: jax.Array

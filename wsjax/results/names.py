@@ -28,7 +28,7 @@ RATE = "learning_rate"
 """What a method that has another learning rate than its run says of itself."""
 LONGEST = 40  # characters of a name that are shown
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; shrink-perturb runs from dark (near 0) to light (1).
+# Okabe and Ito's colours, which colour-blind readers can tell apart; shrink-perturb runs from dark to light (1).
 _FIRST_COLOR = "#444444"
 _COLORS = {RANDOM: "#0072B2", WARM: "#D55E00"}
 _SP_DARK, _SP_LIGHT = "#003325", "#9CF5D3"

@@ -103,18 +103,21 @@ def draw_offline(
     """Draws the panels of `offline_curves`, on given axes; returns the methods drawn, in the legend's order."""
     published, unit = published or {}, unit_of(rows)
     first, second = ([row for row in rows if row["round"] == number] for number in (1, 2))
+    if not any(row["method"] == FIRST for row in first):
+        first = []
     start = (epochs or max(row["epoch"] for row in first)) if first else 0
     end = start + (epochs or max((row["epoch"] for row in second), default=0))
     curves = _by_method([*first, *second], methods)
     for axis, field in zip(axes, fields, strict=True):
-        for method, own in curves.items():
-            offset, stop = (0, start) if method == FIRST else (start, end)
-            values = unit.scale * by_epoch(own, lambda row, field=field: row[field])
-            x = offset + 1 + np.arange(values.shape[1])
-            mean_band(axis, x, values, label=names.label(method), style=styles[method])
-            if unit.percent and (field, method) in published:
-                x, y = np.asarray(published[field, method]).T
-                dashed(axis, offset + x, y, stop, styles[method])
+        for method, both in curves.items():
+            for number, own in grouped(both, itemgetter("round")).items():  # some have a first round of their own
+                offset, stop = (0, start) if number == 1 else (start, end)
+                values = unit.scale * by_epoch(own, lambda row, field=field: row[field])
+                x = offset + 1 + np.arange(values.shape[1])
+                mean_band(axis, x, values, label=names.label(method), style=styles[method])
+                if unit.percent and (field, method) in published and (number == 2 or method == FIRST):
+                    x, y = np.asarray(published[field, method]).T
+                    dashed(axis, offset + x, y, stop, styles[method])
         dress(axis, score_label(field, unit), end)
         if start:
             _mark_round(axis, 0, start, first)

@@ -28,7 +28,7 @@ def summarize_offline(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       start, likewise; "from_scratch": how soon each method has random initialisation's accuracy, see `speedup`.
     """
     ends = _with_factors(round_ends(rows), methods)
-    final = [end for end in ends if end["method"] != FIRST]
+    final = [end for end in ends if end["method"] != FIRST and end["round"] > 1]  # some have a first one of their own
     random, warm = names.both(methods)
     return {
         "rows": final,

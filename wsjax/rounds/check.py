@@ -38,6 +38,7 @@ def check(
 ) -> None:
     """Checks what `run_rounds` was given, to be run over `axis_name`; raises a TaskError that names it."""
     _check_methods(rounds, methods)
+    _check_kind("", setup)
     named = {f"round {number}": here for number, here in enumerate(rounds, 1)}
     for name, method in methods.items():
         own = enumerate(method.rounds or (), method.after + 1)
@@ -45,11 +46,12 @@ def check(
     sizes: dict[int, int] = {}
     for name, here in named.items():
         own = here.setup or setup
+        _check_kind(f"{name}: ", own)
         if id(own) not in sizes:
             sizes[id(own)] = _check_setup(own._replace(axis_name=axis_name))
         _check_round(name, here, sizes[id(own)])
     for name, method in methods.items():
-        own = whole_seeds(method.seeds, f"method '{name}', ") if method.seeds is not None else seeds
+        own = seeds if method.seeds is None else method.seeds
         _require(set(own) <= set(seeds), f"method '{name}' is for seeds {sorted(own)}; the run's are {sorted(seeds)}")
     _require(len(seeds) > 0 and len(set(seeds)) == len(seeds), f"seeds must be given, each once, not {tuple(seeds)}")
     # JAX takes a key from 32 bits: seeds that differ above them would be one.
@@ -199,8 +201,15 @@ def _check_methods(rounds: Sequence[Round], methods: Mapping[str, Method]) -> No
             method.after <= len(rounds),
             f"method '{name}' begins after round {method.after}; there are {len(rounds)} rounds to share",
         )
+        early = not method.at_once or method.after == 0
+        _require(early, f"method '{name}': at_once begins before round 1; give after=0 too, not {method.after}")
         own = rounds[method.after :] if method.rounds is None else method.rounds
         _require(method.after > 0 or len(own) > 0, f"method '{name}' has no round to run")
+
+
+def _check_kind(of: str, setup: Any) -> None:
+    known = isinstance(setup, Setup)
+    _require(known, f"{of}setup must be wsjax.Setup(task, optimizer, train, test), not of type {type(setup).__name__}")
 
 
 def _check_round(name: str, here: Round, count: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from wsjax.rounds.legs import Leg
 from wsjax.storage import checkpoint
 from wsjax.storage.records import Records
-from wsjax.storage.rows import Row
+from wsjax.storage.rows import Row, grouped
 from wsjax.training.train import TrainState
 
 _EPOCHS_A_ROUND = 1_000_000  # a checkpoint's number is round * this + epoch
@@ -65,11 +65,11 @@ class Journal:
             self._records = Records(rows=self._own())
         lost = self._epochs_after(reached)
         here = reached.number, reached.epoch
-        dropped: list[Row] = []
+        # A kill leaves less than that; and a round's end, that of its last replica, has a checkpoint.
+        unusual = lost > self._checkpoint_every or any(end > here for end in self._ends())
         if lost:  # most of a run's legs have none
-            dropped = self._records.keep(lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= here)
-        # A kill leaves less than that; and a round's end has a checkpoint.
-        if self._folder is not None and (lost > self._checkpoint_every or any(row["stop"] for row in dropped)):
+            self._records.keep(lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= here)
+        if self._folder is not None and unusual:
             again = "trained again for its last state" if stay else "set aside and trained again"
             warnings.warn(
                 f"{self.leg.name}: no checkpoint reaches as far as its rows do; {lost} epochs are {again}", stacklevel=2
@@ -85,6 +85,12 @@ class Journal:
         """How many epochs the rows tell of beyond a place."""
         here = reached.number, reached.epoch
         return sum(place > here for place in {(row["round"], row["epoch"]) for row in self._own()})
+
+    def _ends(self) -> list[tuple[int, int]]:
+        """The last epochs of the rounds that have ended: no row of such an epoch goes on."""
+        ended = grouped(self._own(), lambda row: (row["round"], row["epoch"]))
+        last = {number: (number, epoch) for number, epoch in sorted(ended)}
+        return [place for place in last.values() if all(row["stop"] for row in ended[place])]
 
     def rows(self, number: int) -> list[list[Row]]:
         """Each replica's rows of a round so far."""

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from jax.sharding import Mesh
 
 from wsjax import parallel
+from wsjax.errors import TaskError
 from wsjax.methods.reinit import random_init
 from wsjax.methods.starts import Reinit, Start, mixed, scratch
 from wsjax.storage.rows import CAP, FIRST, Row
@@ -37,8 +38,13 @@ class Round(NamedTuple):
     setup: Setup | None = None
 
     def reason(self, accuracies: Sequence[float]) -> str | None:
-        """Why the round ends after epochs of these train accuracies; None where it goes on."""
+        """Why the round ends after epochs of these train accuracies; None where it goes on.
+
+        Raises a TaskError where the rule gives anything but a text or None.
+        """
         reason = self.stop(accuracies) if self.stop is not None else None
+        if reason is not None and not (isinstance(reason, str) and reason):
+            raise TaskError(f"a stop rule gives the reason to stop, a text, or None to go on, not {reason!r:.60}")
         capped = self.max_epochs is not None and len(accuracies) >= self.max_epochs
         return CAP if reason is None and capped else reason
 
@@ -173,7 +179,7 @@ def make_legs(
     """What runs in one piece, in order: the shared rounds of some seeds, then their later ones, method by method.
 
     Each shared round is a leg of its own: its checkpoint at the end is what methods grow from. Where a method's seeds
-    would leave devices of a replica mesh idle, methods whose rounds are the same run side by side.
+    would leave devices of a replica mesh idle, methods whose rounds are the same run side by side; else each is a leg.
     """
     plan = planned(rounds, methods)
     alike: dict[Any, list[str]] = {}
@@ -184,15 +190,17 @@ def make_legs(
             kind = method.after, tuple(here._replace(setup=id(here.setup), stop=id(here.stop)) for here in own)
             alike.setdefault(kind, []).append(name)
     previous = (None, *rounds)  # the round before each, by its number less 1
+    devices = parallel.replica_devices(mesh)
+    together = list(alike.values()) if devices > 1 else [[name] for names in alike.values() for name in names]
 
     legs = []
     for group in parallel.groups(seeds, stack, mesh):
         first = tuple((FIRST, seed) for seed in group)
         legs += [Leg(first, number, (here,), previous[number - 1]) for number, here in plan[FIRST].items()]
-        for names in alike.values():
+        for names in together:
             after, later = methods[names[0]].after, tuple(plan[names[0]].values())
             replicas = [(name, seed) for name in names for seed in group if methods[name].runs(seed)]
-            size = max(len(group), parallel.replica_devices(mesh))
+            size = max(len(group), devices)
             chunks = (tuple(replicas[i : i + size]) for i in range(0, len(replicas), size))
             legs += [Leg(chunk, after + 1, later, previous[after]) for chunk in chunks]
     return legs

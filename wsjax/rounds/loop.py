@@ -130,7 +130,9 @@ def run_rounds(
     seeds, rounds = whole_seeds(seeds), whole_rounds(rounds, "")
     made = {name: as_method(method) for name, method in methods.items()}
     for name, own in made.items():
-        made[name] = own._replace(rounds=own.rounds and whole_rounds(own.rounds, f"method '{name}', "))
+        of = f"method '{name}', "
+        own_seeds = None if own.seeds is None else whole_seeds(own.seeds, of)
+        made[name] = own._replace(rounds=own.rounds and whole_rounds(own.rounds, of), seeds=own_seeds)
     check(setup, rounds, made, seeds, settings, parallel.axis_of(mesh))
     plan = planned(rounds, made)
     numbers = {name: range(min(own, default=1), max(own, default=0) + 1) for name, own in plan.items()}

@@ -92,13 +92,13 @@ class Programs(NamedTuple):
 
 
 class Compiler:
-    """Makes the programs of a run's setups, each once, and puts each data set on the devices once."""
+    """Makes the programs of a run's setups, each once, and puts each array of data on the devices once."""
 
     def __init__(self, mesh: Mesh | None):
         self._mesh = mesh
         self._made: dict[Program, float] = {}  # with what each had taken to compile before this run
         self._programs: dict[tuple[int, int], tuple[Setup, Programs]] = {}
-        self._placed: dict[Any, Data] = {}
+        self._placed: dict[tuple[int, Mesh | None], jax.Array] = {}
 
     @property
     def compile_seconds(self) -> float:
@@ -142,10 +142,15 @@ class Compiler:
         return program
 
     def _place(self, data: Data, mesh: Mesh | None) -> Data:
-        key = identity(data), mesh
-        if key not in self._placed:
-            self._placed[key] = parallel.place(jax.tree.map(jnp.asarray, data), mesh, replicated=True)
-        return self._placed[key]
+        """An array that several data sets share, as those with other labels do, lies there once."""
+
+        def placed(leaf: Any) -> jax.Array:
+            key = id(leaf), mesh  # the setups are kept, so that no other array takes its identity
+            if key not in self._placed:
+                self._placed[key] = parallel.place(jnp.asarray(leaf), mesh, replicated=True)
+            return self._placed[key]
+
+        return jax.tree.map(placed, data)
 
 
 def _modes() -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ DIGEST = "digest"
 """The field that a JSON file has on the disk only: a hash of its others."""
 
 
-def user_path(path: Path | str) -> Path:
+def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as a user writes it: a leading ~ or ~NAME is a home. Raises UsageError where there is no such home."""
     if not os.fspath(path).startswith("~"):  # Path drops the ./ of "./~name", which means a folder of that name
         return Path(path)
@@ -77,10 +77,16 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(*paths: Path) -> Iterator[list[Path]]:
-    """Gives a path beside each to write to; what lies there takes their places, but where the block fails."""
+    """Gives a path beside each to write to; what lies there takes their places, but where the block fails.
+
+    It is on the disk before, so that no crash leaves a part of it in their places.
+    """
     parts = [path.with_name(f".{path.name}.{os.getpid()}.part") for path in paths]
     try:
         yield parts
+        for part in parts:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
         for part, path in zip(parts, paths, strict=True):
             part.replace(path)
     finally:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wsjax.checks import check_count, check_number
 from wsjax.errors import TaskError
 from wsjax.trees import map_nodes
 
@@ -74,6 +75,11 @@ def scale_by_schedule(
         raise TaskError(f"unknown schedule '{schedule.kind}'; available: {', '.join(KINDS)}")
     if schedule.kind == "steps" and not schedule.milestones:
         raise TaskError("the schedule 'steps' needs milestones: the epochs at which the rate falls")
+    check_count("a schedule's epochs", schedule.epochs)
+    check_number("a schedule's decay", schedule.decay, least=0)
+    check_number("a schedule's warmup, a share of its epochs,", schedule.warmup, least=0, most=1)
+    for milestone in schedule.milestones:
+        check_count("a schedule's milestone", milestone, least=0)
 
     def init(params: Any) -> ScheduleState:
         del params

@@ -15,7 +15,8 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
     """The state with BatchNorm statistics under its own parameters: the mean over the batches, by their samples.
 
     After a short round the running statistics lag behind the parameters. What is no floating-point number, such as a
-    count of batches or a random key, stays as it is, and so does what no batch changes.
+    count of batches or a random key, stays as it is. So does what no batch changes, where a batch's share is measured;
+    the `stats_momentum` of a task is taken for that of every floating-point leaf.
     """
     leaves, structure = jax.tree.flatten(state.batch_stats)
     moving = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]

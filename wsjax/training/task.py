@@ -43,9 +43,9 @@ class Task(NamedTuple):
         random, as in evaluation.
       loss: `(outputs, targets) -> [B]`, a loss for each sample.
       score: `(outputs, targets) -> [B]`, what "accuracy" averages.
-      stats_momentum: the share that one batch has in batch_stats when `apply` updates them; None measures it, by one
-        more batch, where it is asked for. A leaf that is no moving average of its own, as one that is corrected for
-        its bias by a count of batches, is not re-estimated.
+      stats_momentum: the share that one batch has in every floating-point leaf of batch_stats when `apply` updates
+        them; None measures it leaf by leaf, by one more batch, where it is asked for. A leaf that is then found to be
+        no moving average of its own, as one that is corrected for its bias by a count of batches, is not re-estimated.
       activations: `(params, batch_stats, inputs) -> Activations`, for probes that look into the network; None where
         there are none.
     """

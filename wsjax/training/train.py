@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wsjax.checks import check_count, check_number
 from wsjax.errors import TaskError
 from wsjax.kept import kept
 from wsjax.training.schedules import Schedule, scale_by_schedule
@@ -128,11 +129,18 @@ def make_optimizer(
         warm-up is a part of it, and comes again in every round.
       clip_norm: the norm that the gradient of all parameters together is cut to; None for no limit.
       decoupled: stands between what scales the gradient and the learning rate.
+
+    Raises:
+      TaskError: there is no such optimiser, or a number is none that it can have.
     """
     rules = {"sgd": optax.identity, "msgd": lambda: optax.trace(0.9), "adam": optax.scale_by_adam}
     rules["adamw"] = optax.scale_by_adam
     if name not in rules:
         raise TaskError(f"unknown optimizer '{name}'; available: {', '.join(rules)}")
+    for what, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay), ("clip_norm", clip_norm)):
+        if value is not None:
+            check_number(what, value, least=0)
+    check_count("warmup", warmup, least=0)
     if schedule is not None:
         rate = scale_by_schedule(learning_rate, schedule, warmup)
     elif warmup:

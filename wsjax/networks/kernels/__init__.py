@@ -80,32 +80,45 @@ def on_cpu(
 
 def available(dtype: str = "float32") -> bool:
     """Compiles a type's kernels, where that was not done yet, and makes them known to XLA; False where that fails."""
-    with _compiling:  # once, whoever asks at the same time
-        return _available(dtype)
+    failure = _failure(dtype)
+    if failure:
+        _tell(failure)
+    return not failure
 
 
 def prepare(dtype: str) -> None:
     """Has a thread compile the kernels that will be asked for, while this one reads data. Does nothing elsewhere."""
     if dtype in TYPES and jax.default_backend() == "cpu":
-        threading.Thread(target=available, args=(dtype,), daemon=True).start()
+        # A failure is told by who asks later: what reads data meanwhile may have silenced all warnings.
+        threading.Thread(target=_failure, args=(dtype,), daemon=True).start()
+
+
+def _failure(dtype: str) -> str:
+    """Why a type's kernels are not to be had; empty where they are."""
+    with _compiling:  # once, whoever asks at the same time
+        return _compiled(dtype)
 
 
 @functools.cache
-def _available(dtype: str) -> bool:
+def _compiled(dtype: str) -> str:
     try:
         libraries = load(dtype)
     except OSError as error:
-        warnings.warn(
-            f"convolutions will be slow: their kernels could not be compiled ({printable(error)}); "
-            "a C++ compiler, in $CXX or on the PATH as c++, g++ or clang++, is all that it needs",
-            stacklevel=3,
-        )
-        return False
+        return printable(error)
     for library, names in zip(libraries, LIBRARIES.values(), strict=True):
         for name in names:
             handler = jax.ffi.pycapsule(getattr(library, f"wsjax_{name}"))
             jax.ffi.register_ffi_target(_target(name, dtype), handler, platform="cpu")
-    return True
+    return ""
+
+
+@functools.cache
+def _tell(failure: str) -> None:
+    warnings.warn(
+        f"convolutions will be slow: their kernels could not be compiled ({failure}); "
+        "a C++ compiler, in $CXX or on the PATH as c++, g++ or clang++, is all that it needs",
+        stacklevel=3,
+    )
 
 
 def _target(name: str, dtype: Any) -> str:
