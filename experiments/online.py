@@ -2,7 +2,8 @@
 
     python experiments/online.py                                           the embedded digits
     python experiments/online.py --dataset=cifar10 --increment=1000        Figure 2a
-    python experiments/online.py --dataset=cifar10 --increment=2500 --shrink 0 0.2 0.4 0.6 0.8 1    Figure 6
+    python experiments/online.py --dataset=cifar10 --increment=2500 --train_accuracy=running \\
+      --shrink 0 0.2 0.4 0.6 0.8 1                                         Figure 6
 
 Each round starts from scratch (RI), from the parameters of the round before (WS), or from their shrink-perturb (SP),
 on the same images in the same order, and ends at a train accuracy. The first round is the same for all methods, except

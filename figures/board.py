@@ -6,7 +6,7 @@ Draws runs of experiments/offline.py and online.py, of any settings and methods,
 them as TXT, and as a table in Markdown and LaTeX. Runs that differ in seeds and methods only are one protocol. Where
 numbers were published for the very settings that ran, they stand beside those measured. Takes seconds. On the digits:
 
-    python experiments/offline.py --methods RI WS SP DASH FIRE L2 HT SWR RI@0.003 --run=board
+    python experiments/offline.py --dataset=digits --methods RI WS SP DASH FIRE L2 HT SWR RI@0.003 --run=board
 """
 
 from __future__ import annotations

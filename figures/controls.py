@@ -6,8 +6,8 @@ Draws runs of experiments/offline.py whose methods have learning rates of their 
 beside them as TXT: final test accuracy by the learning rate of the second round. Takes seconds. Runs may differ in
 --learning_rate and --warmup. On the digits, in half a minute:
 
-    python experiments/offline.py --optimizer=sgd --learning_rate=0.01 --methods RI RI@0.11 WS WS@0.11 SP \\
-      --evaluate=round --seeds 0 1 2 3 4 5 6 7 8 9 --run=controls
+    python experiments/offline.py --dataset=digits --optimizer=sgd --learning_rate=0.01 \\
+      --methods RI RI@0.11 WS WS@0.11 SP --evaluate=round --seeds 0 1 2 3 4 5 6 7 8 9 --run=controls
 
 There SP of shrink 0.3 is 3 points above RI at the same rate, and 31 below RI at 0.11, which is 1 / 0.3^2 times that.
 """

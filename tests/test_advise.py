@@ -199,6 +199,18 @@ def test_a_race_that_was_stopped_goes_on(runs, tmp_path):
     assert plan["seconds"] == len(own.trained)
 
 
+def test_a_killed_race_has_spent_what_its_rows_tell(runs):
+    """A kill that cannot be caught leaves the plan as the rung began."""
+    own = runs(FOUR, seconds=10.0, stop_after=12)
+    with pytest.raises(KeyboardInterrupt):
+        own.race(budget=200.0)
+    plan = read_json(own.folder / "plan.json")
+    plan["rungs"][0]["seconds"] = plan["seconds"] = 0.0
+    write_json(own.folder / "plan.json", plan)
+    own.stop_after, own.now = None, 0.0
+    assert own.race(budget=200.0)[1]["seconds"] == 10.0 * len(own.trained) < 200
+
+
 def test_more_time_takes_more_seeds(runs):
     own = runs(FOUR, seconds=1.0)
     _, plan = own.race(budget=30.0)

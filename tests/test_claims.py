@@ -211,6 +211,19 @@ def test_a_look_is_one_at_seeds_that_all_compared_methods_have():
     assert [verdict(*own).estimates[0].looks for own in ((alone, first, second), (first, alone, second))] == [2, 2]
 
 
+def test_runs_of_seeds_that_are_not_compared_are_no_look():
+    """Where two kinds of runs are paired by seed, those count that both have, whichever came first."""
+
+    def part_of(seeds, decay):
+        rows = [row for seed in seeds for row in curve("RI", [0.6], seed) + curve("WS", [0.5 + seed / 100], seed)]
+        return run(rows, seeds=list(seeds), weight_decay=decay)
+
+    runs = [{"experiment": "offline", "weight_decay": 0.1}, {"experiment": "offline", "weight_decay": 0.001}]
+    apart = [part_of(seeds, 0.001) for seeds in ((0, 1), (2, 3), (4, 5))]
+    for seeds, looks in (((2, 3, 4, 5), 2), (range(6), 3), ((0, 1), 1)):
+        assert verdict(part_of(seeds, 0.1), *apart, measure="change", runs=runs).estimates[0].looks == looks
+
+
 def test_what_was_not_measured_is_missing():
     part = {"what": "x", "runs": [{"experiment": "online"}], "measure": "summary", "lies_in": [0, None]}
     online = run(timed(curve("first", [0.5]) + curve("WS", [0.5])), experiment="online")

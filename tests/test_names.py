@@ -2,6 +2,7 @@
 
 import pytest
 
+from wsjax.errors import RunError
 from wsjax.results import names
 
 RI, WS = {"reinit": "random_init"}, {"reinit": "warm_start"}
@@ -48,6 +49,15 @@ def test_a_method_at_another_learning_rate_stands_beside_its_like():
     styles = names.styles(methods, methods)
     assert styles["RI@0.1"].color == styles["RI"].color
     assert len(set(styles.values())) == len(styles)
+
+
+def test_chains_of_other_cells_share_a_figure():
+    one, other = ({"reinit": "warm_start", "cells": [[0.1, 16], [rate, 16]]} for rate in (0.2, 0.4))
+    merged, renamed = names.merge([{"WS, chained": one}, {"WS, chained": other}, {"WS, chained": one}])
+    assert merged == {"WS, chained": one, "WS, chained (2)": other}
+    assert [own["WS, chained"] for own in renamed] == ["WS, chained", "WS, chained (2)", "WS, chained"]
+    with pytest.raises(RunError, match="mean different things by 'mine'"):
+        names.merge([{"mine": RI}, {"mine": WS}])
 
 
 def test_styles_are_the_same_in_every_figure_and_no_two_alike():

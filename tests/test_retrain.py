@@ -75,7 +75,9 @@ def test_a_jobs_life(tmp_path):
     assert (
         f"to take model 3 all the same: wsjax retrain --model_dir={tmp_path / 'model'} --rollback_to=3 to try" in said
     )
-    assert said.endswith("to try another way on the same data: this command with --again and, say, --method=scratch")
+    assert said.endswith(
+        "to try another way on the same data: this command with --again and, say, --method=scratch for its method"
+    )
     assert "the cap" not in said  # which --stop epochs asks for
     (tmp_path / "thursday.npz").write_bytes(b"half an upload")
     code, said, _ = call(tmp_path)

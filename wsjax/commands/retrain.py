@@ -252,7 +252,9 @@ def report(config: Config, lineage: dict[str, Any]) -> list[str]:
         lines.append(f"KEPT ASIDE, model {parent} stays current: worse by more than --tolerance={tolerance:g}")
         command = f"wsjax retrain --model_dir={shlex.quote(str(config.model_dir))}"
         lines.append(f"to take model {number} all the same: {command} --rollback_to={number}")
-        lines.append("to try another way on the same data: this command with --again and, say, --method=scratch")
+        lines.append(
+            "to try another way on the same data: this command with --again and, say, --method=scratch for its method"
+        )
     return lines
 
 

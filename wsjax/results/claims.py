@@ -231,8 +231,9 @@ def _measure(part: Part, runs: Sequence[RunRecords]) -> tuple[Estimate, str] | N
             continue
         if found := MEASURES[part["measure"]](part, *own):
             seeds = found["seeds"]
+            told_of = set.intersection(*({row["seed"] for row in group.run.rows} for group in own))
             looks = max(
-                sum(_looks(each, _compared(part), seeds) for each in [group, *_shorter(group, known)])
+                sum(_looks(each, _compared(part), told_of) for each in [group, *_shorter(group, known)])
                 for group, known in zip(own, among, strict=True)
             )
             estimate = Estimate(
@@ -263,8 +264,9 @@ def _shorter(group: Group, known: Sequence[Group]) -> list[Group]:
     ]
 
 
-def _looks(group: Group, specs: Sequence[names.Spec], seeds: int) -> int:
-    """By how many runs one after another so many seeds came, which all of those methods have; any, if none is named."""
+def _looks(group: Group, specs: Sequence[names.Spec], seeds: set[int]) -> int:
+    """By how many runs one after another those of some seeds came that all of those methods have; any, if none is
+    named."""
     looks, seen = 0, set()
     have: list[set[int]] = [set() for _ in specs or (None,)]
     for run in group.each:
@@ -272,7 +274,7 @@ def _looks(group: Group, specs: Sequence[names.Spec], seeds: int) -> int:
         for own, spec in zip(have, specs or (None,), strict=True):
             name = spec and names.matching(table, spec)
             own |= {row["seed"] for row in run.rows if spec is None or row["method"] == name}
-        shared = set.intersection(*have)
-        if shared - seen and len(seen) < seeds:
+        shared = seeds.intersection(*have)
+        if shared - seen:
             looks, seen = looks + 1, shared
     return max(looks, 1)

@@ -150,7 +150,8 @@ def _plainest(methods: Methods, among: Sequence[str]) -> str | None:
 def merge(tables: Sequence[Methods]) -> tuple[dict[str, Spec], list[dict[str, str]]]:
     """One table for the runs of one figure, and what each run's own names are called there.
 
-    A method is what it does: the same in two runs is one, whatever they call it. "SP" alone becomes "SP 0.3".
+    A method is what it does: the same in two runs is one, whatever they call it. "SP" alone becomes "SP 0.3", and of
+    cells one after the other that share a name the second becomes "NAME (2)".
 
     Raises:
         RunError: two runs mean different things by a name.
@@ -165,6 +166,9 @@ def merge(tables: Sequence[Methods]) -> tuple[dict[str, Spec], list[dict[str, st
             known = [there for there, other in merged.items() if other == spec and there not in own.values()]
             if not known:
                 known = [sp_name(spec, several) if _is_sp(spec) and _is_built(name, spec) else name]
+                if "cells" in spec:  # which the name of a chain does not tell: those of other seeds are others
+                    numbered = (f"{name} ({number})" for number in itertools.count(2))
+                    known = [next(own for own in itertools.chain(known, numbered) if own not in merged)]
                 if known[0] in merged:
                     what = f"{dict(merged[known[0]])} and {dict(spec)}"
                     raise RunError(f"runs that mean different things by '{name}' cannot share a figure: {what}")

@@ -87,7 +87,7 @@ def race(own: Race) -> tuple[list[Row], dict[str, Any]]:
     far, and the ways that dropped out: "unseen" (the time did not reach them), "aside" and "diverged", with the reason.
     """
     path = own.folder / PLAN
-    plan = read_json(path) if path.exists() else _first_plan(own)
+    plan = _with_killed(own, read_json(path)) if path.exists() else _first_plan(own)
     before = plan["seconds"]
 
     def spent() -> float:
@@ -156,6 +156,17 @@ def _first_plan(own: Race) -> dict[str, Any]:
     return {"rungs": [first], "seconds": 0.0, "unseen": [], "aside": [], "diverged": {}}
 
 
+def _with_killed(own: Race, plan: dict[str, Any]) -> dict[str, Any]:
+    """A plan with the seconds of a call that was killed before it wrote them, as far as its rows tell."""
+    for rung in plan["rungs"]:
+        rung["seconds"] = max(rung["seconds"], _measured(_rows(own, rung)))
+    return plan | {"seconds": max(plan["seconds"], sum(rung["seconds"] for rung in plan["rungs"]))}
+
+
+def _measured(rows: Sequence[Row]) -> float:
+    return sum(row["train_seconds"] + row["eval_seconds"] for row in rows)
+
+
 def _due(own: Race, plan: dict[str, Any], left: float) -> dict[str, Any] | None:
     """The rung to run: one that has not ended, else a new one; None where more seeds are of no use, or do not fit."""
     last = plan["rungs"][-1]
@@ -170,7 +181,7 @@ def _due(own: Race, plan: dict[str, Any], left: float) -> dict[str, Any] | None:
     racing = advice.ranked(judged)
     rows = _rows(own, last)
     seconds = _seconds([row for rung in plan["rungs"] for row in _rows(own, rung)]) | _seconds(rows)
-    overhead = max(last["seconds"] - sum(row["train_seconds"] + row["eval_seconds"] for row in rows), 0.0)
+    overhead = max(last["seconds"] - _measured(rows), 0.0)
     ways, count = next_rung(racing, wanted, seconds, overhead, left)
     if count == 0:
         return None
