@@ -212,16 +212,29 @@ def test_the_table_of_verdicts():
     sheet = page.verdict_table(verdicts(CLAIMS, runs))
     assert len(sheet.rows) == len(CLAIMS)
     first, second = sheet.rows[:2]
-    assert first[:2] == [CLAIMS[0]["claim"], CLAIMS[0]["published"]]
+    assert first[:2] == [CLAIMS[0]["short"], "reproduced"]
     assert first[2].startswith("RI - WS = +9.67 points (")
-    assert "3 seeds" in first[3]
-    assert first[4] == "reproduced"
-    assert second[2:] == ["", "", "not run"]
+    assert first[3] == CLAIMS[0]["published"]
+    assert "3 seeds" in first[4]
+    assert (second[1:3], second[4]) == (["not run", ""], "")
     (part,) = parts_of(CLAIMS[0])
     contradicted = {**CLAIMS[0], "parts": [part, {**part, "lies_in": [None, 0]}]}
     (row,) = page.verdict_table(verdicts([contradicted], runs)).rows
     assert re.fullmatch(r"(RI - WS = \+9\.67 points \(\S+ to \S+\)(; |$)){2}", row[2])
-    assert row[4] == "not reproduced"
+    assert row[1] == "not reproduced"
     more = {**CLAIMS[0], "parts": [part] * 5 + [{**part, "runs": [{**part["runs"][0], "dataset": "none"}]}]}
     (row,) = page.verdict_table(verdicts([more], runs)).rows
-    assert row[2] == "5 parts: 5 reproduced; 1 more not run"
+    assert row[2] == "5 parts, +9.67 to +9.67 points: 5 reproduced; 1 more not run"
+
+
+def test_the_interval_that_is_told_is_the_one_that_decides():
+    parts = [offline((0.6, 0.63), (0.5, 0.51), **GAP), offline((0.6, 0.63), (0.5, 0.51), **GAP)]
+    parts[1].config["config"]["seeds"] = [2, 3]
+    parts[1].rows[:] = [row | {"seed": row["seed"] + 2} for row in parts[1].rows]
+    (gap, *_) = verdicts(CLAIMS, parts)
+    assert gap.scale.endswith("4 seeds in 2 looks")
+    (estimate,) = gap.estimates
+    low, high = estimate.interval
+    assert low < estimate.low < estimate.high < high
+    assert page.measured(estimate).endswith(f"({100 * low:+.2f} to {100 * high:+.2f})")
+    assert f",{100 * low:.10g}"[:8] in page.numbers([gap])

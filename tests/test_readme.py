@@ -58,9 +58,7 @@ def test_the_verdicts_are_what_the_records_come_to():
     claims = read_json(ROOT / "figures" / "published" / "claims.json")["claims"]
     text = markdown(verdicts(claims, read_study(results)))
     assert (results / "verdicts.md").read_text() == text
-    told = [line for line in text.splitlines(keepends=True) if not line.endswith("| not run |\n")]
-    assert len(told) > 2
-    assert "".join(told) in PAGES[0].read_text()
+    assert text in PAGES[0].read_text()
 
 
 def test_what_a_stop_looks_at_is_told_as_the_records_have_it():

@@ -48,6 +48,7 @@ class Estimate(NamedTuple):
       unit: "points", which are fractions here, "standard errors", or "" of plain numbers.
       lies_in: the range that the claim puts it in; None is open.
       looks: how many runs one after another its seeds came by, or had come by to an earlier round.
+      settings: of each of its runs how large it is, in words.
       parts: how many the claim has of which one outside decides.
     """
 
@@ -59,15 +60,21 @@ class Estimate(NamedTuple):
     unit: str
     lies_in: tuple[float | None, float | None]
     looks: int = 1
+    settings: tuple[str, ...] = ()
     parts: int = 1
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval that must lie in the range: the wider, the more looks there were; None of one seed."""
+        return None if self.low is None else self._bounds(ERROR / self.looks)
 
     @property
     def verdict(self) -> str:
         """What it says of its part of the claim."""
-        if self.low is None or self.high is None:
+        if self.interval is None:
             return UNDECIDED
         least, most = (bound if bound is not None else end for bound, end in zip(self.lies_in, _ENDS, strict=True))
-        low, high = self._bounds(ERROR / self.looks)
+        low, high = self.interval
         if least <= low and high <= most:
             return REPRODUCED
         low, high = self._bounds(ERROR / self.looks / self.parts)
@@ -83,13 +90,41 @@ class Estimate(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the runs say of a claim; `missing` are the parts that no run tells of, `scale` is that of the runs."""
+    """What the runs say of a claim; `missing` are the parts that no run tells of."""
 
     claim: Mapping[str, Any]
     verdict: str
     estimates: list[Estimate]
     missing: list[str]
-    scale: str
+
+    @property
+    def scale(self) -> str:
+        """How large the runs are, in words, and of how many seeds, in how many looks, is told."""
+        told: dict[str, list[Estimate]] = {}
+        for estimate in self.estimates:
+            for setting in dict.fromkeys(estimate.settings):
+                told.setdefault(setting, []).append(estimate)
+        return "; ".join(_alike({setting: _seeds(own) for setting, own in told.items()}))
+
+
+def _seeds(estimates: Sequence[Estimate]) -> str:
+    """ "12 seeds in 3 looks", of several estimates from the fewest to the most."""
+    seeds, looks = ([getattr(own, name) for own in estimates] for name in ("seeds", "looks"))
+    text = f"{_span(seeds)} seed{'s' * (max(seeds) > 1)}"
+    return text + f" in {_span(looks)} looks" * (max(looks) > 1)
+
+
+def _span(values: Sequence[int]) -> str:
+    return " to ".join(map(str, sorted({min(values), max(values)})))
+
+
+def _alike(told: Mapping[str, str]) -> list[str]:
+    """Settings with their seeds; those that differ in the data set alone as one."""
+    found: dict[str, list[str]] = {}
+    for setting, seeds in told.items():
+        data, _, rest = f"{setting}, {seeds}".partition(", ")
+        found.setdefault(rest, []).append(data)
+    return [f"{' and '.join(data)}, {rest}" for rest, data in found.items()]
 
 
 _ENDS = (-math.inf, math.inf)
@@ -108,14 +143,13 @@ def verdicts(claims: Iterable[Mapping[str, Any]], runs: Sequence[RunRecords]) ->
 def judge(claim: Mapping[str, Any], runs: Sequence[RunRecords]) -> Verdict:
     """The verdict on one claim, by the largest runs that tell of each of its parts."""
     estimates: list[Estimate] = []
-    missing, scales = [], []
+    missing: list[str] = []
     for part in parts_of(claim):
         found = _measure(part, runs) or (_measure(_toured(part), runs) if claim.get("tour") else None)
         if found is None:
             missing.append(part["what"])
         else:
-            estimates.append(found[0])
-            scales.append(found[1])
+            estimates.append(found)
     estimates = [estimate._replace(parts=len(estimates)) for estimate in estimates]
     told = {estimate.verdict for estimate in estimates}
     if claim.get("together") and estimates:
@@ -126,7 +160,7 @@ def judge(claim: Mapping[str, Any], runs: Sequence[RunRecords]) -> Verdict:
         verdict = NOT_REPRODUCED
     else:
         verdict = UNDECIDED if missing or UNDECIDED in told else REPRODUCED
-    return Verdict(claim, verdict, estimates, missing, "; ".join(dict.fromkeys(scales)))
+    return Verdict(claim, verdict, estimates, missing)
 
 
 def parts_of(claim: Mapping[str, Any]) -> list[Part]:
@@ -173,14 +207,13 @@ def groups(runs: Sequence[RunRecords], wanted: Mapping[str, Any]) -> list[Group]
     return sorted(merged, key=lambda group: _size(group.run), reverse=True)
 
 
-def scale(run: DrawnRun, seeds: int, looks: int = 1) -> str:
-    """How large a run is, in words, and of how many of its seeds is told, in how many looks."""
+def setting(run: DrawnRun) -> str:
+    """How large a run is, in words."""
     own = run.settings
     parts = [f"width {own['width']}"] if _is_resnet(own) and own.get("width") else []
     parts.append(f"{_images(run):,} images")
     parts += [f"{own['epochs']} epochs" if own.get("stop") == ["epochs"] else "to " + _stop(own)]
-    told = f"{seeds} seed{'s' * (seeds > 1)}" + f" in {looks} looks" * (looks > 1)
-    return ", ".join([words.label(own.get("dataset", "")), *parts, told])
+    return ", ".join([words.label(own.get("dataset", "")), *parts])
 
 
 def _of_scale(run: DrawnRun) -> tuple[Any, ...]:
@@ -216,8 +249,8 @@ def _toured(part: Part) -> Part:
     return {**part, "runs": [{**wanted, "dataset": "digits"} for wanted in runs]}
 
 
-def _measure(part: Part, runs: Sequence[RunRecords]) -> tuple[Estimate, str] | None:
-    """What a part of a claim comes to, and the scale; None where no run tells of it."""
+def _measure(part: Part, runs: Sequence[RunRecords]) -> Estimate | None:
+    """What a part of a claim comes to; None where no run tells of it."""
     among = [groups(runs, wanted) for wanted in part["runs"]]
     compared = {name for wanted in part["runs"] for name in wanted}
 
@@ -230,20 +263,18 @@ def _measure(part: Part, runs: Sequence[RunRecords]) -> tuple[Estimate, str] | N
         if len({_of_scale(group.run) for group in own}) > 1:
             continue
         if found := MEASURES[part["measure"]](part, *own):
-            seeds = found["seeds"]
             told_of = set.intersection(*({row["seed"] for row in group.run.rows} for group in own))
             looks = max(
-                sum(_looks(each, _compared(part), told_of) for each in [group, *_shorter(group, known)])
+                sum(_looks(each, _compared(part), told_of, found["seeds"]) for each in [group, *_shorter(group, known)])
                 for group, known in zip(own, among, strict=True)
             )
             estimate = Estimate(
-                part["what"], found["mean"], found["low"], found["high"], seeds, part.get("unit", "points"),
-                tuple(part["lies_in"]), looks,
+                part["what"], found["mean"], found["low"], found["high"], found["seeds"], part.get("unit", "points"),
+                tuple(part["lies_in"]), looks, tuple(setting(group.run) for group in own),
             )  # fmt: skip
-            new = estimate, "; ".join(dict.fromkeys(scale(group.run, seeds, looks) for group in own))
             if estimate.low is not None:  # several seeds before one
-                return new
-            told = told or new
+                return estimate
+            told = told or estimate
     return told
 
 
@@ -264,8 +295,8 @@ def _shorter(group: Group, known: Sequence[Group]) -> list[Group]:
     ]
 
 
-def _looks(group: Group, specs: Sequence[names.Spec], seeds: set[int]) -> int:
-    """By how many runs one after another those of some seeds came that all of those methods have; any, if none is
+def _looks(group: Group, specs: Sequence[names.Spec], seeds: set[int], count: int) -> int:
+    """By how many runs one after another so many of some seeds came, which all of those methods have; any, if none is
     named."""
     looks, seen = 0, set()
     have: list[set[int]] = [set() for _ in specs or (None,)]
@@ -275,6 +306,6 @@ def _looks(group: Group, specs: Sequence[names.Spec], seeds: set[int]) -> int:
             name = spec and names.matching(table, spec)
             own |= {row["seed"] for row in run.rows if spec is None or row["method"] == name}
         shared = seeds.intersection(*have)
-        if shared - seen:
+        if shared - seen and len(seen) < count:
             looks, seen = looks + 1, shared
     return max(looks, 1)

@@ -109,19 +109,22 @@ _ANSWERS = {REPRODUCED: "yes", NOT_REPRODUCED: "no", UNDECIDED: "cannot be told"
 
 
 def measured(estimate: Estimate) -> str:
-    """An estimate in words: its mean and its interval."""
-    sign, unit = "+" if estimate.unit == "points" else "", f" {estimate.unit}".rstrip()
-
-    def told(value: float) -> str:
-        value *= _scale(estimate)
-        return f"{value:{sign}.{2 if abs(value) < 100 else 0}f}"
-
-    mean = f"{estimate.what} = {told(estimate.mean)}{unit}"
-    if estimate.low is None or estimate.high is None:
+    """An estimate in words: its mean, and the interval by which it is judged."""
+    mean = f"{estimate.what} = {_number(estimate, estimate.mean)}{_unit(estimate)}"
+    if estimate.interval is None:
         return f"{mean} (1 seed)"
-    if estimate.low == estimate.high == estimate.mean:
-        return mean
-    return f"{mean} ({told(estimate.low)} to {told(estimate.high)})"
+    low, high = (_number(estimate, bound) for bound in estimate.interval)
+    return mean if estimate.low == estimate.high else f"{mean} ({low} to {high})"
+
+
+def _number(estimate: Estimate, value: float) -> str:
+    value *= _scale(estimate)
+    sign = "+" if estimate.unit == "points" else ""
+    return f"{value:{sign}.{2 if abs(value) < 100 else 0}f}"
+
+
+def _unit(estimate: Estimate) -> str:
+    return f" {estimate.unit}".rstrip()
 
 
 def _scale(estimate: Estimate) -> int:
@@ -136,7 +139,9 @@ def numbers(verdicts: Iterable[Verdict]) -> str:
     writer.writerow(["claim", "what", "mean", "low", "high", "seeds", "unit", "verdict", "scale"])
     for verdict in verdicts:
         for own in verdict.estimates:
-            told = [None if x is None else round(_scale(own) * x, 10) for x in (own.mean, own.low, own.high)]
+            told = [
+                None if x is None else round(_scale(own) * x, 10) for x in (own.mean, *(own.interval or (None, None)))
+            ]
             writer.writerow([verdict.claim["id"], own.what, *told, own.seeds, own.unit, own.verdict, verdict.scale])
     return file.getvalue()
 
@@ -149,18 +154,26 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
 def verdict_table(verdicts: Iterable[Verdict]) -> Sheet:
     """The claims as a table: what the report has, what was measured, at which scale, and the verdict."""
     rows = [
-        [own.claim["claim"], own.claim["published"], _told(own) if own.estimates else "", own.scale, own.verdict]
+        [own.claim["short"], own.verdict, _told(own) if own.estimates else "", own.claim["published"], own.scale]
         for own in verdicts
     ]
-    return Sheet(["claim", "report", "measured", "scale", "verdict"], rows, names=5)
+    return Sheet(["claim", "verdict", "measured", "report", "scale"], rows, names=5)
 
 
 def _told(verdict: Verdict) -> str:
-    """What was measured of a claim: its estimates, where they are few, and how many parts are missing."""
-    few = len(verdict.estimates) <= _FEW
-    told = [measured(estimate) for estimate in verdict.estimates] if few else [_parts(verdict)]
+    """What was measured of a claim: its estimates, of many their range, and how many parts are missing."""
+    told = [measured(estimate) for estimate in verdict.estimates]
+    if len(verdict.estimates) > _FEW:
+        told = [_ranged(own) for own in grouped(verdict.estimates, attrgetter("unit")).values()]
     missing = f"{len(verdict.missing)} more not run"
     return "; ".join(told + [missing] * bool(verdict.missing))
+
+
+def _ranged(estimates: Sequence[Estimate]) -> str:
+    """The range of means in one unit, and what they are judged to be."""
+    least, *_, most = sorted(estimates, key=attrgetter("mean"))
+    means = f"{_number(least, least.mean)} to {_number(most, most.mean)}{_unit(most)}"
+    return f"{len(estimates)} parts, {means}: {_counted(estimates)}"
 
 
 def title(figure: str) -> str:
