@@ -189,6 +189,12 @@ CPU["controls"] = [*CPU["figure5"], *CPU["controls"]]
 for scale in (CPU, FULL):
     scale["figure9"] = [*scale["figure5"], *scale["figure9"]]
     scale["figure10"] = [*scale["figure8"], *scale["figure10"]]
+# The control of shrink-perturb: new networks as small as it makes the old one.
+SCALED = "--methods SP --shrink 0 --perturb"
+CPU["figure5"] = [*CPU["figure5"], f"{MORE} {FOUR} {SCALED} 0.1 0.3"]
+CPU["figure6"] += [f"{ONLINE} {FOUR} --train_accuracy=running {SCALED} 0.4"]
+FULL["figure5"] = [*FULL["figure5"], f"offline --dataset=cifar10 {SEEDS} {SCALED} 0.1 0.3"]
+FULL["figure6"] += [f"online --dataset=cifar10 --increment=2500 --train_accuracy=running {SEEDS} {SCALED} 0.4"]
 GRIDS = {"digits": DIGITS, "cpu": CPU, "full": FULL}
 
 
