@@ -36,7 +36,12 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     (settings,) = published.read(__file__, "settings")
     own = {"without augmentation": settings["gradients"]}
     own["with augmentation"] = settings["gradients"] | settings["figure10"]
-    panels = [gradient_plots.Panel(side, run.rows, run.methods) for side, run in drawn.items()]
+    # What ran on one side alone would be nothing to compare.
+    both = set.intersection(*({row["method"] for row in run.rows} for run in drawn.values()))
+    panels = [
+        gradient_plots.Panel(side, [row for row in run.rows if row["method"] in both], run.methods)
+        for side, run in drawn.items()
+    ]
     return gradient_plots.gradient_curves(panels), caption_of(drawn, own)
 
 

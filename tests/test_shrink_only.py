@@ -270,7 +270,7 @@ def test_figure7_draws_published_curves_behind_networks_trained_as_published(tmp
     assert "Dashed: the report's curves" in text
     assert "width 8 instead of 64" in text
     assert (
-        "Accuracy stays within a point from shrink: tanh 0.50; ResNet-18 running 0.50; ResNet-18 each batch's 0.50"
+        "The smallest shrink that costs less than a point: tanh 0.50; ResNet-18 running 0.50; ResNet-18 each batch's 0.50"
         in text
     )
     assert "Not run: MLP, ReLU; MLP, ReLU without bias; MLP, tanh without bias." in text

@@ -29,22 +29,15 @@ class Panel(NamedTuple):
 
 
 def gradient_curves(panels: Sequence[Panel]) -> Figure:
-    """Draws both halves' gradient norms by epoch, the two rounds side by side in a scale of their own.
+    """Draws both halves' gradient norms by epoch, the two rounds side by side, and the second one's ratio of the two.
 
     Args:
-        panels: a run each, from left to right, in one scale. Beside a single one stands the second round's ratio of the
-            two halves.
+        panels: a run each, from left to right, in one scale. The ratio stands beside a single one, else below each.
     """
-    ratio = len(panels) == 1
     methods = {name: spec for panel in panels for name, spec in panel.methods.items()}
     drawn = {row["method"]: None for panel in panels for row in panel.rows}
     colors = _colors(names.ordered(drawn, methods), methods)
-    widths = [1, 1.4] * len(panels) + [1.4] * ratio
-    figure = Figure(figsize=(plots.WIDTH, plots.HEIGHT), layout="constrained")
-    axes = list(figure.subplots(1, len(widths), width_ratios=widths))
-    for axis in axes[1 : 2 * len(panels)]:
-        axis.sharey(axes[0])
-        axis.tick_params(labelleft=False)
+    axes, ratios = _axes(figure := Figure(layout="constrained"), len(panels))
     for panel, first, second in zip(panels, axes[::2], axes[1::2], strict=False):
         start, end = (_length(panel.rows, number) for number in (1, 2))
         for axis, number, begin, stop in ((first, 1, 0, start), (second, 2, start, start + end)):
@@ -54,15 +47,31 @@ def gradient_curves(panels: Sequence[Panel]) -> Figure:
             _dress(axis, NORM if axis is axes[0] else "", begin, stop, own, panel.title)
     rows = [row for panel in panels for row in panel.rows]
     _scale(axes[0], [row[field] for row in rows for field, _ in HALVES.values() if row.get(field) is not None])
-    if ratio:
-        start, end = (_length(panels[-1].rows, number) for number in (1, 2))
-        own = [row for row in panels[-1].rows if row["round"] == 2]
-        axes[-1].axhline(1, color="#999999", linewidth=0.8, zorder=1)
-        _draw(axes[-1], own, gradients.ratio, start, colors, "-")
-        _dress(axes[-1], RATIO, start, start + end, own, panels[-1].title)
+    for panel, axis in zip(panels, ratios, strict=True):
+        start, end = (_length(panel.rows, number) for number in (1, 2))
+        own = [row for row in panel.rows if row["round"] == 2]
+        axis.axhline(1, color="#999999", linewidth=0.8, zorder=1)
+        _draw(axis, own, gradients.ratio, start, colors, "-")
+        _dress(axis, RATIO if axis is ratios[0] else "", start, start + end, own, panel.title)
     halves = {label: Style("#888888", line) for label, (_, line) in HALVES.items()}
     plots.legend(figure, {name: Style(color) for name, color in colors.items()}, halves)
     return figure
+
+
+def _axes(figure: Figure, panels: int) -> tuple[list[Axes], list[Axes]]:
+    """The axes of norms, two a panel, and those of ratios, each kind in one scale."""
+    single = panels == 1
+    figure.set_size_inches(plots.WIDTH, plots.HEIGHT * (1 if single else 1.7))
+    widths = [1, 1.4] * panels + [1.4] * single
+    grid = figure.add_gridspec(1 if single else 2, len(widths), width_ratios=widths)
+    norms = [figure.add_subplot(grid[0, i]) for i in range(2 * panels)]
+    places = [grid[0, 2]] if single else [grid[1, 2 * i : 2 * i + 2] for i in range(panels)]
+    ratios = [figure.add_subplot(place) for place in places]
+    for first, *others in (norms, ratios):
+        for axis in others:
+            axis.sharey(first)
+            axis.tick_params(labelleft=False)
+    return norms, ratios
 
 
 def _draw(
@@ -96,7 +105,8 @@ def _scale(axis: Axes, values: Sequence[float]) -> None:
     if not values or max(values) < 3 * min(values) or min(values) <= 0:
         return
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    close = max(values) < 10 * min(values)
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8) if close else (1, 2, 5)))
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_formatter(NullFormatter())
 

@@ -107,7 +107,7 @@ def came(curves: Sequence[Curve]) -> str:
         f"{_short(own['network'], own['evaluation'])} {own['holds_from']['mean']:.2f}"
         for own in summarize_shrinking([], {}, curves)["curves"]
     ]
-    return f"Accuracy stays within a point from shrink: {'; '.join(values)}."
+    return f"The smallest shrink that costs less than a point: {'; '.join(values)}."
 
 
 def _short(network: str, evaluation: str) -> str:
