@@ -225,6 +225,8 @@ def test_the_table_of_verdicts():
     more = {**CLAIMS[0], "parts": [part] * 5 + [{**part, "runs": [{**part["runs"][0], "dataset": "none"}]}]}
     (row,) = page.verdict_table(verdicts([more], runs)).rows
     assert row[2] == "5 parts, +9.67 to +9.67 points: 5 reproduced; 1 more not run"
+    (row,) = page.verdict_table(verdicts([{**more, "together": True}], runs)).rows
+    assert row[2] == "5 parts, +9.67 to +9.67 points: 5 within the range, 0 outside; 1 more not run"
 
 
 def test_the_interval_that_is_told_is_the_one_that_decides():

@@ -164,16 +164,16 @@ def _told(verdict: Verdict) -> str:
     """What was measured of a claim: its estimates, of many their range, and how many parts are missing."""
     told = [measured(estimate) for estimate in verdict.estimates]
     if len(verdict.estimates) > _FEW:
-        told = [_ranged(own) for own in grouped(verdict.estimates, attrgetter("unit")).values()]
+        told = [_ranged(own, verdict) for own in grouped(verdict.estimates, attrgetter("unit")).values()]
     missing = f"{len(verdict.missing)} more not run"
     return "; ".join(told + [missing] * bool(verdict.missing))
 
 
-def _ranged(estimates: Sequence[Estimate]) -> str:
-    """The range of means in one unit, and what they are judged to be."""
+def _ranged(estimates: Sequence[Estimate], of: Verdict) -> str:
+    """The range of a claim's means in one unit, and what they are judged to be."""
     least, *_, most = sorted(estimates, key=attrgetter("mean"))
     means = f"{_number(least, least.mean)} to {_number(most, most.mean)}{_unit(most)}"
-    return f"{len(estimates)} parts, {means}: {_counted(estimates)}"
+    return f"{len(estimates)} parts, {means}: {_judged(estimates, of)}"
 
 
 def title(figure: str) -> str:
@@ -206,7 +206,15 @@ def _row(verdict: Verdict, figures: Sequence[Shown], anchors: Mapping[str, str])
 
 
 def _parts(verdict: Verdict) -> str:
-    return f"{len(verdict.estimates)} parts: {_counted(verdict.estimates)}"
+    return f"{len(verdict.estimates)} parts: {_judged(verdict.estimates, verdict)}"
+
+
+def _judged(estimates: Sequence[Estimate], of: Verdict) -> str:
+    """How many parts of a claim there are of each verdict; of parts that are judged together, how many lie outside."""
+    if not of.claim.get("together"):
+        return _counted(estimates)
+    outside = sum(own.verdict != REPRODUCED for own in estimates)
+    return f"{len(estimates) - outside} within the range, {outside} outside"
 
 
 def _counted(judged: Iterable[Verdict | Estimate]) -> str:
