@@ -270,8 +270,8 @@ def test_figure7_draws_published_curves_behind_networks_trained_as_published(tmp
     assert "Dashed: the report's curves" in text
     assert "width 8 instead of 64" in text
     assert (
-        "The smallest shrink that costs less than a point: tanh 0.50; ResNet-18 running 0.50; ResNet-18 each batch's 0.50"
-        in text
+        "The smallest shrink that costs less than a point: tanh 0.50; ResNet-18 running 0.50; ResNet-18 each batch's "
+        "0.50" in text
     )
     assert "Not run: MLP, ReLU; MLP, ReLU without bias; MLP, tanh without bias." in text
     assert "Dashed" not in draw(7, write(tmp_path / "b", resnet, networks=["resnet18"], width=8))

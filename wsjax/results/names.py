@@ -11,7 +11,7 @@ import colorsys
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ def of_run(config: Mapping[str, Any]) -> Methods:
     return from_settings(*(settings.get(name, ()) for name in ("methods", "shrink", "perturb")))
 
 
-def told(methods: Methods, drawn: Iterable[str]) -> list[str]:
+def told(methods: Methods, drawn: Collection[str]) -> list[str]:
     """What those of the methods are that are drawn and whose names do not say it: "DASH with shrink 0.3, decay 0.3"."""
     others = [
         name
@@ -114,12 +114,19 @@ def told(methods: Methods, drawn: Iterable[str]) -> list[str]:
         ]
         for name in others
     }
-    return [f"{label(name)} with {', '.join(own)}" for name, own in factors.items() if own]
+    texts = [f"{label(name)} with {', '.join(own)}" for name, own in factors.items() if own]
+    scaled = [name for name in ordered(drawn, methods) if is_scaled(methods.get(name, {}))]
+    return texts + [f"{', '.join(map(label, scaled))}: a new network's parameters, times that"] * bool(scaled)
+
+
+def is_scaled(spec: Spec) -> bool:
+    """Whether a method is a shrink-perturb that keeps nothing: a random initialisation, scaled."""
+    return spec.get("reinit") == SHRINK and spec.get("shrink") == 0
 
 
 def sp_name(spec: Spec, with_perturb: bool) -> str:
     """How a shrink-perturb is called beside others; one that keeps nothing is a random initialisation, scaled."""
-    if not spec["shrink"]:
+    if is_scaled(spec):
         return f"RI x {_exact(spec['perturb'])}"
     return f"SP {_exact(spec['shrink'])}" + f"/{_exact(spec['perturb'])}" * with_perturb
 
@@ -158,7 +165,7 @@ def merge(tables: Sequence[Methods]) -> tuple[dict[str, Spec], list[dict[str, st
     """
     merged: dict[str, Spec] = {}
     renamed = []
-    mixed = [spec for table in tables for spec in table.values() if _is_sp(spec) and spec["shrink"]]
+    mixed = [spec for table in tables for spec in table.values() if _is_sp(spec) and not is_scaled(spec)]
     several = len({spec["perturb"] for spec in mixed}) > 1
     for table in tables:
         own: dict[str, str] = {}
@@ -234,8 +241,10 @@ def _is_built(name: str, spec: Spec) -> bool:
 
 def _color(spec: Spec) -> str | None:
     """The colour that a method has in every figure, where it has one."""
+    if is_scaled(spec):
+        return _COLORS[RANDOM]
     if spec.get("reinit") == SHRINK and isinstance(spec.get("shrink"), int | float):
-        return mix(_SP_DARK, _SP_LIGHT, min(max(spec["shrink"], 0.0), 1.0)) if spec["shrink"] else _COLORS[RANDOM]
+        return mix(_SP_DARK, _SP_LIGHT, min(max(spec["shrink"], 0.0), 1.0))
     return _COLORS.get(spec.get("reinit", ""))
 
 

@@ -37,7 +37,7 @@ COSTS = {"seconds": ("train_seconds", "Seconds a round"), "steps": ("steps", "St
 
 WIDTH, HEIGHT = 6.5, 2.6  # inches: a paper's text width, so that the font sizes below are those on the page
 FONT, SMALL = 8, 7  # points
-LINES = 9  # of a caption in the picture
+LINES = 12  # of a caption in the picture
 DASHES = (0, (3, 1.5))
 
 _FIELDS = {"test_accuracy": "Test", "train_accuracy": "Train"}
@@ -158,7 +158,7 @@ def online_curves(
 
 
 def add_caption(figure: Figure, caption: Caption) -> None:
-    """Writes a caption under the picture, in room added to the figure's height: nine lines, or what came out if longer.
+    """Writes a caption under the picture, in room added to the figure's height: `LINES`, or what came out if longer.
 
     What does not fit is cut with an ellipsis, the settings first, for the text beside the picture has all.
     """
