@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the imports that take a second
 
 from collections.abc import Sequence
 
-from wsjax.results import cells, names, published
+from wsjax.results import cells, published
 from wsjax.results.captions import Caption
 from wsjax.results.sheets import Sheet
 from wsjax.scripts import draw as drawing
@@ -28,7 +28,6 @@ from wsjax.storage.records import RunRecords
 
 BY = ("model", "dataset", "optimizer")
 OPTIMIZERS = {"sgd": "sgd", "adam": "adam", "sgd_momentum": "msgd"}
-INITS = {"random": names.RANDOM, "warm": names.WARM}
 _BY_SEED = {"random": "random", "warm": "warm-start", "sgd": "sgd", "adam": "adam", "sgd_momentum": "sgd-momentum"}
 
 
@@ -56,7 +55,8 @@ def entries() -> list[cells.Entry]:
         printed = cells.with_error(cell["accuracy"], cell["spread"])
         entry = made.get(key) or cells.Entry(key, {}, {}, own)
         made[key] = entry._replace(
-            scores={**entry.scores, INITS[cell["init"]]: score}, printed={**entry.printed, INITS[cell["init"]]: printed}
+            scores={**entry.scores, cells.INITS[cell["init"]]: score},
+            printed={**entry.printed, cells.INITS[cell["init"]]: printed},
         )
     return list(made.values())
 

@@ -17,14 +17,13 @@ if __name__ == "__main__":  # before the imports that take a second
 
 from collections.abc import Sequence
 
-from wsjax.results import cells, names, published
+from wsjax.results import cells, published
 from wsjax.results.captions import Caption
 from wsjax.results.sheets import Sheet
 from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
 BY = ("model", "dataset", "optimizer", "weight_decay")
-INITS = {"random": names.RANDOM, "warm": names.WARM}
 
 
 def draw(runs: Sequence[RunRecords]) -> tuple[Sheet, Caption]:
@@ -42,8 +41,8 @@ def entries() -> list[cells.Entry]:
     made = []
     for cell in report["table2"]:
         own = settings["offline"] | {"weight_decay": cell["weight_decay"]}
-        scores = {reinit: cells.published_score(cell[init], None) for init, reinit in INITS.items()}
-        printed = {reinit: cells.with_error(cell[init], None) for init, reinit in INITS.items()}
+        scores = {reinit: cells.published_score(cell[init], None) for init, reinit in cells.INITS.items()}
+        printed = {reinit: cells.with_error(cell[init], None) for init, reinit in cells.INITS.items()}
         made.append(cells.Entry(tuple(own[name] for name in BY), scores, printed, own))
     return made
 

@@ -60,6 +60,17 @@ def test_chains_of_other_cells_share_a_figure():
         names.merge([{"mine": RI}, {"mine": WS}])
 
 
+def test_a_shrink_perturb_that_keeps_nothing_is_a_scaled_random_initialisation():
+    methods = names.from_settings(["RI", "SP"], [0, 0.3], [0.1])
+    assert list(methods) == ["RI", "RI x 0.1", "SP 0.3"]
+    assert names.told(methods, methods) == ["RI x 0.1: a new network's parameters, times that"]
+    assert names.told({"RI": RI}, ["RI"]) == []
+    styles = names.styles(methods, methods)
+    assert styles["RI x 0.1"].color == styles["RI"].color != styles["SP 0.3"].color
+    merged, (_, own) = names.merge([{"SP": sp(0.3)}, {"SP": sp(0, 0.4)}])  # of one perturb and a scale
+    assert (list(merged), own) == (["SP 0.3", "RI x 0.4"], {"SP": "RI x 0.4"})
+
+
 def test_styles_are_the_same_in_every_figure_and_no_two_alike():
     few = names.styles(["RI"], {"RI": RI, "SP": sp(0.3)})
     methods = {"a": WS, "scratch": RI, "SP 0.1": sp(0.1), "SP 0.3": sp(0.3), "mine": {"reinit": "mine"}}

@@ -130,8 +130,8 @@ def _percent_ticks(column: Sequence[Axes]) -> None:
     points, ends = [x[0] for x in lines if len(x) == 1], [x for line in lines for x in line]
     low = min(max(min(ends), min([*points, 100]) / 3), 50) / 1.1
     high = max(min(max(ends), 3 * max([*points, 100])), 200) * 1.1
-    arrows = [line.get_xdata()[0] for axis in column for line in axis.lines if line.get_marker() == "|"]
-    high = max([high, *(float(x) * (high / low) ** 0.35 for x in arrows)])  # room for an arrow and what stands behind
+    arrows = [np.max(line.get_xdata()) for axis in column for line in axis.lines if line.get_marker() == "|"]
+    high = max([high, *(x * (high / low) ** 0.35 for x in arrows)])  # room for an arrow and what stands behind
     axis, wide = column[0], high / low
     axis.set_xlim(low, high)
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide > 60 else (1.0, 3.0) if wide > 12 else (1.0, 2.0, 5.0)))

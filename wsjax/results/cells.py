@@ -20,7 +20,8 @@ from wsjax.storage.records import RunRecords
 from wsjax.storage.rows import CAP
 
 SEEDS = 5  # of the report's means
-REINITS = {names.RANDOM: "RI", names.WARM: "WS"}
+INITS = {"random": names.RANDOM, "warm": names.WARM}
+"""The two as the report's tables name them."""
 _TITLES = {"model": "Model", "dataset": "Data", "optimizer": "Optimiser", "weight_decay": "Weight decay"}
 _EVALUATIONS = ("running", "reestimated", "batch")
 
@@ -89,7 +90,7 @@ def table(
     Raises:
         RunError: as `merge_groups`; two runs are of one cell, or no second round has ended.
     """
-    groups = merge_groups(runs, "offline", [*by, "evaluation"], None, reinits=tuple(REINITS))
+    groups = merge_groups(runs, "offline", [*by, "evaluation"], None, reinits=tuple(names.SHORT))
     cells: dict[Key, dict[str, DrawnRun]] = {}
     for (*key, evaluation), run in groups.runs.items():
         if run.settings["model"] != "resnet18":  # has no BatchNorm
@@ -144,7 +145,7 @@ def _cell(key: Key, evaluation: str, run: DrawnRun, entry: Entry | None) -> _Cel
     ends = run.ends
     if not unit_of(ends).percent:
         raise RunError("scores that are no accuracies cannot stand beside the report's")
-    named = {reinit: names.matching(run.methods, {"reinit": reinit}) for reinit in REINITS}
+    named = {reinit: names.matching(run.methods, {"reinit": reinit}) for reinit in names.SHORT}
     values = {reinit: [e["test_accuracy"] for e in ends if e["method"] == name] for reinit, name in named.items()}
     scores = {reinit: score_of(own) for reinit, own in values.items() if own}
     gap = paired(ends, named[names.RANDOM], named[names.WARM])
@@ -163,14 +164,16 @@ def _sheet(
     for name in evaluations:
         of = "" if name == _EVALUATIONS[0] else f", {name} statistics"
         first = name == evaluations[0]
-        columns += [part for reinit in REINITS.values() for part in (reinit + of, f"{reinit} published")[: 1 + first]]
+        columns += [
+            part for reinit in names.SHORT.values() for part in (reinit + of, f"{reinit} published")[: 1 + first]
+        ]
         columns += [f"RI - WS{of}", f"seeds{of}"]
     rows = []
     for key in keys:
         row = [words.shown(name, value) for name, value in zip(by, key, strict=True)]
         for name in evaluations:
             cell = found.get((key, name))
-            for reinit in REINITS:
+            for reinit in names.SHORT:
                 row.append(_measured(cell, reinit))
                 if name == evaluations[0]:
                     row.append(known[key].printed.get(reinit, "") if key in known else "")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from scipy.special import bdtrc, stdtr, stdtrit
 
 from wsjax.errors import RunError
-from wsjax.results import names, words
+from wsjax.results import cells, names, words
 from wsjax.results.measures import MEASURES, Group, Part
 from wsjax.results.merge import DrawnRun, merge_runs, methods_of, unlike
 from wsjax.results.stats import CONFIDENCE
@@ -32,8 +32,6 @@ from wsjax.storage.records import BEFORE, CONFIG, RunRecords, read_run
 REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"
 ERROR = 1 - CONFIDENCE
 """How often a verdict may err by chance."""
-
-_PUBLISHED_SEEDS = 5  # of the means that are judged together
 
 
 class Estimate(NamedTuple):
@@ -175,7 +173,7 @@ def _is_by_chance(estimates: Sequence[Estimate]) -> bool:
     Each is like Student's t of the degrees of both means, and their number binomial.
     """
     outside = sum(estimate.verdict != REPRODUCED for estimate in estimates)
-    chances = [2 * stdtr(own.seeds + _PUBLISHED_SEEDS - 2, -(own.lies_in[1] or 0)) for own in estimates]
+    chances = [2 * stdtr(own.seeds + cells.SEEDS - 2, -(own.lies_in[1] or 0)) for own in estimates]
     return outside == 0 or bdtrc(outside - 1, len(estimates), sum(chances) / len(chances)) >= ERROR
 
 

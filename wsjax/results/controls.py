@@ -168,7 +168,7 @@ def _kind(name: str, spec: Spec, several: bool) -> str:
     """How a method is called whatever its learning rate."""
     if spec.get("reinit") == names.SHRINK:
         return names.sp_name(spec, several)
-    return {names.RANDOM: "RI", names.WARM: "WS"}.get(spec.get("reinit", ""), name)
+    return names.SHORT.get(spec.get("reinit", ""), name)
 
 
 def _at(curve: str, rate: float) -> str:

@@ -26,13 +26,12 @@ Cell = tuple[float, int]
 COSTS = {"samples_seen": "samples", "steps": "steps", "train_seconds": "seconds"}
 """What a round costs: fields and words."""
 
-STARTS = {names.RANDOM: "RI", names.WARM: "WS"}
 _MEANS = ("test_accuracy", *COSTS)
 
 
 def spec_of(start: str, cells: Sequence[Cell]) -> Spec:
     """What a method is in the table: its start, "RI" or "WS", and the cell of each of its rounds."""
-    return {"reinit": {"RI": names.RANDOM, "WS": names.WARM}[start], "cells": [list(cell) for cell in cells]}
+    return {**names.from_settings([start], (), ())[start], "cells": [list(cell) for cell in cells]}
 
 
 def name_of(start: str, cells: Sequence[Cell]) -> str:
@@ -115,7 +114,7 @@ def not_converged(summary: Mapping[str, Any]) -> list[str]:
 
 def _with_cells(end: Row, spec: Spec) -> Row:
     rate, size = spec["cells"][end["round"] - 1]
-    own = {"start": STARTS[spec["reinit"]], "cell": spec["cells"][0], "learning_rate": rate, "batch_size": size}
+    own = {"start": names.SHORT[spec["reinit"]], "cell": spec["cells"][0], "learning_rate": rate, "batch_size": size}
     return end | own | {"converged": end["stop"] not in (CAP, DIVERGED)}
 
 

@@ -22,6 +22,8 @@ Spec = Mapping[str, Any]
 Methods = Mapping[str, Spec]
 
 RANDOM, WARM, SHRINK = "random_init", "warm_start", "shrink_perturb"
+SHORT = {RANDOM: "RI", WARM: "WS"}
+"""What the report calls the two, by what they do."""
 AT_ONCE = {"SP": SHRINK, "SPG": "gaussian_perturb"}
 """Methods that may shrink and perturb before the first round too: as settings, and as tables of methods, name them."""
 RATE = "learning_rate"
@@ -72,7 +74,7 @@ def from_settings(
     varies too; at a shrink of 0 "RI x 0.3", by its perturb.
     """
     table: dict[str, Spec] = {}
-    known: Methods = {"RI": {"reinit": RANDOM}, "WS": {"reinit": WARM}, **(others or {})}
+    known: Methods = {name: {"reinit": reinit} for reinit, name in SHORT.items()} | dict(others or {})
     pairs = [{"reinit": SHRINK, "shrink": a, "perturb": b} for a in shrink for b in perturb]
     for method in methods:
         kind, rate = split(method)
