@@ -144,7 +144,7 @@ def test_save_keeps_what_was_there_when_it_fails(tmp_path, monkeypatch):
 def test_a_caption_is_wrapped_into_the_picture():
     figure = plots.offline_curves(curve("RI", [0.1, 0.2]), METHODS)
     long = Caption(
-        "What is drawn. " * 12, "Wide Words: 50,000 WMWM images. " * 30, "Other. " * 40, "RI 60.3; WS 58.7.", "No"
+        "What is drawn. " * 12, "Wide Words: 50,000 WMWM images. " * 30, "Other. " * 400, "RI 60.3; WS 58.7.", "No"
     )
     plots.add_caption(figure, long)
     figure.savefig("/dev/null", format="png")
