@@ -171,6 +171,18 @@ def test_what_is_neutral_may_differ():
     assert "Settings as published." in offline(merged, SETTINGS)
 
 
+def test_when_methods_begin_to_act_is_neutral_to_those_that_do_not():
+    def of(method, **settings):
+        made = run(curve(method, [0.1]), methods={method: {"reinit": method}}, **settings)
+        made.config["config"]["methods"] = [method]
+        return made
+
+    early, plain, late = of("L2", own_first=True), of("RI", own_first=False), of("L2", own_first=False)
+    assert len(merge_runs([early, plain], "offline").rows) == 2
+    with pytest.raises(RunError, match="own_first True and False"):
+        merge_runs([early, late], "offline")
+
+
 def test_only_wanted_methods_and_rounds_are_drawn():
     rows = [*curve("first", [0.1]), *curve("mine", [0.1]), *curve("WS", [0.2])]
     drawn = merge_runs([run(rows)], "offline", reinits=("warm_start",))

@@ -10,7 +10,7 @@ from wsjax.errors import RunError
 from wsjax.results import names
 from wsjax.results.names import Methods
 from wsjax.results.summary import summarize_online
-from wsjax.results.words import NEUTRAL
+from wsjax.results.words import NEUTRAL, acts_early
 from wsjax.storage.records import RunRecords, differing
 from wsjax.storage.rows import FIRST, Row, grouped
 
@@ -118,6 +118,8 @@ def _have_ended(
 def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in which runs must not differ to be merged, and do: both values of each, by name."""
     free = NEUTRAL | {"perturb"}  # the table of methods says it
+    if not (acts_early(one) and acts_early(other)):
+        free |= {"own_first"}
     return {name: values for name, values in differing(one, other).items() if name not in free}
 
 

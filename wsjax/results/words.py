@@ -141,8 +141,8 @@ def told(settings: Settings) -> dict[str, Any]:
     unused |= {name for name, rule in OF_STOP.items() if rule not in stop}
     if "resnet18" not in models:
         unused |= _OF_BATCH_NORM
-    kinds = {str(method).partition("@")[0] for method in own.get("methods", ())}
-    if not kinds & {"L2", "HT", "SWR"}:
+    kinds = _kinds(own)
+    if not acts_early(own):
         unused.add("own_first")
     if own.get("schedule") != "steps":
         unused |= {"milestones", "rate_decay"}
@@ -156,6 +156,15 @@ def told(settings: Settings) -> dict[str, Any]:
         unused.add("opt_state")
     names = [*WORDS, *sorted(own.keys() - WORDS.keys() - NEUTRAL - {DATA})]
     return {name: own[name] for name in names if name in own and name not in unused}
+
+
+def acts_early(settings: Settings) -> bool:
+    """Whether a run has methods that may act in the first round already: those that live in the optimiser."""
+    return bool(_kinds(settings) & {"L2", "HT", "SWR"})
+
+
+def _kinds(settings: Settings) -> set[str]:
+    return {str(method).partition("@")[0] for method in settings.get("methods", ())}
 
 
 def ran(own: Settings) -> str:
