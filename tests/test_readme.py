@@ -106,6 +106,36 @@ def test_what_shrink_perturb_gains_online_is_told_as_the_records_have_it():
     assert told.format(*gains, *shares) in README
 
 
+def gains(ends, one, other):
+    """Points of one method above another at the end, the mean over the seeds that both have, and how many these are."""
+    pairs = [(own, ends[other, seed]) for (name, seed), own in ends.items() if name == one and (other, seed) in ends]
+    return 100 * statistics.mean(own["test_accuracy"] - there["test_accuracy"] for own, there in pairs), len(pairs)
+
+
+def test_what_size_alone_gains_is_told_as_the_records_have_it():
+    """Of new networks that are as small as shrink-perturb makes the old one, against it and random initialisation."""
+    cpu = ROOT / "figures" / "results" / "cpu"
+    online = merge_runs([read_run(run) for run in sorted(cpu.glob("online/figure6*"))], "online")
+    ends = {(row["method"], row["seed"]): row for row in summarize_drawn(online)["rows"]}
+    over_random, seeds = gains(ends, "RI x 0.4", "RI")
+    over_kept, _ = gains(ends, "RI x 0.4", "SP 0.4")
+    steps = statistics.mean(ends["SP 0.4", seed]["steps"] / ends["RI x 0.4", seed]["steps"] for seed in range(seeds))
+    offline = merge_runs([read_run(run) for run in sorted(cpu.glob("offline/figure5*"))], "offline").ends
+    ends = {(row["method"], row["seed"]): row for row in offline}
+    small, _ = gains(ends, "RI x 0.1", "RI")
+    kept, _ = gains(ends, "SP 0.1", "RI x 0.1")
+    assert seeds == 4
+    assert (
+        f"Online at width 16 it ends {over_random:.1f} points above RI and {over_kept:.1f} above SP 0.4, which takes "
+        f"{100 * steps:.0f} % of its steps (four seeds). Offline it is {small:.1f} above RI at 0.1, and {kept:.1f} "
+        "below"
+    ) in README
+    first = grouped([row for row in summarize_drawn(online)["rounds"] if row["round"] == 1], itemgetter("method"))
+    means = {name: statistics.mean(row["test_accuracy"] for row in rows) for name, rows in first.items()}
+    leads = [percent(means[f"SP {shrink}"] - means["RI"]) for shrink in (0.2, 0.4, 0.6)]
+    assert "it is {}, {} and {} points ahead already".format(*leads) in README
+
+
 def test_the_board_is_told_as_the_records_have_it():
     (sp, sp_steps), *others = against_random(["board"], 4, dict.fromkeys(("SP 0.3", "DASH", "FIRE", "RI@0.01"), 3))
     told = (
