@@ -82,12 +82,12 @@ def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence
 def sentences(verdicts: Sequence[Verdict]) -> list[str]:
     """What the study says, in a few sentences."""
     by_id = {verdict.claim["id"]: verdict for verdict in verdicts}
-    said = [f"Of {len(verdicts)} claims: {_counted(verdicts)}."]
+    said = [f"Of {len(verdicts)} claims: {_counted(verdicts)}, each at the scale that its row in the table tells."]
     for name, what in SAID.items():
         verdict = by_id.get(name)
         if verdict is not None and verdict.estimates:
             shown = "; ".join(_answered(verdict))
-            said.append(f"{what} {_ANSWERS[verdict.verdict]}. {shown}; {verdict.scale}.")
+            said.append(f"{what} {_ANSWERS[verdict.verdict]}. {shown}.")
     return said
 
 
@@ -100,6 +100,8 @@ def _answered(verdict: Verdict) -> list[str]:
 SAID = {
     "gap": "A warm start ends below random initialisation:",
     "shrink-perturb": "Shrink-perturb ends above random initialisation:",
+    "size": "So does a new network that is as small as shrink-perturb makes the old one:",
+    "memory": "That network ends where shrink-perturb does, within two points:",
     "matched-rate": "Shrink-perturb stays ahead of random initialisation at raised learning rates:",
     "online-gap": "Online there is a gap, and only training from scratch gets dearer with every round:",
 }
