@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -194,6 +195,14 @@ def test_a_communication_that_broke_off_is_a_lost_process(monkeypatch, wrapped):
         fail(f"{lost}\nmore")
     with pytest.raises((ValueError, OSError), match="bug"):
         fail("bug")
+
+
+def test_a_cpu_is_called_by_its_processors_name():
+    name = parallel._processor()
+    assert set(parallel.device_names()) == {f"cpu ({name})"}
+    if os.path.exists("/proc/cpuinfo") and "model name" in (told := Path("/proc/cpuinfo").read_text()):
+        assert name in " ".join(told.split())
+        assert name != "cpu"
 
 
 def test_more_devices_than_there_are():

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -48,8 +48,16 @@ def cores() -> int:
 
 
 def device_names() -> list[str]:
-    """What every device is, as a run's record tells it."""
-    return [f"{device.platform} ({device.device_kind})" for device in jax.devices()]
+    """What every device is, as a run's record tells it: a CPU by its processor's name, where the system tells that."""
+    kinds = [_processor() if device.platform == "cpu" else device.device_kind for device in jax.devices()]
+    return [f"{device.platform} ({kind})" for device, kind in zip(jax.devices(), kinds, strict=True)]
+
+
+@cache
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        return next((" ".join(line.split()[3:]) for line in lines if line.startswith("model name")), "cpu")
+    return "cpu"
 
 
 def axis_of(mesh: Mesh | None) -> str | None:
