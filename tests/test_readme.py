@@ -106,6 +106,9 @@ def test_what_shrink_perturb_gains_online_is_told_as_the_records_have_it():
     assert told.format(*gains, *shares) in README
 
 
+FIGURE_5 = ("figure1", "figure5", "figure5-2", "figure5-3", "figure5-4")
+
+
 def gains(ends, one, other):
     """Points of one method above another at the end, the mean over the seeds that both have, and how many these are."""
     pairs = [(own, ends[other, seed]) for (name, seed), own in ends.items() if name == one and (other, seed) in ends]
@@ -120,15 +123,15 @@ def test_what_size_alone_gains_is_told_as_the_records_have_it():
     over_random, seeds = gains(ends, "RI x 0.4", "RI")
     over_kept, _ = gains(ends, "RI x 0.4", "SP 0.4")
     steps = statistics.mean(ends["SP 0.4", seed]["steps"] / ends["RI x 0.4", seed]["steps"] for seed in range(seeds))
-    offline = merge_runs([read_run(run) for run in sorted(cpu.glob("offline/figure5*"))], "offline").ends
+    offline = merge_runs([read_run(cpu / "offline" / run) for run in FIGURE_5], "offline").ends
     ends = {(row["method"], row["seed"]): row for row in offline}
-    small, _ = gains(ends, "RI x 0.1", "RI")
-    kept, _ = gains(ends, "SP 0.1", "RI x 0.1")
-    assert seeds == 4
+    (small, count), (smaller, _) = (gains(ends, f"RI x {shrink}", "RI") for shrink in (0.3, 0.1))
+    kept, kept_most = (gains(ends, f"SP {shrink}", f"RI x {shrink}")[0] for shrink in (0.3, 0.1))
+    assert (seeds, count) == (4, 8)
     assert (
-        f"Online at width 16 it ends {over_random:.1f} points above RI and {over_kept:.1f} above SP 0.4, which takes "
-        f"{100 * steps:.0f} % of its steps (four seeds). Offline it is {small:.1f} above RI at 0.1, and {kept:.1f} "
-        "below"
+        f"Online, at 0.4, it ends {over_random:.1f} points above RI and {over_kept:.1f} above SP, which takes "
+        f"{100 * steps:.0f} % of its steps (four seeds). Offline, at 0.1 and 0.3, it ends {smaller:.1f} and "
+        f"{small:.1f} points above RI (eight seeds), and {kept_most:.1f} and {kept:.1f} below SP"
     ) in README
     first = grouped([row for row in summarize_drawn(online)["rounds"] if row["round"] == 1], itemgetter("method"))
     means = {name: statistics.mean(row["test_accuracy"] for row in rows) for name, rows in first.items()}
