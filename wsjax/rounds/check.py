@@ -38,7 +38,7 @@ def check(
 ) -> None:
     """Checks what `run_rounds` was given, to be run over `axis_name`; raises a TaskError that names it."""
     _check_methods(rounds, methods)
-    _check_kind("", setup)
+    _check_is_setup("", setup)
     named = {f"round {number}": here for number, here in enumerate(rounds, 1)}
     for name, method in methods.items():
         own = enumerate(method.rounds or (), method.after + 1)
@@ -46,7 +46,7 @@ def check(
     sizes: dict[int, int] = {}
     for name, here in named.items():
         own = here.setup or setup
-        _check_kind(f"{name}: ", own)
+        _check_is_setup(f"{name}: ", own)
         if id(own) not in sizes:
             sizes[id(own)] = _check_setup(own._replace(axis_name=axis_name))
         _check_round(name, here, sizes[id(own)])
@@ -207,7 +207,7 @@ def _check_methods(rounds: Sequence[Round], methods: Mapping[str, Method]) -> No
         _require(method.after > 0 or len(own) > 0, f"method '{name}' has no round to run")
 
 
-def _check_kind(of: str, setup: Any) -> None:
+def _check_is_setup(of: str, setup: Any) -> None:
     known = isinstance(setup, Setup)
     _require(known, f"{of}setup must be wsjax.Setup(task, optimizer, train, test), not of type {type(setup).__name__}")
 
