@@ -18,7 +18,7 @@ import pytest
 from wsjax.errors import NonFiniteLoss, RunError, TaskError
 from wsjax.methods.dash import dash, dash_start
 from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
-from wsjax.methods.starts import mixed, new_heads, scratch
+from wsjax.methods.starts import forgotten, mixed, new_heads, scratch
 from wsjax.methods.variants import gaussian_perturb
 from wsjax.networks import models
 from wsjax.parallel import data_mesh, replica_mesh
@@ -623,6 +623,30 @@ def test_the_fresh_network_may_be_the_first_one_again():
     expected = shrink_perturb(again["WS", 0].params, begun, 0.4, 0.1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), again["SP", 0].params, expected)
     assert not same(run(rounds, METHODS, optimizer=FROZEN).states["RI", 0].params, begun)
+
+
+def test_what_is_forgotten_is_all_but_the_sizes():
+    """A new network at the norms of a warm start, leaf by leaf; of a scaled random initialisation that very one."""
+    ways = {"WS": mixed(warm_start), "scaled": mixed(partial(shrink_perturb, shrink=0, perturb=0.3)), "RI": scratch}
+    controls = {f"{name}, forgotten": Method(forgotten(start)) for name, start in ways.items()}
+    rounds = [Round(30, max_epochs=3), Round(30, max_epochs=1)]
+    still = make_optimizer("sgd", 0.0)  # after the first round nothing moves
+    rounds[1] = rounds[1]._replace(setup=setup(optimizer=still))
+    methods = controls | {name: Method(start) for name, start in ways.items()}
+    states = {name: state.params for (name, _), state in run(rounds, methods).states.items()}
+    flat = {name: jax.tree.leaves(tree) for name, tree in states.items()}
+    for name in ("RI", "scaled"):
+        for own, other in zip(flat[f"{name}, forgotten"], flat[name], strict=True):
+            np.testing.assert_allclose(own, other, rtol=1e-6)
+    for own, old, new in zip(flat["WS, forgotten"], flat["WS"], flat["RI"], strict=True):
+        if np.any(new):
+            norms = [np.linalg.norm(leaf) for leaf in (own, old, new)]
+            np.testing.assert_allclose(norms[0], norms[1], rtol=1e-6)
+            np.testing.assert_allclose(own / norms[0], new / norms[2], rtol=1e-5, atol=1e-7)
+        else:
+            assert not np.any(own)
+    with pytest.raises(TaskError, match=r"^forgotten takes a start .* make forgotten\(mixed\(\.\.\.\)\)$"):
+        forgotten(warm_start)
 
 
 def test_a_method_may_be_for_some_seeds_only():

@@ -19,6 +19,7 @@ from wsjax.methods.reinit import Where, chosen_by
 from wsjax.training.schedules import restarted
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Samples, Setup, TrainState
+from wsjax.trees import wide
 
 Reinit = Callable[[Any, Any], Any]
 """`(params, fresh) -> params`, of two pytrees of one structure."""
@@ -123,6 +124,31 @@ def anchored(start: Start) -> Start:
         return start(boundary)._replace(opt_state=boundary.setup.optimizer.init(boundary.first.params))
 
     return started
+
+
+def forgotten(start: Start) -> Start:
+    """A start from a new network, each of whose leaves has the norm that `start` would give it: the control of that.
+
+    What the start gains by the size of weights is left, as under BatchNorm, where that sets the effective learning
+    rate; what it gains by what they had learnt is gone. A leaf of zeros, as a new bias, has no direction and stays.
+    Batch statistics and the optimiser's state are those of a new network.
+
+    Raises:
+      TaskError: it is no start, as a re-initialiser is none before `mixed` makes it one.
+    """
+    check_can_start("forgotten", start)
+
+    def begun(boundary: Boundary) -> TrainState:
+        params = jax.tree.map(_resized, boundary.fresh.params, start(boundary).params)
+        return started(boundary, params, "reset")
+
+    return begun
+
+
+def _resized(leaf: jax.Array, like: jax.Array) -> jax.Array:
+    """A leaf at the norm of another, by sums of 32 bits or more."""
+    norm, wanted = (jnp.linalg.norm(jnp.abs(x).astype(wide(jnp.abs(x).dtype)).ravel()) for x in (leaf, like))
+    return jnp.where(norm > 0, leaf * (wanted / jnp.where(norm > 0, norm, 1)), leaf).astype(leaf.dtype)
 
 
 def new_heads(reinit: Reinit, where: Where | None = None) -> Reinit:
