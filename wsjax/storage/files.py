@@ -71,8 +71,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file's text, whole or not at all. Raises OSError, which names the file."""
     path = user_path(path)
-    with _named(path), replacing(path) as (part,), part.open("wb", buffering=0) as file:
-        _write_all(file, text.encode())
+    with _named(path), replacing(path) as (part,):
+        part.write_bytes(text.encode())
 
 
 @contextlib.contextmanager
