@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import statistics
 import sys
 from pathlib import Path
@@ -75,11 +74,11 @@ def main(config: Config, scale: Any = None) -> dict[str, Any]:
     sizes = roofline.FILLS_A_GPU if has_cuda else {}
     ceilings = {precision: roofline.ceilings(precision, **sizes) for precision in precisions}
     at_most = ", ".join(f"{found['flops'] / 1e9:,.0f} GFLOP/s in {name}" for name, found in ceilings.items())
-    where = f"{processor()}, {os.cpu_count()} cores, {', '.join(dict.fromkeys(devices))}"
+    where = f"{parallel.processor()}, {os.cpu_count()} cores, {', '.join(dict.fromkeys(devices))}"
     machine = f"{where}; jax {jax.__version__}, torch {torch.__version__}"
     console.say(f"{machine}; at most {at_most} and {ceilings['float32']['bytes'] / 1e9:,.1f} GB/s")
     rows: list[dict[str, Any]] = []
-    result = {**about, "processor": processor(), "cores": os.cpu_count(), "tf32": has_cuda}
+    result = {**about, "processor": parallel.processor(), "cores": os.cpu_count(), "tf32": has_cuda}
     result |= {"xla_flags": os.environ.get("XLA_FLAGS", ""), "ceilings": ceilings, "rows": rows}
     scale = scale or (subjects.TINY if config.tiny else subjects.Scale())
     for name in chosen:
@@ -157,14 +156,6 @@ def sentence(row: dict[str, Any]) -> str:
 def pretty(seconds: float) -> str:
     """Seconds with a fitting unit."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-
-
-def processor() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []  # fmt: skip
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def draw(rows: list[dict[str, Any]], path: Path, machine: str) -> None:

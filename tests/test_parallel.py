@@ -198,7 +198,7 @@ def test_a_communication_that_broke_off_is_a_lost_process(monkeypatch, wrapped):
 
 
 def test_a_cpu_is_called_by_its_processors_name():
-    name = parallel._processor()
+    name = parallel.processor()
     assert set(parallel.device_names()) == {f"cpu ({name})"}
     if os.path.exists("/proc/cpuinfo") and "model name" in (told := Path("/proc/cpuinfo").read_text()):
         assert name in " ".join(told.split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
@@ -49,15 +50,18 @@ def cores() -> int:
 
 def device_names() -> list[str]:
     """What every device is, as a run's record tells it: a CPU by its processor's name, where the system tells that."""
-    kinds = [_processor() if device.platform == "cpu" else device.device_kind for device in jax.devices()]
-    return [f"{device.platform} ({kind})" for device, kind in zip(jax.devices(), kinds, strict=True)]
+    return [
+        f"{device.platform} ({processor() if device.platform == 'cpu' else device.device_kind})"
+        for device in jax.devices()
+    ]
 
 
 @cache
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        return next((" ".join(line.split()[3:]) for line in lines if line.startswith("model name")), "cpu")
-    return "cpu"
+def processor() -> str:
+    """The processor's name, or its architecture's."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 def axis_of(mesh: Mesh | None) -> str | None:

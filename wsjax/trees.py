@@ -1,4 +1,4 @@
-"""Pytrees: the names of their leaves, nodes of one kind within them, and dtypes that sums have room in."""
+"""Pytrees: the names of their leaves, nodes of one kind within them, norms, and dtypes that sums have room in."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ def _is(kinds: type | tuple[type, ...]) -> Callable[[Any], bool]:
 def wide(dtype: Any) -> np.dtype[Any]:
     """The dtype, but float32 for narrower ones: 16 bits have no place for sums of many parts, nor for squares."""
     return jnp.dtype(dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.float32)
+
+
+def norm_of(leaf: Any) -> jax.Array:
+    """The Euclidean norm of all of a leaf's entries, by sums of 32 bits or more."""
+    size = jnp.abs(leaf)
+    return jnp.sqrt(jnp.sum(jnp.square(size.astype(wide(size.dtype)))))

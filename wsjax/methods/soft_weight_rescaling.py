@@ -16,7 +16,7 @@ import optax
 from wsjax.checks import check_number
 from wsjax.errors import TaskError
 from wsjax.methods.leaves import need_params
-from wsjax.trees import path_name, wide
+from wsjax.trees import norm_of, path_name
 
 
 class Layer(NamedTuple):
@@ -113,7 +113,7 @@ def soft_weight_rescaling(
 
     def init(params: Any) -> RescalingState:
         leaves, own = of(params)
-        return RescalingState({layer.weight: _norm(leaves[layer.weight]) for layer in own})
+        return RescalingState({layer.weight: norm_of(leaves[layer.weight]) for layer in own})
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, RescalingState]:
         need_params(who, params)
@@ -125,7 +125,7 @@ def soft_weight_rescaling(
         excess: dict[str, Any] = {}  # what each leaf is to be multiplied by, less 1
         before: Any = 0.0  # the product's, likewise: the difference from 1 is what a small rate leaves
         for i, layer in enumerate(own):
-            norm, drawn = _norm(leaves[layer.weight]), state.norms[layer.weight]
+            norm, drawn = norm_of(leaves[layer.weight]), state.norms[layer.weight]
             factor = rates[i == len(own) - 1] * jnp.where(norm > 0, (drawn - norm) / jnp.where(norm > 0, norm, 1), 0)
             before = factor if layer.normalises else factor + before + factor * before
             excess[layer.weight] = factor
@@ -139,11 +139,6 @@ def soft_weight_rescaling(
         return jax.tree_util.tree_map_with_path(rescaled, updates, moved), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _norm(weight: Any) -> jax.Array:
-    size = jnp.abs(weight)
-    return jnp.sqrt(jnp.sum(jnp.square(size.astype(wide(size.dtype)))))
 
 
 def _leaves(params: Any) -> dict[str, Any]:

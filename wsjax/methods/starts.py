@@ -19,7 +19,7 @@ from wsjax.methods.reinit import Where, chosen_by
 from wsjax.training.schedules import restarted
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Samples, Setup, TrainState
-from wsjax.trees import wide
+from wsjax.trees import norm_of
 
 Reinit = Callable[[Any, Any], Any]
 """`(params, fresh) -> params`, of two pytrees of one structure."""
@@ -146,9 +146,9 @@ def forgotten(start: Start) -> Start:
 
 
 def _resized(leaf: jax.Array, like: jax.Array) -> jax.Array:
-    """A leaf at the norm of another, by sums of 32 bits or more."""
-    norm, wanted = (jnp.linalg.norm(jnp.abs(x).astype(wide(jnp.abs(x).dtype)).ravel()) for x in (leaf, like))
-    return jnp.where(norm > 0, leaf * (wanted / jnp.where(norm > 0, norm, 1)), leaf).astype(leaf.dtype)
+    """A leaf at the norm of another; zeros stay."""
+    norm = norm_of(leaf)
+    return jnp.where(norm > 0, leaf * (norm_of(like) / jnp.where(norm > 0, norm, 1)), leaf).astype(leaf.dtype)
 
 
 def new_heads(reinit: Reinit, where: Where | None = None) -> Reinit:

@@ -65,9 +65,10 @@ class Journal:
             self._records = Records(rows=self._own())
         lost = self._epochs_after(reached)
         here = reached.number, reached.epoch
-        # A kill leaves less than that; and a round's end, that of its last replica, has a checkpoint.
-        unusual = lost > self._checkpoint_every or any(end > here for end in self._ends())
+        unusual = False
         if lost:  # most of a run's legs have none
+            # A kill leaves less than that; and a round's end, that of its last replica, has a checkpoint.
+            unusual = lost > self._checkpoint_every or any(end > here for end in self._ends())
             self._records.keep(lambda row: not self.leg.has(row) or (row["round"], row["epoch"]) <= here)
         if self._folder is not None and unusual:
             again = "trained again for its last state" if stay else "set aside and trained again"
