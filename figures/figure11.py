@@ -42,7 +42,7 @@ def draw(runs: Sequence[RunRecords], *, as_report: bool = False) -> tuple[Figure
         panels.Panel(pair.title, ends, transfer.of_source(pair, pairs, run.methods) if as_report else ())
         for pair, ends in pairs.items()
     ]
-    figure = panels.score_panels(here, run.methods, "fraction", panels.SHARE, "RI of the source, as the report drew it")
+    figure = panels.share_panels(here, run.methods, "RI of the source, as the report drew it")
     came, notes = transfer.told(pairs, run.methods)
     if as_report:
         notes += " " + transfer.told_wrong(pairs, run.methods)

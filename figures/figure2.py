@@ -33,12 +33,10 @@ def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, C
     what = "Figure 2: images arrive every round; RI trains on all of them from scratch, WS on from the round before."
     panels = {name: settings["online"] | panel for name, panel in settings["figure2"].items()}
     panel = next((name for name, own in panels.items() if words.is_alike(run.settings, own, "threshold")), None)
-    drawn = {}
+    own, points, drawn = None, None, {}
     notes = "No published curve is drawn: the report's Figure 2 is ResNet-18 of width 64, on CIFAR-10 stopped at 99 % "
     notes += "train accuracy and on SVHN at 99 % and 99.9 %."
-    if panel is None:
-        caption = captions.online_caption(run, what, ends, notes=notes)
-    else:
+    if panel is not None:
         own = panels[panel]
         pool = words.share(own["num_train"], own["pool"])
         curves = published.online(report["figure2_online"][panel], pool, run.methods)
@@ -47,7 +45,7 @@ def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, C
             notes = "Dashed: the report's curves (one seed, BatchNorm evaluated with each test batch's statistics), as "
             notes += "far as this run goes; its seconds are those of another machine and include evaluation."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
-        caption = captions.online_caption(run, what, ends, own, points, notes)
+    caption = captions.online_caption(run, what, ends, own, points, notes)
     figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)
     return figure, caption
 

@@ -97,7 +97,7 @@ def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:
     seeds = captions.seeds_told(sorted({end["seed"] for end in summary["rows"]}))
     word, best = f"{'Chained' if chained else 'Unchained'}, {seeds}", summary["best"]
     if best is None:
-        return f"{word}: no cell of both RI and WS has all rounds converged."
+        return f"{word}: RI and WS have no cells to compare: such whose rounds all converged, of one seed at least."
     accuracy = {(own["start"], tuple(own["cell"])): own["test_accuracy"] for own in summary["cells"]}
     cells = [
         f"{what} {best[start][0]:g}/{best[start][1]}: {_number(accuracy[start, tuple(best[start])])}"

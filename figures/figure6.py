@@ -33,24 +33,23 @@ def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, C
     settings, report, paper = published.read(__file__, "settings", "report", "paper")
     what = "Figure 6: images arrive every round; parameters are shrunk and perturbed (SP, by shrink), kept (WS) or "
     what += "drawn anew (RI)."
-    own, drawn = settings["online"] | settings["figure6"], {}
+    own, points, drawn = settings["online"] | settings["figure6"], None, {}
     notes = "No published curve is drawn: the report's Figure 6 is ResNet-18 of width 64 on CIFAR-10, stopped at 99 %."
     if words.is_alike(run.settings, own, "threshold"):
         pool = words.share(own["num_train"], own["pool"])
         curves = published.online(report["figure2_online"]["f2c99"], pool, run.methods)
-        curves |= paper_points(paper, pool, run.methods)
+        diamonds = paper_points(paper, pool, run.methods)
+        curves |= diamonds
         if words.is_published(run.settings, own):
             drawn = curves
             notes = "Dashed: RI and WS of the report's Figure 2a (+1,000 images a round, one seed)"
-            if max(row["samples"] for row in run.rows) >= pool:
+            if diamonds and max(row["samples"] for row in run.rows) >= pool:
                 notes += "; diamonds: where the paper's Figure 7 ends, ResNet-18 too"
             notes += ", as far as this run goes; seconds are those of other machines."
         else:
             notes += " Published accuracies are those of its Figure 2a (+1,000 images a round) at as many images."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
-        caption = captions.online_caption(run, what, ends, own, points, notes)
-    else:
-        caption = captions.online_caption(run, what, ends, notes=notes)
+    caption = captions.online_caption(run, what, ends, own, points, notes)
     figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)
     return figure, caption
 

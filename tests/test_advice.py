@@ -64,6 +64,18 @@ def test_where_nothing_is_told_the_cheapest_is_taken_and_said_to_be_so():
     assert "None of these ways is told to be more accurate: it is the cheapest." in text
 
 
+def test_what_is_told_of_accuracy_is_not_denied():
+    exact = {"continue": (0.600, 200, 0), "SP 0.4/0.1": (0.6025, 300, 0)}  # a quarter of a point, told
+    judged = judge(**{"scratch": (0.600, 500), **exact, "FIRE": (0.603, 400, 3)})
+    assert (judged["recommended"], judged["better"]) == ("continue", ["SP 0.4/0.1"])
+    told = "SP 0.4/0.1 is told to be more accurate, by 1.0 points at most on average; from FIRE it is not told:"
+    assert f"{told} it is the cheapest of these." in said(judged)
+    near = judge(**{"scratch": (0.600, 500), "continue": (0.599, 200, 3), "FIRE": (0.601, 300, 3)})
+    assert near["recommended"] == "continue"
+    beaten = said(near | {"level": ["scratch", "continue"]})
+    assert "Ahead of continue on average, but told to be less accurate than another, or beaten: FIRE." in beaten
+
+
 def test_of_equal_ways_at_equal_costs_the_simplest_is_taken():
     judged = judge(**{"scratch": (0.600, 500), "SP 0.4/0.1": (0.602, 500, 3), "FIRE": (0.601, 500, 3)})
     assert (judged["recommended"], judged["runner_up"]) == ("scratch", "SP 0.4/0.1")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits
 from wsjax.commands import advise as advice
 from wsjax.commands import retrain
 from wsjax.errors import NonFiniteLoss, RunError, UsageError
+from wsjax.results import names
 from wsjax.rounds.legs import Method, Round
 from wsjax.scripts import cli, race
 from wsjax.scripts.config import Common
@@ -304,15 +306,30 @@ def test_a_budget_that_did_not_suffice_is_told_what_would(monkeypatch):
     monkeypatch.setattr(race, "_rows", lambda own, rung: rows)
     rounds = [Round(100, None, 10), Round(200, None, 5)]
     own = race.Race(*[None] * 2, rounds, *[None] * 7)
-    plan = {"rungs": [{"seeds": [0, 1]}]}
+    plan = {"rungs": [{"seeds": [0, 1], "ways": ["scratch", "FIRE"]}]}
     assert race.enough_for_two(own, plan) == pytest.approx(6 + 1.15 * 2 * (10 + 2 * 5 * 2) * 3)
     rows[:] = [row | {"method": "scratch"} for row in rows]
     assert race.enough_for_two(own, plan) is None
     with pytest.raises(RunError, match=r"^10min did not suffice for two ways on one seed \(20 min should\); the same"):
-        advice.check_sufficed(advice.Config(), [{"method": "scratch"}], 1200.0)
+        advice.check_sufficed(advice.Config(), [{"method": "scratch"}], plan, 1200.0)
     with pytest.raises(RunError, match="on one seed; the same"):
-        advice.check_sufficed(advice.Config(), [{"method": "scratch"}], 500.0)
-    advice.check_sufficed(advice.Config(), [{"method": "scratch"}, {"method": "FIRE"}], None)
+        advice.check_sufficed(advice.Config(), [{"method": "scratch"}], plan, 500.0)
+    advice.check_sufficed(advice.Config(), [{"method": "scratch"}, {"method": "FIRE"}], plan, None)
+    plan = {"rungs": [{"ways": ["scratch"]}], "diverged": {"FIRE": "a loss of nan"}}
+    with pytest.raises(RunError, match=r"^no way but scratch is left: FIRE diverged .*: a loss of nan; lower --learn"):
+        advice.check_sufficed(advice.Config(), [{"method": "scratch"}], plan, None)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert not advice._has_test_set(str(tmp_path / "pipe.npz"))
+    assert not advice._has_test_set("~nobody-of-this-name/a.npz")
+
+
+def test_the_ways_are_those_of_the_settings():
+    table = advice.ways(advice.Config(factors=("0.4/0.1", "0.4/0.2")), 100)
+    assert table["SP 0.4/0.2"] == {"reinit": names.SHRINK, "shrink": 0.4, "perturb": 0.2}
+    assert list(table)[:3] == ["scratch", "continue", "SP 0.4/0.1"]
 
 
 def test_what_data_are_called():

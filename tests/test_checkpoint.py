@@ -228,6 +228,15 @@ def test_nothing_whole_is_an_error_and_no_wanted_one_is_none(copy):
     assert checkpoint.Folder(copy).steps() == [3, 2]
 
 
+def test_too_little_memory_is_no_damage(copy, monkeypatch):
+    def load(*_):
+        raise ValueError("cannot be read") from MemoryError("Unable to allocate 7 TiB")
+
+    monkeypatch.setattr(checkpoint, "_load", load)
+    with pytest.raises(MemoryError, match="7 TiB"):
+        restore(copy)
+
+
 def test_a_run_goes_on_after_damage(copy):
     damage_file("deleted", copy / "3" / "_CHECKPOINT_METADATA")
     folder = checkpoint.Folder(copy)

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from scipy.special import stdtrit
 from test_captions import run
 from test_plots import curve
 
@@ -25,7 +27,7 @@ def timed(rows):
 def offline(random, warm, **settings):
     """A run of these final accuracies, a seed each."""
     rows = [row for seed, (a, b) in enumerate(zip(random, warm, strict=True))
-            for row in curve("RI", [0.1, a], seed) + curve("WS", [0.1, b], seed)]  # fmt: skip
+            for row in curve("RI", [a, a], seed) + curve("WS", [b, b], seed)]  # fmt: skip
     rows = [row | {"samples": settings.get("num_train", 50_000)} for row in rows]
     return run(timed(rows), seeds=list(range(len(random))), **settings)
 
@@ -49,6 +51,55 @@ def test_the_interval_decides(warm, expected):
     assert (estimate.what, estimate.seeds) == ("RI - WS", 3)
     assert estimate.mean == pytest.approx(0.6 - sum(warm) / 3)
     assert found.scale == "CIFAR-10, width 64, 50,000 images, 3 epochs, 3 seeds"
+
+
+def test_rounds_of_a_fixed_length_are_judged_by_their_last_epochs():
+    def ending(method, seed, *accuracies):
+        return [row | {"samples": 50_000} for row in curve(method, accuracies, seed)]
+
+    rows = []
+    for seed, luck in enumerate((0.0, 0.01, 0.02)):
+        rows += ending("RI", seed, 0.0, 0.6, 0.6 + luck, 0.6) + ending("WS", seed, 0.0, 0.6, 0.6, 0.5)
+    (estimate,) = verdict(run(timed(rows), seeds=[0, 1, 2])).estimates
+    assert estimate.mean == pytest.approx((0.01 + 0.1) / 3)
+    (estimate,) = verdict(run(timed(rows), seeds=[0, 1, 2], stop=["accuracy"])).estimates
+    assert estimate.mean == pytest.approx(0.1)
+
+
+def test_what_is_not_fitted_decides_nothing():
+    own = offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49))
+    for row in own.rows:
+        row["train_accuracy"] = 0.8 if row["method"] == "RI" else 0.95
+    assert verdict(own, fitted=0.75).verdict == REPRODUCED
+    found = verdict(own, fitted=0.9)
+    assert found.verdict == UNDECIDED
+    assert found.estimates[0].fitted == pytest.approx(0.8)
+
+
+def test_a_narrower_network_decides_where_a_wider_one_does_not():
+    wide, narrow = offline((0.6, 0.7), (0.5, 0.7)), offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), width=16)
+    found = verdict(wide, narrow)
+    assert (found.verdict, found.scale) == (REPRODUCED, "CIFAR-10, width 16, 50,000 images, 3 epochs, 3 seeds")
+    assert found.wider is not None
+    assert (found.wider.verdict, found.wider.scale) == (
+        UNDECIDED, "CIFAR-10, width 64, 50,000 images, 3 epochs, 2 seeds"
+    )  # fmt: skip
+    assert verdict(wide, offline((0.6, 0.7), (0.5, 0.7), width=16)) == verdict(wide)
+    assert verdict(wide).wider is None
+
+
+def test_a_verdict_errs_in_fewer_than_five_of_a_hundred_cases_whatever_the_looks():
+    draws, rng = 20_000, np.random.default_rng(0)
+    for looks in ((12,), (4, 8), (4, 6, 12), (3, 6, 9, 12), (3, 7, 19, 23)):
+        values, wrong = rng.normal(size=(draws, looks[-1])), np.zeros((2, draws), bool)
+        going = np.ones(draws, bool)
+        for number, seeds in enumerate(looks, 1):
+            mean, error = values[:, :seeds].mean(1), values[:, :seeds].std(1, ddof=1) / seeds**0.5
+            half = stdtrit(seeds - 1, 1 - claims.ERROR / number / 2) * error
+            for side, out in enumerate((mean - half > 0, mean + half < 0)):
+                wrong[side] |= going & out
+            going &= ~(wrong[0] | wrong[1])
+        assert wrong.mean(1).max() < 0.05
 
 
 def test_one_seed_decides_nothing_and_no_run_is_not_run():

@@ -233,7 +233,7 @@ def test_figure2_compares_at_the_images_that_the_run_reached(tmp_path):
     assert "RI - WS changes by +1.00 points [+1.00, +1.00] a round." in text
     # RI takes 2 + 20 + 30 steps (the first round is common), WS 2 + 4 + 6
     assert "Steps over all rounds, in percent of RI's: WS 23.1 ± 0.0." in text
-    assert "2 of 12 rounds ended at the cap of 4 epochs." in text
+    assert "2 of 10 rounds ended at the cap of 4 epochs." in text
     assert "SP" not in text
 
 

@@ -94,15 +94,18 @@ def test_an_optimiser_without_a_slow_copy_is_refused():
 
 
 @pytest.mark.parametrize("wrap", [tortoise_kept, lambda start: start], ids=["kept", "rebuilt"])
-def test_a_new_round_keeps_the_slow_copy_and_counts_anew(wrap):
+@pytest.mark.parametrize("opt_state", ["rebuild", "keep"])
+def test_a_new_round_keeps_the_slow_copy_and_counts_anew(wrap, opt_state):
     """With momentum 1 the slow copy never moves: it is that of the network where it was made."""
     rounds = [Round(10, max_epochs=2), Round(20, max_epochs=2)]
-    methods = {"own": Method(wrap(mixed(warm_start)), after=1)}
+    methods = {"own": Method(wrap(mixed(warm_start, opt_state=opt_state)), after=1)}
     states = run_rounds(setup(MLP, momentum=1.0), rounds, methods).states
     first, own = states["first", 0], states["own", 0]
-    wanted = first.opt_state[-1].slow if wrap is tortoise_kept else first.params
+    goes_on = wrap is tortoise_kept or opt_state == "keep"
+    wanted = first.opt_state[-1].slow if goes_on else first.params
     jax.tree.map(np.testing.assert_array_equal, own.opt_state[-1].slow, wanted)
-    assert int(own.opt_state[-1].steps) == 2 * 3
+    steps_before = 0 if wrap is tortoise_kept or opt_state == "rebuild" else 2 * 2
+    assert int(own.opt_state[-1].steps) == steps_before + 2 * 3
 
 
 def test_a_round_behind_another_optimiser_begins_with_a_slow_copy_of_its_start():

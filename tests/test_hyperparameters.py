@@ -215,7 +215,9 @@ def test_a_cell_that_hit_the_cap_is_not_the_best():
     assert "2 of 8 rounds on all of the data ended at the cap on epochs." in hyperparameters.verdict(summary)
     summary = hyperparameters.summarize(made_up(capped=[name for name in ENDS if name[:2] == "WS"]), table_of(OWN))
     assert (summary["best"], summary["same"]) == (None, None)
-    assert hyperparameters.verdict(summary)[0].startswith("RI and WS have no cells whose rounds all converged")
+    assert hyperparameters.verdict(summary)[0].startswith(
+        "RI and WS have no cells to compare: such whose rounds all converged"
+    )
     alone = hyperparameters.summarize(made_up(methods=["RI 0.1/8"]), table_of(OWN))
     assert hyperparameters.verdict(alone) == []
 
@@ -331,7 +333,7 @@ def test_figure4_draws_what_there_is_and_refuses_the_rest(tmp_path):
         records.write('{"method": "RI')
     text = draw(4, folder)
     assert "UNFINISHED RUN" in text
-    assert ": no cell of both RI and WS has all rounds converged." in text
+    assert ": RI and WS have no cells to compare: such whose rounds all converged, of one seed at least." in text
     half = [row for row in made_up() if row["samples"] == 40]
     with pytest.raises(RunError, match=r"^no round on all of the data has ended yet: wait for the first one$"):
         draw(4, write(tmp_path / "b", half, finished=False))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsjax.data import datasets
+from wsjax.data import datasets, sources
 from wsjax.errors import DataError, LeftOut
 from wsjax.retraining import incoming
 from wsjax.retraining.incoming import read_pool
@@ -69,6 +69,17 @@ def test_every_fault_is_its_own_files(tmp_path):
     for path, line in zip(bad, lines, strict=True):
         assert line.startswith("left out: ")
         assert str(path) in line
+
+
+def test_too_little_memory_is_no_fault_of_a_files(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.npz")
+
+    def read_array(archive, member):
+        raise MemoryError("Unable to allocate 7 TiB")
+
+    monkeypatch.setattr(sources, "_read_array", read_array)
+    with pytest.raises(MemoryError, match=f"^{re.escape(str(path))}: Unable to allocate 7 TiB$"):
+        read([path])
 
 
 def test_a_known_file_that_cannot_be_read_stays_known(tmp_path):

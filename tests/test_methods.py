@@ -30,7 +30,22 @@ def test_the_table_says_all_factors():
         "DASH@0.01": dash | {"learning_rate": 0.01},
     }
     assert names.ordered(["FIRE", "RI"], methods_table(config)) == ["RI", "FIRE"]
-    assert set(ALL_METHODS) == {"RI", "WS", "SP"} | methods.METHODS.keys()
+    assert set(ALL_METHODS) == {"RI", "WS", "SP", "SPN"} | methods.METHODS.keys()
+
+
+def test_shrink_perturbs_control_starts_at_its_norms(script, tmp_path):
+    code, _, err = script("offline", "--methods", "SP", "SPN", *TINY, "--probes", "weights")
+    assert code == 0, err
+    lines = (tmp_path / "runs" / "offline" / "digits-mlp-adam" / "records.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["round"] == 2]
+    norms = {
+        method: [value for row in rows if row["method"] == method for name, value in row.items() if "norm" in name]
+        for method in ("SP", "SPN")
+    }
+    assert len(norms["SP"]) >= 2
+    assert norms["SPN"] == pytest.approx(norms["SP"], rel=1e-5)
+    losses = {method: [row["train_loss"] for row in rows if row["method"] == method] for method in norms}
+    assert losses["SP"] != losses["SPN"]
 
 
 def test_a_run_without_them_had_the_defaults_of_their_factors():
@@ -69,8 +84,11 @@ def test_a_script_runs_and_continues_them(script, tmp_path):
             "--methods RI WS --dash_shrink=0.9",
             "--dash_shrink has no use without DASH in --methods; leave it out",
         ),
-        ("--methods RI WS --shrink 0.1 0.2", "--shrink has no use without SP in --methods; leave it out, or add that"),
-        ("--own_first", "--own_first has no use without one of L2, HT, SWR in --methods; leave it out"),
+        (
+            "--methods RI WS --shrink 0.1 0.2",
+            "--shrink has no use without SP or SPN in --methods; leave it out, or add that",
+        ),
+        ("--own_first", "--own_first has no use without L2 or HT or SWR in --methods; leave it out, or add that"),
         ("--model=mlp --width=8", "--width has no use for mlp; leave it out: it is for resnet18"),
         ("--model=logistic --hidden 8", "--hidden has no use for logistic; leave it out: it is for mlp"),
         ("--dataset=cifar10 --bias False", "--bias has no use for resnet18; leave it out: it is for mlp and logistic"),

@@ -317,13 +317,13 @@ def test_small_grey_images():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resnet18(0), "num_classes is 0; it must be at least 1."),
-        (lambda: resnet18(10, width=0), "width is 0; it must be at least 1."),
-        (lambda: mlp(-3), "num_classes is -3; it must be at least 1."),
-        (lambda: mlp(10, hidden=(5, 0)), "hidden is 0; it must be at least 1."),
+        (lambda: resnet18(0), "num_classes must be a whole number, 1 or more, not 0"),
+        (lambda: resnet18(10, width=0), "width must be a whole number, 1 or more, not 0"),
+        (lambda: mlp(-3), "num_classes must be a whole number, 1 or more, not -3"),
+        (lambda: mlp(10, hidden=(5, 0)), "hidden must be a whole number, 1 or more, not 0"),
         (lambda: mlp(10, activation="gelu"), "Unknown activation 'gelu'; available: tanh, relu."),
         (lambda: resnet18(10, conv_init="he"), "Unknown conv_init 'he'; available: he_normal, uniform."),
-        (lambda: logistic_regression(0), "num_classes is 0; it must be at least 1."),
+        (lambda: logistic_regression(0), "num_classes must be a whole number, 1 or more, not 0"),
     ],
 )
 def test_bad_fields_raise(make, message):

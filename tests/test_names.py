@@ -71,6 +71,24 @@ def test_a_shrink_perturb_that_keeps_nothing_is_a_scaled_random_initialisation()
     assert (list(merged), own) == (["SP 0.3", "RI x 0.4"], {"SP": "RI x 0.4"})
 
 
+def test_a_gap_is_one_at_one_learning_rate():
+    assert names.both(names.from_settings(["RI", "WS@0.1"], [], [])) == ("RI", None)
+    assert names.both(names.from_settings(["RI@0.1", "WS", "WS@0.1"], [], [])) == ("RI@0.1", "WS@0.1")
+    assert names.both(names.from_settings(["WS@0.1", "WS", "RI@0.1", "RI"], [], [])) == ("RI", "WS")
+
+
+def test_the_control_of_a_shrink_perturb_stands_beside_it():
+    methods = names.from_settings(["SPN", "FIRE", "SP"], [0.1, 0.3], [0.01], {"FIRE": {"reinit": "fire"}})
+    assert names.ordered(methods, methods) == ["SP 0.1", "SP 0.3", "SPN 0.1", "SPN 0.3", "FIRE"]
+    assert names.told(methods, ["SP 0.3", "SPN 0.3"]) == ["SPN 0.3: a new network, each leaf at the norm that SP gives"]
+    styles = names.styles(methods, methods)
+    assert styles["SPN 0.3"].color == styles["SP 0.3"].color != styles["SPN 0.1"].color
+    one = names.from_settings(["SP", "SPN"], [0.3], [0.01])
+    assert list(one) == ["SP", "SPN"]
+    merged, renamed = names.merge([one, names.from_settings(["SPN"], [0.1], [0.01])])
+    assert (list(merged), renamed[1]) == (["SP 0.3", "SPN 0.3", "SPN 0.1"], {"SPN": "SPN 0.1"})
+
+
 def test_styles_are_the_same_in_every_figure_and_no_two_alike():
     few = names.styles(["RI"], {"RI": RI, "SP": sp(0.3)})
     methods = {"a": WS, "scratch": RI, "SP 0.1": sp(0.1), "SP 0.3": sp(0.3), "mine": {"reinit": "mine"}}

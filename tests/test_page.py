@@ -106,8 +106,14 @@ def test_the_same_runs_give_the_same_bytes():
 
 def test_the_head_and_the_rows_say_what_the_verdicts_are():
     text = " ".join(" ".join(Elements().text).split())
-    assert f"Of {len(CLAIMS)} claims: 1 reproduced, {len(CLAIMS) - 1} not run, each at the scale" in text
-    assert "A warm start ends below random initialisation: yes. RI - WS = +10.00 points" in text
+    own = sum(claim["published"] == page.OWN for claim in CLAIMS)
+    counts = (
+        f"Of {len(CLAIMS) - own} claims of the report: 1 reproduced, {len(CLAIMS) - own - 1} not run; of {own} of our"
+    )
+    assert f"{counts} own: {own} not run. Each verdict holds at the scale" in text
+    assert (
+        "A warm start ends below random initialisation, after a few epochs by SGD: yes. RI - WS = +10.00 points" in text
+    )
     assert "CIFAR-10, width 64, 50,000 images, 3 epochs, 3 seeds" in text
 
 
@@ -224,9 +230,21 @@ def test_the_table_of_verdicts():
     assert row[1] == "not reproduced"
     more = {**CLAIMS[0], "parts": [part] * 5 + [{**part, "runs": [{**part["runs"][0], "dataset": "none"}]}]}
     (row,) = page.verdict_table(verdicts([more], runs)).rows
-    assert row[2] == "5 parts, +9.67 to +9.67 points: 5 reproduced; 1 more not run"
+    assert row[2] == "5 parts, +9.67 to +9.67 points, +9.67 in the mean: 5 reproduced; 1 more not run"
     (row,) = page.verdict_table(verdicts([{**more, "together": True}], runs)).rows
-    assert row[2] == "5 parts, +9.67 to +9.67 points: 5 within the range, 0 outside; 1 more not run"
+    assert row[2] == "5 parts, +9.67 to +9.67 points, +9.67 in the mean: 5 within the range, 0 outside; 1 more not run"
+
+
+def test_what_a_wider_network_leaves_open_stands_below_what_a_narrower_one_decides():
+    wide = offline((0.6, 0.7), (0.5, 0.7), **GAP)
+    narrow = offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), **GAP, width=16)
+    found = verdicts(CLAIMS[:1], [wide, narrow])
+    (first, second) = page.verdict_table(found).rows
+    assert (first[1], second[:2]) == ("reproduced", ["The same, wider", "undecided"])
+    assert ("width 16" in first[4], "width 64" in second[4]) == (True, True)
+    assert [line.partition(",")[0] for line in page.numbers(found).splitlines()] == ["claim", "gap", "gap-wider"]
+    elements = page.render(found, [], [wide, narrow])
+    assert elements.count("The same, wider") == 1
 
 
 def test_the_interval_that_is_told_is_the_one_that_decides():

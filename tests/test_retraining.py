@@ -1,6 +1,7 @@
 """The retraining job on small images, in process; tests/test_retrain.py runs the script."""
 
 import errno
+import os
 import shutil
 from functools import partial
 
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 from wsjax import parallel
-from wsjax.errors import DataError, LeftOut, RunError
+from wsjax.errors import DataError, LeftOut, RunError, UsageError
 from wsjax.methods.dash import dash
 from wsjax.methods.fire import fire
 from wsjax.methods.layouts import wsjax_layout
@@ -677,6 +678,43 @@ def test_a_model_that_a_killed_call_had_trained_is_reported(job):
     assert [line for line in job.lines if "stopped" in line] == [told]
 
 
+def test_it_is_reported_also_where_the_call_can_do_no_more(job):
+    job.add("a")
+    job.call()
+    (job.folder / "current.json").unlink()
+    with pytest.raises(DataError, match="no file matches"):
+        retrain(job.folder, [str(job.folder / "none*.npz")], recipe(), say=job.lines.append)
+    assert job.lines[-1] == "model 1, which a stopped call had trained, is current"
+
+
+def test_a_loss_of_exactly_the_tolerance_passes(job, monkeypatch):
+    right = {1: 7, 2: 6}  # of 50: by float32 6 / 50 is less than 7 / 50 - 0.02
+
+    job.add("a")
+    job.call()
+    job.add("b", seed=1)
+    order, measured = [2, 1], retraining._scores  # the new model is tested first
+
+    def scores(setup, state):
+        number = order.pop(0)
+        monkeypatch.setattr(retraining, "score_each", lambda *_: (jnp.arange(50) < right[number]).astype(jnp.float32))
+        return measured(setup, state)
+
+    monkeypatch.setattr(retraining, "_scores", scores)
+    lineage = job.call(recipe(tolerance=0.02))
+    assert (lineage["before"], lineage["metrics"]["accuracy"], lineage["change"]["mean"]) == (0.14, 0.12, -0.02)
+    assert lineage["promoted"]
+    assert not order
+
+
+def test_a_method_that_there_is_none_of_is_refused(job):
+    job.add("a")
+    job.call()
+    job.add("b", seed=1)
+    with pytest.raises(UsageError, match=r"^unknown method 'mine'; available: shrink-perturb, continue, scratch, dash"):
+        job.call(recipe(method="mine"))
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -742,7 +780,7 @@ def killing(function, calls):
     [
         (shelf.checkpoint, "save", 3),  # of the parameters: those of three epochs come before
         (shelf.np, "save", 0),
-        (shelf.os, "fsync", 0),
+        (os, "fsync", 0),
         (shelf, "finish", 0),
         (shelf, "settle", 1),
         (shelf, "_clear_up", 0),

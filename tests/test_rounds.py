@@ -17,6 +17,7 @@ import pytest
 
 from wsjax.errors import NonFiniteLoss, RunError, TaskError
 from wsjax.methods.dash import dash, dash_start
+from wsjax.methods.fire import fire
 from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.methods.starts import forgotten, mixed, new_heads, scratch
 from wsjax.methods.variants import gaussian_perturb
@@ -924,6 +925,8 @@ def test_sizes_may_be_numbers_of_numpy():
         ),
         ({"methods": {"a": Method(scratch, seeds=0)}}, "^method 'a', seeds must be whole numbers"),
         ({"methods": {"a": Method(scratch, after=0, rounds=[])}}, "^method 'a' has no round to run$"),
+        ({"methods": {"a": Method(mixed)}}, "^method 'a': mixed is no start; call it: it makes one$"),
+        ({"methods": {"a": Method(dash_start)}}, "^method 'a': dash_start is no start; call it"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(given, said):
@@ -984,6 +987,48 @@ def test_rows_of_other_rounds_are_refused():
 def test_tasks_that_are_none_are_named(task, said):
     with pytest.raises(TaskError, match=said):
         run(TWO_ROUNDS, {}, task=task)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"task": nn.Dense(3)},
+            r"^the setup's task must be a wsjax\.Task, as wsjax\.stateless_task makes one, not Dense",
+        ),
+        ({"optimizer": optax.adam}, r"^the setup's optimizer must be one of optax, .*; call it: optax\.adam\(1e-3\)$"),
+        ({"optimizer": 0.01}, r"^the setup's optimizer must be one of optax, not 0\.01$"),
+        ({"train": data()[0]}, r"^train must be a pair \(inputs, targets\), not of type ndarray$"),
+        ({"test": (*data(), 1)}, r"^test must be a pair \(inputs, targets\), not of type tuple$"),
+        ({"judged": 3}, r"^judged must be a function \(setup, state, samples\) -> state, not 3$"),
+        ({"probe": lambda setup: {}}, r"^probe must be a function \(setup, state, samples, key\) -> "),
+    ],
+)
+def test_fields_of_a_setup_that_are_none_are_named(given, said):
+    with pytest.raises(TaskError, match=said):
+        run_rounds(setup()._replace(**given), TWO_ROUNDS, {})
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: mixed(3), r"^mixed takes a re-initialiser \(params, fresh\) -> params, not a int$"),
+        (lambda: mixed(dash_start()), r"^mixed takes .*; a start becomes a method by Method\(\.\.\.\)$"),
+        (lambda: mixed(shrink_perturb), "^mixed takes a re-initialiser .*, not shrink_perturb$"),
+        (
+            lambda: image_task(None, (4, 4, 1), 0.5, [1]),
+            r"^image_task: mean must be 1 numbers for images of \(4, 4, 1\)",
+        ),
+        (lambda: image_task(None, (4, 4, 1), [0.5], [0]), r"^image_task: std must be 1 numbers above 0 for images of"),
+        (lambda: models.mlp(10, hidden=100), r"^hidden must be sizes, such as \(100, 100\), not 100$"),
+        (any_of, "^any_of: no rule is given"),
+        (lambda: make_optimizer("sgd", 0.1, schedule="cosine"), "^a schedule is a wsjax.*, not 'cosine'$"),
+        (lambda: fire({"kernel": jnp.ones((2, 2))}, 5), "^trees differ: params has leaf "),
+    ],
+)
+def test_what_makes_a_part_of_a_run_names_what_it_cannot_take(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
 
 
 def test_data_of_another_library_are_named():

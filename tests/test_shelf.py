@@ -91,9 +91,10 @@ def test_a_model_can_be_jitted_and_tells_what_it_takes():
     assert repr(model) == "<wsjax model 2: uint8 [N, 8, 8, 1] to 10 classes>"
 
 
-def test_a_text_is_no_models_number():
-    with pytest.raises(UsageError, match=r"^a model is named by its number, such as 2, not by '1'$"):
-        load_model(FIXTURE, "1")
+@pytest.mark.parametrize("number", ["1", 1.0, True])
+def test_what_is_no_whole_number_is_no_models(number):
+    with pytest.raises(UsageError, match=rf"^a model is named by its number, such as 2, not by {number!r}$"):
+        load_model(FIXTURE, number)
 
 
 def test_many_images_are_looked_at_in_pieces(monkeypatch):

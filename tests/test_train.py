@@ -338,23 +338,16 @@ def test_a_loop_over_batches_visits_each_sample_once_in_order():
     assert over_batches(body, jnp.full(6, -2), data, samples, 3).tolist() == [7, 2, 9, 4, 0, -1]
 
 
-def test_a_wrapped_step_a_probe_and_what_is_judged():
+def test_a_probe_and_what_is_judged():
     task, optimizer = line_task(), make_optimizer("sgd", 0.1)
     data = (jnp.ones(4), jnp.ones(4))
-
-    def halved(setup, step):
-        def wrapped(state, batch):
-            state, metrics = step(state, batch)
-            return state._replace(params=jax.tree.map(lambda x: x / 2, state.params)), metrics
-
-        return wrapped
 
     def probe(setup, state, samples, key):
         return {"weight": state.params["w"], "old": samples.before, "rows": jnp.asarray(len(setup.train[0]))}
 
-    run = epoch_of(task, optimizer, 4, wrap=halved, probe=probe)
+    run = epoch_of(task, optimizer, 4, probe=probe)
     state, metrics = run(init_state(task, optimizer, KEY), data, some(jnp.arange(4)), KEY)
-    np.testing.assert_allclose(state.params["w"], 0.1)  # 0.1 * 2 * (1 - 0), halved
+    np.testing.assert_allclose(state.params["w"], 0.2)  # 0.1 * 2 * (1 - 0)
     assert {name: float(value) for name, value in metrics["probes"].items()} == {"weight": 0.0, "old": 0.0, "rows": 4.0}
     perfect = Setup(task, optimizer, data, data, 4, judged=lambda _, state, __: state._replace(params={"w": 1.0}))
     assert float(evaluate(perfect, state, all_samples(data))["loss"]) == 0.0

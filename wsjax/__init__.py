@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 # A public name is loaded at first use: importing jax, flax and optax takes seconds, `import wsjax` none.
 _MODULES = {
     "methods.reinit": ("kernels_only", "not_normalization", "random_init", "shrink_perturb", "warm_start"),
-    "methods.starts": ("Boundary", "anchored", "forgotten", "grown", "mixed", "new_heads", "scratch"),
+    "methods.starts": ("Boundary", "anchored", "forgotten", "grown", "mixed", "new_heads", "scratch", "started"),
     "methods.l2_init": ("l2_init",),
     "methods.soft_weight_rescaling": ("Layer", "model_layers", "soft_weight_rescaling"),
     "methods.hare_tortoise": ("hare_tortoise", "tortoise", "tortoise_kept"),
@@ -78,6 +78,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from wsjax.methods.starts import mixed as mixed
     from wsjax.methods.starts import new_heads as new_heads
     from wsjax.methods.starts import scratch as scratch
+    from wsjax.methods.starts import started as started
     from wsjax.methods.variants import gaussian_perturb as gaussian_perturb
     from wsjax.methods.variants import gaussian_start as gaussian_start
     from wsjax.methods.variants import toward_initial as toward_initial

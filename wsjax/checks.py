@@ -82,10 +82,11 @@ def check_can_start(name: str, start: Any) -> None:
     """Raises a TaskError unless what `name` is to be made of can be a start."""
     if not takes(start, 1):
         hint = f"; of a re-initialiser (params, fresh) -> params make {name}(mixed(...))" * takes(start, 2)
-        raise TaskError(f"{name} takes a start (boundary) -> state, not {_name_of(start)}{hint}")
+        raise TaskError(f"{name} takes a start (boundary) -> state, not {called(start)}{hint}")
 
 
-def _name_of(value: Any) -> str:
+def called(value: Any) -> str:
+    """What a function, or something that should be one, is called in a message."""
     return getattr(value, "__name__", None) or f"a {type(value).__name__}"
 
 

@@ -5,6 +5,8 @@ Standard library only, so that everything may raise them.
 
 from __future__ import annotations
 
+import sys
+
 
 class UserError(Exception):
     """What one line can mend; a script ends with that line and exit code 2."""
@@ -48,6 +50,13 @@ class Terminated(BaseException):
     def __init__(self, number: int):
         super().__init__(f"signal {number}")
         self.number = number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine's memory, or a device's, did not suffice: no fault of whatever was being read then."""
+    errors = getattr(sys.modules.get("jax"), "errors", None)  # an error of JAX's comes from a JAX that is loaded
+    of_jax = isinstance(error, getattr(errors, "JaxRuntimeError", ()))
+    return isinstance(error, MemoryError) or (of_jax and str(error).startswith("RESOURCE_EXHAUSTED"))
 
 
 LONGEST = 2000  # characters: an error of XLA can have pages

@@ -16,6 +16,7 @@ import dataclasses
 import math
 import re
 import shlex
+import sys
 import time
 import zipfile
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsjax.commands import retrain
+from wsjax.data.sources import expand_user, open_file
 from wsjax.errors import RunError, UsageError, printable
 from wsjax.results import advice, names, words
 from wsjax.retraining.lineage import FACTORS
@@ -96,9 +98,9 @@ def main(settings: Config) -> None:
     check(settings)
     budget = study.seconds_of(settings.budget)
     dataset = load(settings)
-    table = ways(settings, len(dataset.train_labels))
-    own = _common(settings, table)
     total = len(dataset.train_labels)
+    table = ways(settings, total)
+    own = _common(settings, table)
     old = words.share(total, 1 - settings.new)
     cli.check(0 < old < total, f"--new={settings.new:g} of {total} train images leaves none on one side; give another")
     setup = build.build_setup(own, dataset)
@@ -117,7 +119,7 @@ def main(settings: Config) -> None:
             lambda: time.monotonic() - begin,
         )  # fmt: skip
         ends, raced = race.race(racing)
-        check_sufficed(settings, ends, race.enough_for_two(racing, raced))
+        check_sufficed(settings, ends, raced, race.enough_for_two(racing, raced))
         conclude(settings, table, folder, ends, raced)
 
 
@@ -142,10 +144,9 @@ def ways(settings: Config, num_samples: int) -> dict[str, names.Spec]:
     """What each way is, by name, from the one to try first on; `wsjax retrain` can do all of them."""
     rate = _raised(settings)
     scratch, warm = {"reinit": names.RANDOM}, {"reinit": names.WARM}
-    pairs: list[dict[str, Any]] = [
-        dict(zip(("shrink", "perturb"), _split(pair), strict=True)) for pair in settings.factors
-    ]
-    shrunk = {names.sp_name(pair, True): {"reinit": names.SHRINK, **pair} for pair in pairs}
+    pairs = map(_split, settings.factors)
+    specs = [{"reinit": names.SHRINK, "shrink": shrink, "perturb": perturb} for shrink, perturb in pairs]
+    shrunk = {names.sp_name(spec, True): spec for spec in specs}
     first = next(iter(shrunk))
     dash = {"reinit": "dash", "shrink": settings.dash_shrink, "decay": 1.0, "chunk": num_samples}
     return {
@@ -216,10 +217,12 @@ _METHODS = {
 """What `wsjax retrain` calls a way."""
 
 
-def check_sufficed(settings: Config, ends: Sequence[Any], seconds: float | None) -> None:
+def check_sufficed(settings: Config, ends: Sequence[Any], plan: dict[str, Any], seconds: float | None) -> None:
     """Raises RunError unless scratch and another way have ended; `seconds` is a budget that suffices, if known."""
     ended = {end["method"] for end in ends}
     if "scratch" not in ended or len(ended) < 2:
+        if plan["rungs"][0]["ways"] == ["scratch"]:
+            raise RunError(f"no way but scratch is left: {'; '.join(_diverged(plan))}; lower --learning_rate")
         # An estimate within the budget leaves out what took the time: compiling, most likely.
         most = ""
         if seconds is not None and seconds > study.seconds_of(settings.budget):
@@ -249,7 +252,7 @@ def conclude(settings: Config, table: names.Methods, folder: Path, ends: Sequenc
     line = command(settings, table[judged["recommended"]])
     write_json(folder / ADVICE, {**judged, "command": line})
     console.say("From now on:")
-    print(printable(line), flush=True)  # never broken into lines, for it is to be copied
+    print(printable(line, longest=sys.maxsize), flush=True)  # neither broken nor cut, for it is to be copied
     if not _are_files(settings.data):
         console.say("(FILES: .npz files with images and labels, see docs/retraining.md)")
     (picture,) = plots.save(advice_plot.tradeoff(judged, table), folder / "figure", ["png"])
@@ -268,21 +271,25 @@ def dropped(plan: dict[str, Any], left: Sequence[str], budget: str) -> list[str]
     if plan["aside"]:
         behind = ", ".join(map(names.label, plan["aside"]))
         said.append(f"Left aside when the time grew short, for they were the last by the rule then: {behind}.")
-    said += [f"{names.label(way)} diverged and dropped out: {why}." for way, why in plan["diverged"].items()]
+    said += [f"{sentence}." for sentence in _diverged(plan)]
     if not plan["rungs"][-1]["ended"]:
         said.append("The last seeds were not run for all ways; the same command with a larger --budget goes on.")
     return said
 
 
+def _diverged(plan: dict[str, Any]) -> list[str]:
+    return [f"{names.label(way)} diverged and dropped out: {why}" for way, why in plan["diverged"].items()]
+
+
 def _common(settings: Config, table: names.Methods) -> config.Common:
     """The settings as the experiments have them. Statistics are taken anew for the test, as the retraining job does."""
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(config.Training)}
-    own = config.Common(
+    return config.Common(
         **fields, dataset=" ".join(settings.data) or "digits", methods=tuple(table), shrink=(), perturb=(),
-        evaluation="reestimated", evaluate="round", workdir=settings.workdir, run=settings.run,
+        evaluation="reestimated", evaluate="round", workdir=settings.workdir,
         dash_shrink=settings.dash_shrink, fire_steps=settings.fire_steps,
+        run=settings.run or f"{_name(settings.data)}-{settings.model}-{settings.optimizer}",
     )  # fmt: skip
-    return dataclasses.replace(own, run=settings.run or f"{_name(settings.data)}-{own.model}-{own.optimizer}")
 
 
 def _in_order(methods: dict[str, Method], setup: Setup, here: Round) -> dict[str, Method]:
@@ -330,9 +337,9 @@ def _are_files(data: Sequence[str]) -> bool:
 def _has_test_set(path: str) -> bool:
     """Whether a file holds train_images and the like; one that cannot be read holds nothing."""
     try:
-        with zipfile.ZipFile(Path(path).expanduser()) as archive:
+        with open_file(expand_user(path)) as file, zipfile.ZipFile(file) as archive:
             return "train_images.npy" in archive.namelist()
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):  # a DataError is a ValueError
         return False
 
 

@@ -185,7 +185,7 @@ def build_recipe(config: Config) -> Any:
     made: dict[str, Any] = {
         "make_task": partial(build.build_task, config),
         "optimizer": optimisers.build_optimizer(config),
-        "stop": any_of(build.build_stop(config), after_epochs(config.epochs)),
+        "stop": any_of(*filter(None, [build.build_stop(config), after_epochs(config.epochs)])),
         "describe": {"architecture": architecture, **told},
         "mesh": build.data_mesh(config.devices),
         "fit": build.build_fit(config),

@@ -212,7 +212,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _leads_out(path: Path, folder: Path) -> bool:
     """Whether a path is a link that leads out of the folder."""
-    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+    return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _link(path: Path, folder: Path) -> DataError:

@@ -188,6 +188,9 @@ def _faults(origin: object, what: str) -> Iterator[None]:
         yield
     except DataError:
         raise
+    except MemoryError as error:  # no fault of the file's, and no reason to go on without it
+        text, told = reason(error), f"{origin}: "
+        raise MemoryError(text if text.startswith(told) else told + text) from error
     except OSError as error:
         raise DataError(f"cannot read {origin}: {reason(error)}; give the path of a .npz file") from error
     except Exception as error:

@@ -28,7 +28,7 @@ def fire(params: Any, fresh: Any = None, *, steps: int | None = 10, layout: Layo
 
     Args:
       params: pytree of the trained parameters. Biases, normalisation and other leaves stay as they are.
-      fresh: not looked at; it makes this a re-initialiser.
+      fresh: a pytree like `params`, whose numbers are not looked at; it makes this a re-initialiser.
       steps: how many, 0 or more; None goes all the way, by a singular value decomposition. The authors take 10 for
         networks of images and 5 for language models.
       layout: tells kernels and their axes.
@@ -38,10 +38,11 @@ def fire(params: Any, fresh: Any = None, *, steps: int | None = 10, layout: Layo
       and vmap.
 
     Raises:
-      ValueError: steps is no such number; no leaf is a kernel, or one is of numbers that cannot be worked with (it is
-        named).
+      ValueError: steps is no such number; fresh is no such tree; no leaf is a kernel, or one is of numbers that cannot
+        be worked with (it is named).
     """
-    del fresh
+    if fresh is not None:
+        check_match(params, fresh)
     if steps is not None:
         check_count("steps", steps, least=0)
 

@@ -101,22 +101,28 @@ def tortoise(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
 def tortoise_kept(start: Start) -> Start:
     """The start with the slow copies of the round before, if that had any.
 
+    Steps are counted anew, also where the rest of the optimiser's state is kept: a round's returns begin with it.
+
     Raises TaskError for what is no start, as `anchored` does; calling the start does so where its own optimiser keeps
     another number of them.
     """
     check_can_start("tortoise_kept", start)
 
-    def started(boundary: Boundary) -> TrainState:
+    def begun(boundary: Boundary) -> TrainState:
         state, old = start(boundary), nodes(boundary.old.opt_state, TortoiseState)
         if not old:
             return state
         if len(old) != (own := len(nodes(state.opt_state, TortoiseState))):
             raise TaskError(f"tortoise_kept: {own} slow copies cannot go on from {len(old)} of the round before")
         left = iter(old)
-        opt_state = map_nodes(lambda own: own._replace(slow=next(left).slow), state.opt_state, TortoiseState)
+
+        def kept(own: TortoiseState) -> TortoiseState:
+            return TortoiseState(next(left).slow, jnp.zeros_like(own.steps))
+
+        opt_state = map_nodes(kept, state.opt_state, TortoiseState)
         return state._replace(opt_state=opt_state)
 
-    return started
+    return begun
 
 
 def _average(momentum: Any, slow: Any, fast: Any) -> Any:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.checks import check_can_start
+from wsjax.checks import called, check_can_start, takes
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import Where, chosen_by
 from wsjax.training.schedules import restarted
@@ -90,8 +90,14 @@ def mixed(reinit: Reinit, batch_stats: BatchStatsChoice = "keep", opt_state: Opt
         in a pass over the round's samples, under the parameters that it starts from.
       opt_state: "rebuild" the optimiser's state, for the parameters that the round starts from, or "keep" it, but that
         a schedule in epochs (`wsjax.training.schedules`) begins again.
+
+    Raises:
+      TaskError: it is no re-initialiser, or there is no such choice.
     """
     check_choices(batch_stats, opt_state)
+    if not takes(reinit, 2):
+        hint = "; a start becomes a method by Method(...)" * takes(reinit, 1)
+        raise TaskError(f"mixed takes a re-initialiser (params, fresh) -> params, not {called(reinit)}{hint}")
     return Mixed(reinit, batch_stats, opt_state)
 
 
@@ -120,10 +126,10 @@ def anchored(start: Start) -> Start:
     """
     check_can_start("anchored", start)
 
-    def started(boundary: Boundary) -> TrainState:
+    def begun(boundary: Boundary) -> TrainState:
         return start(boundary)._replace(opt_state=boundary.setup.optimizer.init(boundary.first.params))
 
-    return started
+    return begun
 
 
 def forgotten(start: Start) -> Start:
@@ -175,7 +181,7 @@ def with_new_heads(start: Start) -> Start:
     if isinstance(start, Mixed):
         return start._replace(reinit=new_heads(start.reinit))
 
-    def started(boundary: Boundary) -> TrainState:
+    def begun(boundary: Boundary) -> TrainState:
         with_heads = _headed(boundary.old.params, boundary.fresh.params)
 
         def headed(state: TrainState) -> TrainState:
@@ -183,7 +189,7 @@ def with_new_heads(start: Start) -> Start:
 
         return headed(start(boundary._replace(old=headed(boundary.old), first=headed(boundary.first))))
 
-    return started
+    return begun
 
 
 def _headed(old: Any, fresh: Any, where: Where | None = None) -> Callable[[Any], Any]:

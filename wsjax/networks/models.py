@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from wsjax.checks import check_count
 from wsjax.networks.conv import conv, max_pool
 from wsjax.networks.norm import batch_norm, normalise
 
@@ -70,6 +71,8 @@ def mlp(
     Raises:
         ValueError: if a size is below 1 or the activation is unknown.
     """
+    if not isinstance(hidden, tuple | list):
+        raise ValueError(f"hidden must be sizes, such as (100, 100), not {hidden!r:.60}")
     return MLP(num_classes, hidden=tuple(hidden), activation=activation, bias=bias)
 
 
@@ -97,8 +100,8 @@ class ResNet(nn.Module):
     conv_init: str = "he_normal"
 
     def __post_init__(self) -> None:
-        _check_positive("num_classes", self.num_classes)
-        _check_positive("width", self.width)
+        check_count("num_classes", self.num_classes)
+        check_count("width", self.width)
         if self.conv_init not in CONV_INITS:
             raise ValueError(f"Unknown conv_init {self.conv_init!r}; available: {', '.join(CONV_INITS)}.")
         super().__post_init__()
@@ -150,9 +153,9 @@ class MLP(nn.Module):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        _check_positive("num_classes", self.num_classes)
+        check_count("num_classes", self.num_classes)
         for size in self.hidden:
-            _check_positive("hidden", size)
+            check_count("hidden", size)
         if self.activation not in _ACTIVATIONS:
             raise ValueError(f"Unknown activation {self.activation!r}; available: {', '.join(_ACTIVATIONS)}.")
         super().__post_init__()
@@ -246,8 +249,3 @@ def _uniform(bound: float) -> Callable[..., Array]:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
-
-
-def _check_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}; it must be at least 1.")

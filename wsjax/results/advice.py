@@ -55,9 +55,10 @@ def judge(
     Returns:
       JSON values: "scratch", "tolerance", "recommended", "runner_up" (None where there is no other way), "order" (the
       ways as the rule takes them one after the other), "level", "alike" (of the level ones, not told to take more steps
-      than the cheapest), "untold" (ways that the recommended one is not told to be more accurate than), "beaten" (way
-      to way), "aside" and "ways": by name "seeds", "accuracy", "steps", and against scratch "gain" and "share" (of its
-      steps), each a mean with its interval.
+      than the cheapest), "better" (of the level ones, told to be more accurate than the recommended one), "untold"
+      (ways that the recommended one is not told to be more accurate than), "beaten" (way to way), "aside" and "ways":
+      by name "seeds", "accuracy", "steps", and against scratch "gain" and "share" (of its steps), each a mean with its
+      interval.
     """
     scratch = names.matching(table, {"reinit": names.RANDOM})
     seeds = {end["seed"] for end in ends if end["method"] == scratch}
@@ -80,6 +81,7 @@ def judge(
         "alike": alike,
         "untold": [name for name in here if name != recommended and not _more(ends, recommended, name, ACCURATE)],
         "beaten": _beaten(ends, here, running, gains),
+        "better": [name for name in level if _more(ends, name, recommended, ACCURATE)],
         "aside": [name for name in here if name in aside],
         "ways": {name: _way(ends, name, scratch) for name in here},
     }
@@ -163,8 +165,13 @@ def sentences(judged: Mapping[str, Any]) -> list[str]:
         said.append(f"Runner-up: {_against(judged['runner_up'], judged)}.")
     rest = [way for way in judged["untold"] if way not in judged["level"]]
     aside, behind = ([way for way in rest if (way in judged["aside"]) == left] for left in (True, False))
+    ahead = [way for way in behind if ways[way]["gain"]["mean"] > ways[name]["gain"]["mean"]]
+    behind = [way for way in behind if way not in ahead]
     if behind:
         said.append(f"Not told from {names.label(name)} in accuracy either, but behind on average: {_list(behind)}.")
+    if ahead:
+        why = "but told to be less accurate than another, or beaten"
+        said.append(f"Ahead of {names.label(name)} on average, {why}: {_list(ahead)}.")
     if aside:
         said.append(f"Left aside, and not told to be less accurate: {_list(aside)}.")
     if judged["beaten"]:
@@ -216,24 +223,26 @@ def saved(share: Mapping[str, Any]) -> str:
 
 
 def _why(judged: Mapping[str, Any]) -> str:
-    name = judged["recommended"]
-    level = [way for way in judged["level"] if way != name]
+    name, better = judged["recommended"], judged["better"]
+    level = [way for way in judged["level"] if way not in (name, *better)]
     alike = [way for way in judged["alike"] if way != name]
     others = "every other way" + " that was not left aside" * bool(judged["aside"])
-    if not level and set(judged["untold"]) - set(judged["aside"]):
-        points = f"{ACCURACY.number(judged['tolerance'], 1)} points"
+    points = f"{ACCURACY.number(judged['tolerance'], 1)} points"
+    if not (level or better) and set(judged["untold"]) - set(judged["aside"]):
         return f"{others.capitalize()} is told to be less accurate, or is more than {points} behind on average."
-    if not level:
+    if not (level or better):
         return f"It is told to be more accurate than {others}."
     everything = not set(judged["ways"]) - {name, *level}
-    begin = (
-        "None of these ways is told to be more accurate"
-        if everything
-        else f"In accuracy it is not told from {_list(level)}"
-    )
+    begin = "None of these ways is told to be more accurate"
+    if not everything:
+        begin = f"In accuracy it is not told from {_list(level)}"
+    if better:
+        ahead = f"{_list(better)} {'is' if len(better) == 1 else 'are'} told to be more accurate, by {points} at most"
+        begin = f"{ahead} on average" + f"; from {_list(level)} it is not told" * bool(level)
     if not alike:
         return f"{begin}: it is the cheapest{'' if everything else ' of these'}."
-    return f"{begin}; nor is it told to take more steps than {_list(alike)}: of such ways the simplest is taken."
+    nor = "it is not told" if better else "nor is it told"
+    return f"{begin}; {nor} to take more steps than {_list(alike)}: of such ways the simplest is taken."
 
 
 def table(judged: Mapping[str, Any]) -> tables.Table:

@@ -57,7 +57,7 @@ def offline_caption(
     unit, came = unit_of(run.rows), ""
     if ends := run.ends:
         came = scores(run, f"Final test {unit.word}", ends, final)
-    if run.finished and run.epochs is None:
+    if run.finished and run.settings.get("stop") != [CAP]:
         notes += " A seed that stopped earlier holds its last value."
     return compose(run, what, settings, came, notes)
 
@@ -95,10 +95,10 @@ def online_caption(
         of = names.label(next(iter(shares.values()))["of"])
         took = "; ".join(f"{names.label(name)} {_number(share, None, ACCURACY)}" for name, share in shares.items())
         more.append(f"Steps over all rounds, in percent of {of}'s: {took}.")
-    capped = sum(row["capped_rounds"] for row in summary["rows"])
-    if capped and run.settings.get("stop") != [CAP]:
+    stops = [row["stop"] for row in run.rows if row["stop"]]
+    if (capped := stops.count(CAP)) and run.settings.get("stop") != [CAP]:
         cap = run.settings.get("epochs")
-        more.append(f"{capped} of {len(summary['rounds'])} rounds ended at the cap of {cap} epochs.")
+        more.append(f"{capped} of {len(stops)} rounds ended at the cap of {cap} epochs.")
     return compose(run, what, settings, came, " ".join(filter(None, more)))
 
 

@@ -41,12 +41,13 @@ def merge_rates(runs: Sequence[RunRecords]) -> tuple[DrawnRun, list[Row]]:
     curves: dict[str, Spec] = {}
     ends: dict[tuple[str, int, float], Row] = {}
     tables = {key: {name: _plain(spec) for name, spec in run.methods.items()} for key, run in groups.runs.items()}
-    several = len({spec["perturb"] for table in tables.values() for spec in table.values() if "perturb" in spec}) > 1
+    mixed = [spec for table in tables.values() for spec in table.values() if "perturb" in spec]
+    several = len({spec["perturb"] for spec in mixed if not names.is_scaled(spec)}) > 1
     for (rate, warmup), run in groups.runs.items():
         named = {}
         for name, spec in tables[rate, warmup].items():
             curve = _kind(name, spec, several)
-            if len(rates) > 1 and spec.get("reinit") != names.RANDOM:
+            if len(rates) > 1 and not _is_random(spec):
                 curve, spec = f"{curve} after {rate:g}", {**spec, "first": rate}
             if len(warmups) > 1:
                 curve, spec = f"{curve}, warm-up {warmup}", {**spec, "warmup": warmup}
@@ -79,7 +80,7 @@ def compare(ends: Sequence[Row], curves: Methods) -> list[dict[str, Any]]:
     marked = [_marked(end) for end in ends if end["test_accuracy"] is not None]
     found = []
     for curve in names.ordered(dict.fromkeys(end["curve"] for end in marked), curves):
-        if curves[curve].get("reinit") != names.SHRINK:
+        if curves[curve].get("reinit") != names.SHRINK or names.is_scaled(curves[curve]):
             continue
         best = _best(_of_shared_seeds([end for end in marked if end["curve"] == curve]))
         if best is None:  # it diverged
@@ -169,6 +170,11 @@ def _kind(name: str, spec: Spec, several: bool) -> str:
     if spec.get("reinit") == names.SHRINK:
         return names.sp_name(spec, several)
     return names.SHORT.get(spec.get("reinit", ""), name)
+
+
+def _is_random(spec: Spec) -> bool:
+    """Whether a method has no first round to go on from."""
+    return spec.get("reinit") == names.RANDOM or names.is_scaled(spec)
 
 
 def _at(curve: str, rate: float) -> str:

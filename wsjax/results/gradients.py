@@ -127,8 +127,12 @@ def _claim(start: Mapping[str, Any]) -> str:
 
 def _evened(difference: Mapping[str, Any], start: Mapping[str, Any], warm: Mapping[str, Any]) -> str:
     """How much of what the warm start's ratio is above 1 is not there in another method's."""
+    if side(difference) == -1:
+        return "It is further from 1 than after a warm start."
     if side(difference) != 1:
         return "That it is nearer to 1 than after a warm start cannot be told."
+    if side(start, 1) == -1:
+        return "Here the new half's are smaller instead."
     left = " and none can be told any more" if side(start, 1) == 0 else ""
     return f"Of the warm start's difference {difference['mean'] / (warm['mean'] - 1):.0%} is gone{left}."
 

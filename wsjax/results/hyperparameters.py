@@ -97,7 +97,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     if best is not None:
         sentences += [f"{_best_sentence(best)}.", f"The best WS took {_shares(best)} of the best RI's."]
     elif {end["start"] for end in summary["rows"]} == {"RI", "WS"}:
-        sentences.append("RI and WS have no cells whose rounds all converged: there are no best ones to compare.")
+        sentences.append("RI and WS have no cells to compare: such whose rounds all converged, of one seed at least.")
     if same is not None:
         gap = in_points(same["gap"], ACCURACY)
         sentences.append(f"With the same settings on all of the data RI - WS = {gap}; WS took {_shares(same)} of RI's.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from wsjax.results.merge import DrawnRun
 from wsjax.results.stats import slope
 from wsjax.results.summary import differences, interval, less, paired, summarize_offline, summarize_online
 from wsjax.storage.records import RunRecords
-from wsjax.storage.rows import grouped
+from wsjax.storage.rows import Row, grouped
 
 Part = Mapping[str, Any]
 
@@ -24,6 +24,42 @@ class Group(NamedTuple):
 
     run: DrawnRun
     each: list[RunRecords]
+
+
+LAST = 3
+"""Epochs at the end of rounds of a fixed length over which test accuracies are taken together: one may be luck."""
+
+
+def lately(group: Group) -> Group:
+    """The group with the mean of the `LAST` test accuracies at the end of each round, where rounds have a fixed length.
+
+    Where another rule ends them, their ends are what it chose.
+    """
+    if group.run.epochs is None:
+        return group
+
+    def smoothed(rows: Sequence[Row]) -> list[Row]:
+        accuracies = grouped(rows, itemgetter("method", "seed", "round"))
+
+        def mean(end: Row) -> float | None:
+            own = accuracies[end["method"], end["seed"], end["round"]][-LAST:]
+            known = [row["test_accuracy"] for row in own if row["test_accuracy"] is not None]
+            return float(np.mean(known)) if known else None
+
+        return [row | {"test_accuracy": mean(row)} if row["stop"] else row for row in rows]
+
+    run, each = group.run, group.each
+    return Group(run._replace(rows=smoothed(run.rows)), [own._replace(rows=smoothed(own.rows)) for own in each])
+
+
+def least_trained(part: Part, groups: Iterable[Group]) -> float:
+    """The least train accuracy, a mean over seeds, with which a method that the part compares ends."""
+    means = []
+    for run in (group.run for group in groups):
+        compared = {names.matching(run.methods, spec) for spec in part["of"]}
+        own = grouped([end for end in run.ends if end["method"] in compared], itemgetter("method"))
+        means += [float(np.mean([end["train_accuracy"] for end in ends])) for ends in own.values()]
+    return min(means)
 
 
 Found = Mapping[str, Any] | None
@@ -161,6 +197,8 @@ MEASURES: dict[str, Callable[..., Found]] = {
     "left": _left,
     "less": _less,
 }
+OF_ENDS = ("difference", "change", "pair", "left")
+"""Those that look at the ends of rounds alone."""
 SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
     "offline": summarize_offline,
     "online": summarize_online,

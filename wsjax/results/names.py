@@ -21,10 +21,12 @@ from wsjax.storage.rows import FIRST
 Spec = Mapping[str, Any]
 Methods = Mapping[str, Spec]
 
-RANDOM, WARM, SHRINK = "random_init", "warm_start", "shrink_perturb"
+RANDOM, WARM, SHRINK, SIZE = "random_init", "warm_start", "shrink_perturb", "size_of_shrink_perturb"
 SHORT = {RANDOM: "RI", WARM: "WS"}
 """What the report calls the two, by what they do."""
-AT_ONCE = {"SP": SHRINK, "SPG": "gaussian_perturb"}
+BY_PAIR = {"SP": SHRINK, "SPN": SIZE}
+"""Methods of the settings that are one for each pair of a shrink and a perturb."""
+AT_ONCE = {**BY_PAIR, "SPG": "gaussian_perturb"}
 """Methods that may shrink and perturb before the first round too: as settings, and as tables of methods, name them."""
 RATE = "learning_rate"
 """What a method that has another learning rate than its run says of itself."""
@@ -70,17 +72,17 @@ def from_settings(
 
     `others` says what each further method is.
 
-    SP is a method for each shrink and perturb: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where perturb
-    varies too; at a shrink of 0 "RI x 0.3", by its perturb.
+    SP and SPN are a method for each shrink and perturb: "SP" where there is one, else "SP 0.3", or "SP 0.3/0.01" where
+    perturb varies too; SP at a shrink of 0 is "RI x 0.3", by its perturb.
     """
     table: dict[str, Spec] = {}
     known: Methods = {name: {"reinit": reinit} for reinit, name in SHORT.items()} | dict(others or {})
-    pairs = [{"reinit": SHRINK, "shrink": a, "perturb": b} for a in shrink for b in perturb]
     for method in methods:
         kind, rate = split(method)
         own: dict[str, Spec] = {kind: known.get(kind, {"reinit": kind})}
-        if kind == "SP":
-            own = {"SP" if len(pairs) == 1 else sp_name(spec, len(perturb) > 1): spec for spec in pairs}
+        if kind in BY_PAIR:
+            pairs = [{"reinit": BY_PAIR[kind], "shrink": a, "perturb": b} for a in shrink for b in perturb]
+            own = {kind if len(pairs) == 1 else sp_name(spec, len(perturb) > 1): spec for spec in pairs}
         if rate is not None:
             own = {f"{name}@{_exact(rate)}": {**spec, RATE: rate} for name, spec in own.items()}
         table |= own
@@ -106,7 +108,7 @@ def told(methods: Methods, drawn: Collection[str]) -> list[str]:
     others = [
         name
         for name in ordered(drawn, methods)
-        if methods.get(name, {}).get("reinit") not in (None, RANDOM, WARM, SHRINK)
+        if methods.get(name, {}).get("reinit") not in (None, RANDOM, WARM, SHRINK, SIZE)
     ]
     factors = {
         name: [
@@ -117,8 +119,14 @@ def told(methods: Methods, drawn: Collection[str]) -> list[str]:
         for name in others
     }
     texts = [f"{label(name)} with {', '.join(own)}" for name, own in factors.items() if own]
-    scaled = [name for name in ordered(drawn, methods) if is_scaled(methods.get(name, {}))]
-    return texts + [f"{', '.join(map(label, scaled))}: a new network's parameters, times that"] * bool(scaled)
+    alike = {
+        "a new network's parameters, times that": is_scaled,
+        "a new network, each leaf at the norm that SP gives": lambda spec: spec.get("reinit") == SIZE,
+    }
+    for text, holds in alike.items():
+        those = [label(name) for name in ordered(drawn, methods) if holds(methods.get(name, {}))]
+        texts += [f"{', '.join(those)}: {text}"] * bool(those)
+    return texts
 
 
 def is_scaled(spec: Spec) -> bool:
@@ -130,7 +138,8 @@ def sp_name(spec: Spec, with_perturb: bool) -> str:
     """How a shrink-perturb is called beside others; one that keeps nothing is a random initialisation, scaled."""
     if is_scaled(spec):
         return f"RI x {_exact(spec['perturb'])}"
-    return f"SP {_exact(spec['shrink'])}" + f"/{_exact(spec['perturb'])}" * with_perturb
+    kind = next(kind for kind, reinit in BY_PAIR.items() if reinit == spec["reinit"])
+    return f"{kind} {_exact(spec['shrink'])}" + f"/{_exact(spec['perturb'])}" * with_perturb
 
 
 def find(methods: Methods, reinit: str) -> str | None:
@@ -139,8 +148,10 @@ def find(methods: Methods, reinit: str) -> str | None:
 
 
 def both(methods: Methods) -> tuple[str | None, str | None]:
-    """The names of random initialisation and of the warm start."""
-    return find(methods, RANDOM), find(methods, WARM)
+    """The names of random initialisation and of the warm start at the same learning rate."""
+    random = find(methods, RANDOM)
+    rate = methods[random].get(RATE) if random is not None else None
+    return random, matching(methods, {"reinit": WARM} | ({} if rate is None else {RATE: rate}))
 
 
 def matching(methods: Methods, spec: Spec) -> str | None:
@@ -188,8 +199,8 @@ def merge(tables: Sequence[Methods]) -> tuple[dict[str, Spec], list[dict[str, st
 
 
 def ordered(names: Iterable[str], methods: Methods) -> list[str]:
-    """Names as a legend has them: the first round, RI, WS, SP by shrink and perturb, then the others as they come."""
-    kinds = [RANDOM, WARM, SHRINK]
+    """Names as a legend has them: the first round, RI, WS, SP by shrink and perturb, its control, then the others."""
+    kinds = [RANDOM, WARM, SHRINK, SIZE]
 
     def place(name: str) -> tuple[float, ...]:
         spec = methods.get(name, {})
@@ -197,7 +208,7 @@ def ordered(names: Iterable[str], methods: Methods) -> list[str]:
             return (-1,)
         rate = spec.get(RATE, 0)
         if _is_sp({key: value for key, value in spec.items() if key != RATE}):
-            return (kinds.index(SHRINK), spec["shrink"], spec["perturb"], rate)
+            return (kinds.index(spec["reinit"]), spec["shrink"], spec["perturb"], rate)
         reinit = spec.get("reinit")
         return (kinds.index(reinit), rate) if reinit in kinds[:2] else (len(kinds),)
 
@@ -233,19 +244,19 @@ def mix(color: str, other: str, share: float) -> str:
 
 def _is_sp(spec: Spec) -> bool:
     """Whether a method is known by its two numbers alone."""
-    return spec.keys() == {"reinit", "shrink", "perturb"} and spec["reinit"] == SHRINK
+    return spec.keys() == {"reinit", "shrink", "perturb"} and spec["reinit"] in BY_PAIR.values()
 
 
 def _is_built(name: str, spec: Spec) -> bool:
     """Whether `from_settings` gave a shrink-perturb its name."""
-    return name in ("SP", sp_name(spec, False), sp_name(spec, True))
+    return name in (*BY_PAIR, sp_name(spec, False), sp_name(spec, True))
 
 
 def _color(spec: Spec) -> str | None:
     """The colour that a method has in every figure, where it has one."""
     if is_scaled(spec):
         return _COLORS[RANDOM]
-    if spec.get("reinit") == SHRINK and isinstance(spec.get("shrink"), int | float):
+    if spec.get("reinit") in BY_PAIR.values() and isinstance(spec.get("shrink"), int | float):
         return mix(_SP_DARK, _SP_LIGHT, min(max(spec["shrink"], 0.0), 1.0))
     return _COLORS.get(spec.get("reinit", ""))
 

@@ -82,11 +82,16 @@ def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence
 def sentences(verdicts: Sequence[Verdict]) -> list[str]:
     """What the study says, in a few sentences."""
     by_id = {verdict.claim["id"]: verdict for verdict in verdicts}
-    said = [f"Of {len(verdicts)} claims: {_counted(verdicts)}, each at the scale that its row in the table tells."]
+    own = [verdict for verdict in verdicts if verdict.claim["published"] == OWN]
+    published = [verdict for verdict in verdicts if verdict not in own]
+    said = [
+        f"Of {len(published)} claims of the report: {_counted(published)}; of {len(own)} of our own: {_counted(own)}. "
+        "Each verdict holds at the scale that its row in the table tells."
+    ]
     for name, what in SAID.items():
         verdict = by_id.get(name)
         if verdict is not None and verdict.estimates:
-            shown = "; ".join(_answered(verdict))
+            shown = "; ".join(_answered(verdict)) if len(verdict.estimates) <= _FEW else _told(verdict)
             said.append(f"{what} {_ANSWERS[verdict.verdict]}. {shown}.")
     return said
 
@@ -94,16 +99,22 @@ def sentences(verdicts: Sequence[Verdict]) -> list[str]:
 def _answered(verdict: Verdict) -> list[str]:
     """What was measured, and of parts that are not all told alike what each says."""
     alike = len({own.verdict for own in verdict.estimates}) == 1
-    return [measured(own) + f", {_ANSWERS[own.verdict]}" * (not alike) for own in verdict.estimates[:_FEW]]
+    return [measured(own) + f", {_ANSWERS[own.verdict]}" * (not alike) for own in verdict.estimates]
 
 
+WIDER = "The same, wider"
+"""What a claim is called in the row of a wider network, which decides nothing where a narrower one does."""
+OWN = "-"
+"""What a claim that nobody has published has for that."""
 SAID = {
-    "gap": "A warm start ends below random initialisation:",
+    "gap": "A warm start ends below random initialisation, after a few epochs by SGD:",
+    "gap-table": "So it does to 99 % train accuracy or a plateau, by three optimisers on two data sets:",
     "shrink-perturb": "Shrink-perturb ends above random initialisation:",
-    "size": "So does a new network that is as small as shrink-perturb makes the old one:",
+    "size": "So does a new network, all of its parameters times the shrink:",
     "memory": "That network ends where shrink-perturb does, within two points:",
-    "matched-rate": "Shrink-perturb stays ahead of random initialisation at raised learning rates:",
-    "online-gap": "Online there is a gap, and only training from scratch gets dearer with every round:",
+    "matched-rate": "Shrink-perturb ends above random initialisation at the best of three learning rates:",
+    "online-gap": "Online a warm start ends below random initialisation:",
+    "online-cost": "Online only rounds from scratch get dearer:",
 }
 """The claims that the page's head tells, in its order."""
 _FEW = 4  # estimates of a claim that its row in the table shows one by one
@@ -115,8 +126,10 @@ def measured(estimate: Estimate) -> str:
     mean = f"{estimate.what} = {_number(estimate, estimate.mean)}{_unit(estimate)}"
     if estimate.interval is None:
         return f"{mean} (1 seed)"
-    low, high = (_number(estimate, bound) for bound in estimate.interval)
-    return mean if estimate.low == estimate.high else f"{mean} ({low} to {high})"
+    if estimate.low != estimate.high:
+        low, high = (_number(estimate, bound) for bound in estimate.interval)
+        mean += f" ({low} to {high})"
+    return mean + ("" if estimate.fitted is None else f", at {estimate.fitted:.0%} train accuracy")
 
 
 def _number(estimate: Estimate, value: float) -> str:
@@ -139,7 +152,7 @@ def numbers(verdicts: Iterable[Verdict]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["claim", "what", "mean", "low", "high", "seeds", "unit", "verdict", "scale"])
-    for verdict in verdicts:
+    for verdict in _with_wider(verdicts):
         for own in verdict.estimates:
             told = [
                 None if x is None else round(_scale(own) * x, 10) for x in (own.mean, *(own.interval or (None, None)))
@@ -157,9 +170,20 @@ def verdict_table(verdicts: Iterable[Verdict]) -> Sheet:
     """The claims as a table: what the report has, what was measured, at which scale, and the verdict."""
     rows = [
         [own.claim["short"], own.verdict, _told(own) if own.estimates else "", own.claim["published"], own.scale]
-        for own in verdicts
+        for own in _with_wider(verdicts)
     ]
     return Sheet(["claim", "verdict", "measured", "report", "scale"], rows, names=5)
+
+
+def _with_wider(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Verdicts, each followed by what a wider network says, where that decides nothing."""
+    told: list[Verdict] = []
+    for own in verdicts:
+        told.append(own)
+        if own.wider is not None:
+            named = {"short": WIDER, "id": f"{own.claim['id']}-wider"}
+            told.append(own.wider._replace(claim={**own.claim, **named}))
+    return told
 
 
 def _told(verdict: Verdict) -> str:
@@ -173,9 +197,11 @@ def _told(verdict: Verdict) -> str:
 
 def _ranged(estimates: Sequence[Estimate], of: Verdict) -> str:
     """The range of a claim's means in one unit, and what they are judged to be."""
-    least, *_, most = sorted(estimates, key=attrgetter("mean"))
+    ranked = sorted(estimates, key=attrgetter("mean"))
+    least, most = ranked[0], ranked[-1]
     means = f"{_number(least, least.mean)} to {_number(most, most.mean)}{_unit(most)}"
-    return f"{len(estimates)} parts, {means}: {_judged(estimates, of)}"
+    mean = _number(least, sum(own.mean for own in estimates) / len(estimates))
+    return f"{len(estimates)} parts, {means}, {mean} in the mean: {_judged(estimates, of)}"
 
 
 def title(figure: str) -> str:
@@ -202,6 +228,7 @@ def _row(verdict: Verdict, figures: Sequence[Shown], anchors: Mapping[str, str])
         "told": _parts(verdict),
         "measured": [measured(estimate) for estimate in verdict.estimates],
         "missing": verdict.missing,
+        "wider": verdict.wider and f"{WIDER}: {_told(verdict.wider)}; {verdict.wider.scale}: {verdict.wider.verdict}",
         "scale": verdict.scale,
         "verdict": verdict.verdict,
     }

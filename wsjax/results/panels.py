@@ -34,14 +34,12 @@ class Panel(NamedTuple):
     dotted: Sequence[Row] = ()
 
 
-def score_panels(panels: Sequence[Panel], methods: Methods, x: str, x_label: str, dotted_label: str = "") -> Figure:
-    """Draws test scores by a field of the rows, means over seeds in their bands.
+def share_panels(panels: Sequence[Panel], methods: Methods, dotted_label: str = "") -> Figure:
+    """Draws test scores by the share of a target that was trained on, means over seeds in their bands.
 
     Args:
         panels: three in a row at most; each has a scale of scores of its own.
         methods: what each method is, by name.
-        x: the field that was varied.
-        x_label: its axis.
         dotted_label: what the dotted curves are, for the legend.
     """
     every = [row for panel in panels for row in (*panel.ends, *panel.dotted)]
@@ -54,10 +52,10 @@ def score_panels(panels: Sequence[Panel], methods: Methods, x: str, x_label: str
         for dots, found in ((True, panel.dotted), (False, panel.ends)):
             for name in names.ordered(dict.fromkeys(row["method"] for row in found), methods):
                 own = [row for row in found if row["method"] == name]
-                _curve(axis, own, x, unit.scale, names.label(name), styles[name], dots)
-        last = max((row[x] for row in panel.ends), default=1.0)
+                _curve(axis, own, unit.scale, names.label(name), styles[name], dots)
+        last = max((row["fraction"] for row in panel.ends), default=1.0)
         left, below = number % columns == 0, number + columns >= len(panels)
-        plots.dress(axis, plots.score_label("test_accuracy", unit) if left else "", last, x_label if below else "")
+        plots.dress(axis, plots.score_label("test_accuracy", unit) if left else "", last, SHARE if below else "")
         axis.set_title(plots.drawable(panel.title), fontsize=plots.FONT, parse_math=False)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
@@ -71,11 +69,11 @@ def transfer_panels(source: str, ends: Sequence[Row], methods: Methods) -> Figur
     """Draws the transfers from one source, a panel a target; `ends` and `methods` are those of kinds."""
     targets = dict.fromkeys(end["target"] for end in ends)
     panels = [Panel(f"{source} to {target}", [end for end in ends if end["target"] == target]) for target in targets]
-    return score_panels(panels, methods, "fraction", SHARE)
+    return share_panels(panels, methods)
 
 
-def _curve(axis: Axes, ends: Sequence[Row], x: str, scale: float, label: str, style: Style, dotted: bool) -> None:
-    places, scores = plots.by_seed(ends, x, "test_accuracy")
+def _curve(axis: Axes, ends: Sequence[Row], scale: float, label: str, style: Style, dotted: bool) -> None:
+    places, scores = plots.by_seed(ends, "fraction", "test_accuracy")
     if dotted:
         axis.plot(
             places, scale * np.nanmean(scores, axis=0), color=style.color, linestyle=":", linewidth=1.4, zorder=1.5

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from wsjax.results.names import RANDOM, RATE, SHRINK, WARM, Methods
+from wsjax.results.names import RANDOM, RATE, SHRINK, WARM, Methods, is_scaled
 from wsjax.storage.files import read_json
 
 T = TypeVar("T")
@@ -25,8 +25,12 @@ RI: Kind = (RANDOM, None)
 WS: Kind = (WARM, None)
 
 
+PERTURB = 0.01
+"""Of every shrink-perturb that was published."""
+
+
 def sp(shrink: float) -> Kind:
-    """Shrink-perturb as published; each source has one perturb."""
+    """Shrink-perturb as published, with `PERTURB`."""
     return SHRINK, shrink
 
 
@@ -38,9 +42,11 @@ def read(script: str, *names: str) -> list[dict[str, Any]]:
 def by_method(values: Mapping[Kind, T], methods: Methods) -> dict[str, T]:
     """What was published of each of a run's methods, by the run's names: of shrink-perturb by its shrink.
 
-    Nothing was published of a method at another learning rate than its run's.
+    Nothing was published of a method at another learning rate than its run's, nor of what keeps nothing but for one
+    that is times `PERTURB`: of others the perturb makes little difference.
     """
     plain = {name: spec for name, spec in methods.items() if RATE not in spec}
+    plain = {name: spec for name, spec in plain.items() if not is_scaled(spec) or spec["perturb"] == PERTURB}
     kinds = {name: (spec.get("reinit", ""), spec.get("shrink")) for name, spec in plain.items()}
     return {name: values[kind] for name, kind in kinds.items() if kind in values}
 

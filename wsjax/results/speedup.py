@@ -44,7 +44,7 @@ def passages(rows: Sequence[Row], methods: Methods) -> dict[str, dict[int, Passa
     targets = {
         seed: found[-1]["test_accuracy"]
         for (name, seed), found in ended.items()
-        if name == random and _tests(found) > 1
+        if name == random and _tests(found) > 1 and found[-1]["test_accuracy"] is not None
     }
     if not unit_of(rows).percent:
         return {}

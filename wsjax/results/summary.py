@@ -171,14 +171,9 @@ def _slope(
 
 
 def shares_of(totals: Sequence[Row], random: str | None, field: str) -> dict[str, dict[str, Any] | None]:
-    """Each other method's total as a share of random initialisation's, by name; see `share_of`."""
-    return {name: share_of(totals, name, random, field) for name in _others(totals, random)}
-
-
-def share_of(totals: Sequence[Row], name: str, random: str | None, field: str) -> dict[str, Any] | None:
-    """A method's total as a share of random initialisation's, seed by seed."""
-    found = shares(totals, name, random, field)
-    return {"of": random, **interval(found)} if found else None
+    """Each other method's total as a share of random initialisation's, seed by seed; None where no seed has both."""
+    found = {name: shares(totals, name, random, field) for name in _others(totals, random)}
+    return {name: {"of": random, **interval(own)} if own else None for name, own in found.items()}
 
 
 def shares(ends: Sequence[Row], method: str, other: str | None, field: str) -> list[float]:

@@ -104,7 +104,11 @@ def by_place(ends: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
 def differences(ends: Sequence[Row], table: Methods) -> dict[str, Any]:
     """The paired "gap" and "gain" of the kinds' ends in one place."""
     random, warm = names.both(table)
-    others = [name for name in names.ordered({end["method"] for end in ends}, table) if name not in (random, warm)]
+    others = [
+        name
+        for name in names.ordered(dict.fromkeys(end["method"] for end in ends), table)
+        if name not in (random, warm)
+    ]
     return {"gap": paired(ends, random, warm), "gain": {name: paired(ends, name, random) for name in others}}
 
 
@@ -146,7 +150,7 @@ def merge_sources(runs: Sequence[RunRecords]) -> tuple[DrawnRun, dict[Pair, list
     """Merges the runs of several sources.
 
     Returns:
-      What is drawn, whose methods are the kinds, and the ends of each pair, see `ends_by_kind`.
+      What is drawn, whose methods, of the rows too, are the kinds, and the ends of each pair, see `ends_by_kind`.
 
     Raises:
       RunError: as `merge_runs`; runs of two sources differ in more than that, or no transfer has ended yet.
@@ -155,14 +159,17 @@ def merge_sources(runs: Sequence[RunRecords]) -> tuple[DrawnRun, dict[Pair, list
     merged = {str(source): run for (source,), run in groups.runs.items()}
     table, renamed = names.merge([kinds(run.methods) for run in merged.values()])
     found: dict[Pair, list[Row]] = {}
+    rows: list[Row] = []
     for (source, run), own in zip(merged.items(), renamed, strict=True):
+        called = {name: own[spec["kind"]] for name, spec in run.methods.items()} | {FIRST: FIRST}
+        rows += [row | {"method": called[row["method"]]} for row in run.rows]
         for end in ends_by_kind(run.rows, run.methods):
             found.setdefault(Pair(source, end["target"]), []).append(end | {"method": own[end["method"]]})
     if not found:
         raise RunError("no transfer has ended yet: wait for the first one")
     sets = list(dict.fromkeys(name for run in merged.values() for name in run.settings["datasets"]))
     settings = {name: value for name, value in groups.whole.settings.items() if name != "dataset"} | {"datasets": sets}
-    return groups.whole._replace(settings=settings, methods=table), found
+    return groups.whole._replace(settings=settings, methods=table, rows=rows), found
 
 
 def of_source(pair: Pair, pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> list[Row]:

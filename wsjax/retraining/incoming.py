@@ -105,10 +105,10 @@ class _Found:
         return {"path": str(path), "sha256": read.sha256, "images": len(digests)}
 
     def _read(self, path: Path, max_gigabytes: float, image_size: int | None, refuse: Refuse) -> Images:
-        if has_image_name(path) and not path.is_dir():
+        if has_image_name(path) and not os.path.isdir(path):
             parents = f"{path.parent.parent}, where {path.parent.name} is its class"
             raise DataError(f"{path} is one image; give the folder above the class folders, such as {parents}")
-        if not path.is_dir():
+        if not os.path.isdir(path):
             return read_images(path, max_gigabytes)
         size = image_size or (self.shape[0] if self.shape else IMAGE_SIZE)
         return read_labelled(path, size, max_gigabytes, self.class_names, refuse)
@@ -211,21 +211,21 @@ def _in_order(
         for path in new:
             with contextlib.suppress(DataError):
                 moved.setdefault(_hash(path, max_gigabytes), path)
-    known = []
+    known: dict[Path, None] = {}
     for path, row in old.items():
         place = moved.get(row["sha256"]) if path in gone else path
         if place is None:
             tell(f"{path} is gone: its {row['images']} images are no longer trained on")
         elif place not in known:
-            known.append(place)
+            known[place] = None
             if place != path:
                 tell(f"{path} is now {place}")
-    return [*known, *(path for path in new if path not in known)]
+    return list(dict.fromkeys([*known, *new]))
 
 
 def _hash(path: Path, max_gigabytes: float) -> str:
     """The hash that a data file's row has, or a folder's."""
-    return folder_hash(path) if path.is_dir() else hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest()
+    return folder_hash(path) if os.path.isdir(path) else hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest()
 
 
 def _matched(

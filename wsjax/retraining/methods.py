@@ -8,18 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from wsjax.errors import UsageError
 from wsjax.methods.dash import dash, falling
 from wsjax.methods.fire import fire
 from wsjax.methods.layouts import wsjax_layout
 from wsjax.methods.reinit import shrink_perturb, warm_start
 from wsjax.methods.starts import grown
-from wsjax.retraining.lineage import FACTORS, SCRATCH, SHRINK_PERTURB
+from wsjax.retraining.lineage import FACTORS, METHODS, SCRATCH, SHRINK_PERTURB
 from wsjax.retraining.recipe import Recipe
 from wsjax.training.train import Setup, TrainState, all_samples
 
 
 def factors(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's method with its own settings, as a lineage tells them."""
+    """A recipe's method with its own settings, as a lineage tells them; raises UsageError where there is none such."""
+    if recipe.method not in METHODS:
+        raise UsageError(f"unknown method {recipe.method!r:.40}; available: {', '.join(METHODS)}")
     return {"method": recipe.method, **{name: getattr(recipe, name) for name in FACTORS.get(recipe.method, ())}}
 
 

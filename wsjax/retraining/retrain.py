@@ -95,6 +95,9 @@ def retrain(
     first = None if folder.exists() else read_pool(patterns, (), None, recipe.holdout, say, *limits)
     with hold(folder):
         settled = shelf.settle(folder)
+        if settled is not None:
+            outcome = "is current" if settled["promoted"] else "is kept aside: it is worse than its parent"
+            say(f"model {settled['model']}, which a stopped call had trained, {outcome}")
         current, decided = shelf.read_place(folder)
         base = None if current is None else shelf.lineage_of(folder, current)
         if base is not None:
@@ -110,9 +113,6 @@ def retrain(
             if settled is None and pool is not None and pool.unused:
                 raise left_out(pool.unused)
             return settled
-        if settled is not None:
-            outcome = "is current" if settled["promoted"] else "is kept aside: it is worse than its parent"
-            say(f"model {settled['model']}, which a stopped call had trained, {outcome}")
         if base is not None and (new_classes := pool.class_names[len(base["class_names"]) :]):
             say(printable(f"new classes: {listed(new_classes)}"))
         number = max([decided, *shelf.numbers(folder)]) + 1
@@ -148,7 +148,7 @@ def _train(job: Job) -> tuple[TrainState, dict[str, Any]]:
     state = _with_own_statistics(setup, state)
     scores = _scores(setup, state)
     before = None if parent is None else _scores(setup._replace(task=parent.task), parent.state)
-    cost = _cost(job, scores, end)
+    change, cost = None if before is None else _change(before, scores), _cost(job, scores, end)
     from_scratch = parent is None or (recipe.method == SCRATCH and recipe.later is None)
     scratch = cost if from_scratch or known is None else known["scratch"]
     if recipe.compare_scratch and not from_scratch:
@@ -162,10 +162,10 @@ def _train(job: Job) -> tuple[TrainState, dict[str, Any]]:
         "model": number,
         "parent": how["parent"],
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "promoted": before is None or bool(scores.mean() >= before.mean() - recipe.tolerance),
+        "promoted": change is None or change["mean"] >= -recipe.tolerance,
         "before": None if before is None else float(before.mean()),
         "metrics": cost,
-        "change": None if before is None else _change(before, scores),
+        "change": change,
         "scratch": scratch,
         "settings": {**settings, **how, "tolerance": recipe.tolerance},
         "class_names": pool.class_names,
@@ -242,9 +242,12 @@ def _with_own_statistics(setup: Setup, state: TrainState) -> TrainState:
 
 
 def _scores(setup: Setup, state: TrainState) -> np.ndarray:
-    """Each held-out sample's score [N]. A class that the task does not know is never right."""
+    """Each held-out sample's score [N]. A class that the task does not know is never right.
+
+    In float64, where a change of k in n samples is the same number as a tolerance that is written so.
+    """
     score = jax.jit(lambda state, test: score_each(setup._replace(test=test), state))
-    return np.asarray(score(state, jax.tree.map(jnp.asarray, setup.test)))
+    return np.asarray(score(state, jax.tree.map(jnp.asarray, setup.test)), np.float64)
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> dict[str, float]:

@@ -2,7 +2,8 @@
 
     MODEL/current.json          {"current": 3, "decided": 4}
     MODEL/places.json           where data files are that moved (`places`)
-    MODEL/models/0003/          lineage.json, records.jsonl (a row an epoch), samples.npy, parameters/ (Orbax)
+    MODEL/models/0003/          lineage.json, config.json and records.jsonl (a row an epoch) of its training,
+                                samples.npy, parameters/ (Orbax)
     MODEL/models/0004.part/     one that is being trained
 
 A model is never changed once it has its number, and never removed. `decided` is the newest model of which it is decided
@@ -15,7 +16,6 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,10 +28,11 @@ import numpy as np
 import optax
 
 from wsjax import parallel
+from wsjax.checks import is_whole
 from wsjax.errors import DataError, RunError, UsageError
 from wsjax.retraining.lineage import CURRENT, LINEAGE, fault, model_folder
 from wsjax.storage import checkpoint
-from wsjax.storage.files import read_json, user_path, write_json
+from wsjax.storage.files import read_json, replacing, user_path, write_json
 from wsjax.storage.lock import LOCK, hold
 from wsjax.storage.records import CONFIG, DROPPED, RECORDS
 from wsjax.training.task import Task
@@ -126,7 +127,7 @@ def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
     """What a model's folder tells of it, by default the current one's: parent, data files, settings, metrics.
 
     Raises RunError where there is no such model, or a field of its lineage is not what it must be, UsageError where
-    `number` is a text.
+    `number` is none.
     """
     folder = expanded(folder)
     if number is None:
@@ -134,7 +135,7 @@ def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
         if number is None:
             raise RunError(f"{folder} has no model yet")
     taken = numbers(folder)
-    if isinstance(number, str):
+    if not is_whole(number):
         raise UsageError(f"a model is named by its number, such as {taken[-1] if taken else 1}, not by {number!r:.40}")
     if number not in taken:
         present = ", ".join(map(str, taken[-8:])) or "none"
@@ -271,14 +272,13 @@ def store(part: Path, lineage: Mapping[str, Any], state: TrainState, samples: np
     """
     file = io.BytesIO()
     np.save(file, samples)
-    lineage = {**lineage, "samples": hashlib.sha256(file.getvalue()).hexdigest()}
+    content = file.getvalue()
+    lineage = {**lineage, "samples": hashlib.sha256(content).hexdigest()}
     with _written(part):
         with checkpoint.Folder(part / PARAMETERS) as saved:
             checkpoint.save(saved, lineage["model"], state)
-        with (part / SAMPLES).open("wb") as place:
-            place.write(file.getbuffer())
-            place.flush()
-            os.fsync(place.fileno())
+        with replacing(part / SAMPLES) as (place,):
+            place.write_bytes(content)
         write_json(part / LINEAGE, lineage)
     return lineage
 
@@ -337,6 +337,8 @@ def _samples(folder: Path, lineage: Mapping[str, Any]) -> np.ndarray:
         samples = np.load(io.BytesIO(content), allow_pickle=False)
         if not isinstance(samples, np.ndarray) or samples.dtype != np.uint64 or samples.ndim != 1:
             raise ValueError("it holds no list of hashes")
+    except MemoryError:
+        raise
     except Exception as error:  # NumPy reports a damaged file in many types
         raise RunError(f"{path} cannot be read ({error}); {_way_out(folder, lineage['model'])}") from error
     return samples

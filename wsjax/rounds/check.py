@@ -14,16 +14,18 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wsjax import parallel
-from wsjax.checks import check_count, is_whole, parameters, takes
+from wsjax.checks import called, check_count, is_whole, parameters, takes
 from wsjax.errors import RunError, TaskError
 from wsjax.methods.dash import dash, dash_start
+from wsjax.methods.hare_tortoise import tortoise_kept
 from wsjax.methods.reinit import shrink_perturb
+from wsjax.methods.starts import anchored, forgotten, mixed
 from wsjax.methods.variants import gaussian_perturb, gaussian_start, toward_initial
 from wsjax.rounds.legs import Method, Round, Settings
 from wsjax.rounds.metrics import train_accuracies
 from wsjax.storage.records import Records
 from wsjax.storage.rows import DIVERGED, FIRST, OTHER_RUN, Row, name_of
-from wsjax.training.task import correct, cross_entropy
+from wsjax.training.task import Task, correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState
 from wsjax.trees import path_name
 
@@ -92,6 +94,8 @@ def _check_method(name: Any, method: Any) -> None:
     one = "a start (boundary) -> state"
     two = "a re-initialiser (params, fresh) -> params"
     if isinstance(method, Method):
+        made = any(method.start is maker for maker in _MAKERS)
+        _require(not made, f"method '{name}': {called(method.start)} is no start; call it: it makes one")
         hint = f"; {two} becomes one by wsjax.mixed(...)" * takes(method.start, 2)
         _require(takes(method.start, 1), f"the start of method '{name}' is not {one}{hint}")
         return
@@ -107,6 +111,8 @@ def _check_method(name: Any, method: Any) -> None:
         _require("params" not in taken, f"method '{name}': {given}; give factors by name" + f", {known}" * bool(known))
 
 
+_MAKERS = (anchored, dash_start, forgotten, gaussian_start, mixed, tortoise_kept)
+"""Functions that make a start of something, and can be called with one thing as a start can."""
 _INSTEAD: dict[Any, str] = {
     dash: "Method(dash_start())",
     dash_start: "Method(dash_start())",
@@ -231,6 +237,7 @@ def _check_round(name: str, here: Round, count: int) -> None:
 def _check_setup(setup: Setup) -> int:
     """Checks a setup; returns the number of its train samples."""
     check_count("batch_size", setup.batch_size)
+    _check_fields(setup)
     counts = [_count(name, data) for name, data in (("train", setup.train), ("test", setup.test))]
     drawn = jax.eval_shape(setup.task.init, jax.random.key(0))
     _require(
@@ -246,6 +253,30 @@ def _check_setup(setup: Setup) -> int:
     if setup.task.loss is cross_entropy or setup.task.score is correct:
         _check_labels(setup, drawn)
     return counts[0]
+
+
+def _check_fields(setup: Setup) -> None:
+    """Checks that a setup's fields are of their kinds."""
+    task = isinstance(setup.task, Task)
+    _require(task, f"the setup's task must be a wsjax.Task, as wsjax.stateless_task makes one, not {setup.task!r:.60}")
+    hint = "; call it: optax.adam(1e-3)" * callable(setup.optimizer)
+    optimizer = callable(getattr(setup.optimizer, "init", None)) and callable(getattr(setup.optimizer, "update", None))
+    _require(optimizer, f"the setup's optimizer must be one of optax, not {setup.optimizer!r:.60}{hint}")
+    for name, data in (("train", setup.train), ("test", setup.test)):
+        pair = isinstance(data, tuple | list) and len(data) == 2
+        _require(pair, f"{name} must be a pair (inputs, targets), not of type {type(data).__name__}")
+    for name, (count, form) in _FUNCTIONS.items():
+        function = getattr(setup, name)
+        _require(function is None or takes(function, count), f"{name} must be a function {form}, not {function!r:.60}")
+
+
+_FUNCTIONS = {
+    "judged": (3, "(setup, state, samples) -> state"),
+    "fit": (3, "(setup, state, samples) -> metrics"),
+    "probe": (4, "(setup, state, samples, key) -> {name: scalar}"),
+    "learning_rate": (2, "(count, epoch_steps) -> []"),
+}
+"""A setup's functions, with how many arguments they take."""
 
 
 def _count(name: str, data: Data) -> int:

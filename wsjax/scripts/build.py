@@ -112,15 +112,16 @@ def build_rounds(config: Training, setup: Setup, plan: Sequence[tuple[int, int]]
     return [Round(size, build_stop(config), epochs, own[epochs]) for size, epochs in plan]
 
 
-def build_stop(config: Training) -> StopRule:
-    """The settings' stop rule, beside the cap on epochs."""
+def build_stop(config: Training) -> StopRule | None:
+    """The settings' stop rule, beside the cap on epochs; None where that is all."""
     from wsjax.training import stopping
 
     rules = {
         "accuracy": stopping.at_accuracy(config.threshold),
         "plateau": stopping.at_plateau(config.plateau_tolerance, config.plateau_window),
     }
-    return stopping.any_of(*(rules[name] for name in config.stop if name in rules))
+    own = [rules[name] for name in config.stop if name in rules]
+    return stopping.any_of(*own) if own else None
 
 
 def build_methods(
@@ -141,16 +142,17 @@ def build_methods(
 def build_start(config: Common, spec: names.Spec) -> Start:
     """How a method starts a round, by what it is."""
     from wsjax.methods.reinit import shrink_perturb, warm_start
-    from wsjax.methods.starts import mixed, scratch
+    from wsjax.methods.starts import forgotten, mixed, scratch
 
     if spec["reinit"] == names.RANDOM:
         return scratch
     if (method := known.of(spec)) is not None:
         return method.start(config, spec)
     reinit = warm_start
-    if spec["reinit"] == names.SHRINK:
+    if spec["reinit"] in names.BY_PAIR.values():
         reinit = partial(shrink_perturb, shrink=spec["shrink"], perturb=spec["perturb"])
-    return mixed(reinit, config.batch_stats, config.opt_state)  # type: ignore[arg-type]
+    start = mixed(reinit, config.batch_stats, config.opt_state)  # type: ignore[arg-type]
+    return forgotten(start) if spec["reinit"] == names.SIZE else start
 
 
 def at_once(methods: Mapping[str, Method], table: names.Methods, rounds: Sequence[Round]) -> dict[str, Method]:

@@ -27,7 +27,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
-from wsjax.errors import ProcessLost, Terminated, UsageError, UserError, printable
+from wsjax.errors import ProcessLost, Terminated, UsageError, UserError, is_out_of_memory, printable
 from wsjax.scripts import console, ending, protocols
 
 PROCESS_LOST = "another process of this run has ended; give the same commands again to continue the run"
@@ -143,7 +143,7 @@ def user_errors() -> Iterator[None]:
         except BaseException as error:
             if number := ending.reason(error):
                 ending.leave(number, lambda text: console.complain(f"error: {text}", "red"))
-            if isinstance(error, UserError | OSError | KeyboardInterrupt) or _is_out_of_memory(error):
+            if isinstance(error, UserError | OSError | KeyboardInterrupt) or is_out_of_memory(error):
                 console.complain(f"error: {_one_line(error)}", "red")
                 _exit(130 if isinstance(error, KeyboardInterrupt) else 2)
             if isinstance(error, SystemExit) or not ending.one_of_several():
@@ -205,17 +205,11 @@ def _one_line(error: BaseException) -> str:
     """What an error says; one that others wrote, in several lines or none, as one."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command continues the run"
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"not enough memory ({_joined(error)}); take a smaller model or --batch_size"
     if isinstance(error, ProcessLost):
         return f"{PROCESS_LOST} ({_joined(error)})"
     return str(error) if isinstance(error, UserError) else _joined(error)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    errors = getattr(sys.modules.get("jax"), "errors", None)  # an error of JAX's comes from a JAX that is loaded
-    of_jax = isinstance(error, getattr(errors, "JaxRuntimeError", ()))
-    return isinstance(error, MemoryError) or (of_jax and str(error).startswith("RESOURCE_EXHAUSTED"))
 
 
 def _joined(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from wsjax.scripts.hosts import check_hosts, has_several_processes
 
 METHODS = ("RI", "WS", "SP")
 """Those that run where nothing is said; `ALL_METHODS` are all."""
-ALL_METHODS = (*METHODS, *known.METHODS)
+ALL_METHODS = (*METHODS, "SPN", *known.METHODS)
 PROBES = ("weights", "dead", "rank", "distance", "gradients")
 CHOICES = {
     "model": ("resnet18", "mlp", "logistic"),
@@ -182,13 +182,14 @@ class Methods:
     """How rounds after the first begin."""
 
     methods: tuple[str, ...] = METHODS
-    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), SPG (with Gaussian noise),
-    DASH, FIRE; or a warm start with L2-Init (L2), Hare and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE,
-    such as RI@0.01, is NAME with another learning rate in the rounds after the first."""
+    """How a round starts: RI (random initialisation), WS (warm start), SP (shrink-perturb), SPN (its control: a new
+    network, each leaf at SP's norm), SPG (SP with Gaussian noise), DASH, FIRE; or a warm start with L2-Init (L2), Hare
+    and Tortoise (HT) or soft weight rescaling (SWR). NAME@RATE, such as RI@0.01, is NAME with another learning rate in
+    the rounds after the first."""
     shrink: tuple[float, ...] = (0.3,)
-    """SP: factors of the trained parameters; each is a method of its own."""
+    """SP, SPN: factors of the trained parameters; each is a method of its own."""
     perturb: tuple[float, ...] = (0.01,)
-    """SP: factors of the newly drawn parameters; each is combined with each shrink."""
+    """SP, SPN: factors of the newly drawn parameters; each is combined with each shrink."""
     gaussian_shrink: float = 0.3
     """SPG: the factor of the parameters, normalisation layers' excepted, to which Gaussian noise is added."""
     gaussian_std: float = 0.01

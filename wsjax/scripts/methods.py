@@ -56,22 +56,22 @@ def _anchored(config: Any, spec: names.Spec) -> Start:
     """A warm start that keeps the first network, which the method's optimiser remembers."""
     from wsjax.methods.starts import anchored
 
-    return _warm(config, anchored)
+    start = _warm(config)
+    return start if config.opt_state == "keep" else anchored(start)
 
 
 def _with_tortoise(config: Any, spec: names.Spec) -> Start:
+    """A warm start whose slow copy goes on, and counts its steps from the round's start."""
     from wsjax.methods.hare_tortoise import tortoise_kept
 
-    return _warm(config, tortoise_kept)
+    return tortoise_kept(_warm(config))
 
 
-def _warm(config: Any, keeping: Callable[[Start], Start]) -> Start:
-    """A warm start, with what has to be kept of an optimiser's state that is rebuilt."""
+def _warm(config: Any) -> Start:
     from wsjax.methods.reinit import warm_start
     from wsjax.methods.starts import mixed
 
-    start = mixed(warm_start, config.batch_stats, config.opt_state)
-    return start if config.opt_state == "keep" else keeping(start)
+    return mixed(warm_start, config.batch_stats, config.opt_state)
 
 
 def _gaussian(config: Any, spec: names.Spec) -> Start:

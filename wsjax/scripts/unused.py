@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from wsjax.results import words
+from wsjax.results import names, words
 from wsjax.scripts import methods as known
 
-FACTORS = {"SP": ("shrink", "perturb"), **{kind: tuple(own.factors.values()) for kind, own in known.METHODS.items()}}
-"""Fields that one method alone looks at."""
+OF_METHOD = {
+    **dict.fromkeys(("shrink", "perturb"), tuple(names.BY_PAIR)),
+    **{setting: (kind,) for kind, own in known.METHODS.items() for setting in own.factors.values()},
+    "own_first": known.IN_OPTIMIZER,
+}
+"""Settings that some methods alone look at."""
 
 Unused = Iterator[tuple[str, str]]
 
@@ -31,9 +35,7 @@ def by_models(models: Collection[str]) -> Unused:
 
 
 def by_methods(kinds: Collection[str]) -> Unused:
-    """Those of methods that are not among these."""
-    for kind, factors in FACTORS.items():
-        for name in factors if kind not in kinds else ():
-            yield name, f"without {kind} in --methods; leave it out, or add that"
-    if not set(known.IN_OPTIMIZER) & set(kinds):
-        yield "own_first", f"without one of {', '.join(known.IN_OPTIMIZER)} in --methods; leave it out"
+    """Those that none of these methods looks at."""
+    for name, own in OF_METHOD.items():
+        if not set(own) & set(kinds):
+            yield name, f"without {' or '.join(own)} in --methods; leave it out, or add that"

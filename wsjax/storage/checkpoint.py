@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from wsjax.errors import RunError
+from wsjax.errors import RunError, is_out_of_memory
 from wsjax.storage import tensors
 from wsjax.storage.files import user_path
 
@@ -168,6 +168,7 @@ def restore(
       (step, state), or None where there is no such checkpoint.
 
     Raises:
+      MemoryError, JaxRuntimeError: there is not enough memory.
       UnreadableError: there are such checkpoints, and none can be read.
       RunError: there are, and all of them are of other arrays than the template's.
     """
@@ -177,6 +178,8 @@ def restore(
             with _quiet():
                 return step, _load(folder, step, template(step))
         except Exception as error:  # whatever is wrong with the files, the one before may be whole
+            if is_out_of_memory(_cause(error)):
+                raise _cause(error) from None
             strange = isinstance(_cause(error), tensors.OtherArraysError)
             what, others = "another network's or optimiser's" if strange else "damaged", others + strange
             place = folder.path / str(step)

@@ -21,7 +21,7 @@ class Schedule(NamedTuple):
     Attributes:
       kind: "constant"; "cosine", half a wave from 1 at the warm-up's end to 0 at the last epoch's; or "steps".
       epochs: those of the round, or the most that it may have: where it ends before, so does the schedule.
-      warmup: the share of them, in [0, 1), over which the rate rises to its height, step by step.
+      warmup: the share of them, in [0, 1], over which the rate rises to its height, step by step.
       milestones: the epochs, from 0, at whose start "steps" multiplies by `decay`.
       decay: see there.
     """
@@ -71,6 +71,8 @@ def scale_by_schedule(
     Raises:
       TaskError: the schedule is none, or `update` is not told how many steps an epoch has.
     """
+    if not isinstance(schedule, Schedule):
+        raise TaskError(f"a schedule is a wsjax.training.schedules.Schedule, not {schedule!r:.60}")
     if schedule.kind not in KINDS:
         raise TaskError(f"unknown schedule '{schedule.kind}'; available: {', '.join(KINDS)}")
     if schedule.kind == "steps" and not schedule.milestones:

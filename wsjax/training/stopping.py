@@ -57,7 +57,9 @@ def at_plateau(tolerance: float = 0.002, window: int = 3) -> StopRule:
 
 
 def any_of(*rules: StopRule) -> StopRule:
-    """Stops when any rule does; the reason is the first such rule's. Raises a TaskError where one is no rule."""
+    """Stops when any rule does; the reason is the first such rule's. Raises a TaskError for none, or what is none."""
+    if not rules:
+        raise TaskError("any_of: no rule is given, so that nothing would ever stop")
     for rule in rules:
         if not takes(rule, 1):
             raise TaskError(f"any_of: a rule is a function (accuracies) -> reason, not {rule!r:.60}")

@@ -91,8 +91,17 @@ def image_task(model: Any, image_shape: tuple[int, ...], mean: Any, std: Any, dt
       std: C standard deviations, likewise.
       dtype: what layers compute in: that of the images they get. Parameters, their gradients, BatchNorm's moments and
         the loss are float32.
+
+    Raises:
+      TaskError: mean or std are not C numbers, or a deviation is not above 0; when it is traced, for other images.
     """
-    return _image_task(model, tuple(image_shape), tuple(map(float, mean)), tuple(map(float, std)), jnp.dtype(dtype))
+    moments = {"mean": np.asarray(mean, np.float32), "std": np.asarray(std, np.float32)}
+    for name, values in moments.items():
+        if values.shape != (image_shape[-1],) or (name == "std" and not (values > 0).all()):
+            wanted = f"{image_shape[-1]} numbers{' above 0' * (name == 'std')} for images of {image_shape}"
+            raise TaskError(f"image_task: {name} must be {wanted}, not {values}")
+    mean, std = (tuple(map(float, values)) for values in (mean, std))
+    return _image_task(model, tuple(image_shape), mean, std, jnp.dtype(dtype))
 
 
 @kept
@@ -111,6 +120,8 @@ def _image_task(
     def normalised(inputs: jax.Array) -> jax.Array:
         if inputs.dtype != jnp.uint8:  # of floats in [0, 1] a network would see next to nothing
             raise TaskError(f"image_task takes uint8 images, whose pixels are from 0 to 255, not {inputs.dtype}")
+        if inputs.shape[1:] != image_shape:
+            raise TaskError(f"image_task was made for images of {image_shape}, not of {inputs.shape[1:]}")
         values = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32) * scale + shift
         return values.reshape(inputs.shape).astype(dtype)
 

@@ -83,7 +83,6 @@ class Setup(NamedTuple):
       test: (inputs, targets).
       batch_size: samples a step.
       axis_name: the mapped axis over which batches are split, where there is one; `run_rounds` sets it, by its mesh.
-      wrap: `(setup, step) -> step`, around every training step.
       judged: `(setup, state, samples) -> state`, what is tested in place of the state itself; see `reestimated`.
       fit: `(setup, state, samples) -> metrics`, the loss and accuracy on the train samples after an epoch, which its
         row tells and its stop rule looks at; None takes their means over the epoch. See `fit_after`.
@@ -99,7 +98,6 @@ class Setup(NamedTuple):
     test: Data
     batch_size: int = 128
     axis_name: str | None = None
-    wrap: Callable[[Setup, Step], Step] | None = None
     judged: Callable[[Setup, TrainState, Samples], TrainState] | None = None
     fit: Callable[[Setup, TrainState, Samples], Metrics] | None = None
     probe: Callable[[Setup, TrainState, Samples, jax.Array], Metrics] | None = None
@@ -122,7 +120,7 @@ def make_optimizer(
 
     Args:
       name: "sgd", "msgd" (momentum 0.9), "adam" (0.9, 0.999) or "adamw", whose weight decay is decoupled.
-      learning_rate: a positive number.
+      learning_rate: 0 or more.
       weight_decay: added to the gradient as `weight_decay * params`.
       warmup: steps over which the rate rises to its full height, by equal amounts: once, where the state is new.
       schedule: what the rate is multiplied by in the course of a round; None for nothing. Where there is one, the
@@ -282,7 +280,6 @@ def train_epoch(setup: Setup, state: TrainState, samples: Samples, key: jax.Arra
     """
     steps = _ceil_div(samples.size, min(setup.batch_size, samples.order.shape[0]))
     step = make_train_step(setup.task, setup.optimizer, setup.axis_name, steps)
-    step = step if setup.wrap is None else setup.wrap(setup, step)
     probes = {} if setup.probe is None else setup.probe(setup, state, samples, jax.random.fold_in(key, _PROBE))
 
     def body(i: jax.Array, carry: Any, batch: Batch) -> Any:
