@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from wsjax.results import hyperparameters
 from wsjax.results.claims import read_study, verdicts
+from wsjax.results.measures import Group, lately
 from wsjax.results.merge import merge_runs, summarize_drawn
 from wsjax.results.page import markdown
 from wsjax.storage.files import read_json
@@ -115,28 +117,46 @@ def gains(ends, one, other):
     return 100 * statistics.mean(own["test_accuracy"] - there["test_accuracy"] for own, there in pairs), len(pairs)
 
 
+def test_the_gap_after_a_few_epochs_is_told_as_the_records_have_it():
+    runs = [read_run(ROOT / "figures/results/cpu/offline" / name) for name in FIGURE_5[:3]]
+    group = Group(merge_runs(runs, "offline"), [])
+    told = []
+    for run in (group.run, lately(group).run):
+        gap, seeds = gains({(row["method"], row["seed"]): row for row in run.ends}, "RI", "WS")
+        assert seeds == 12
+        told.append(f"{gap:+.1f}")
+    assert "it is {} points at the last epoch, and {} over the last three".format(*told) in README
+
+
+def test_equal_settings_are_told_as_the_records_have_them():
+    runs = [read_run(path) for path in sorted((ROOT / "figures/results/cpu/hyperparameters").glob("figure4*"))]
+    unchained = merge_runs([run for run in runs if not run.config["config"]["chained"]], "hyperparameters")
+    same = hyperparameters.summarize(unchained.rows, unchained.methods)["same"]
+    share = 100 * same["of_RI"]["samples_seen"]["mean"]
+    assert f"RI - WS is {percent(same['gap']['mean'])} points, for {share:.0f} % of RI's samples" in README
+
+
 def test_what_size_alone_gains_is_told_as_the_records_have_it():
-    """Of new networks that are as small as shrink-perturb makes the old one, against it and random initialisation."""
+    """Of new networks times the shrink, against shrink-perturb and random initialisation."""
     cpu = ROOT / "figures" / "results" / "cpu"
     online = merge_runs([read_run(run) for run in sorted(cpu.glob("online/figure6*"))], "online")
     ends = {(row["method"], row["seed"]): row for row in summarize_drawn(online)["rows"]}
     over_random, seeds = gains(ends, "RI x 0.4", "RI")
     over_kept, _ = gains(ends, "RI x 0.4", "SP 0.4")
-    steps = statistics.mean(ends["SP 0.4", seed]["steps"] / ends["RI x 0.4", seed]["steps"] for seed in range(seeds))
-    offline = merge_runs([read_run(cpu / "offline" / run) for run in FIGURE_5], "offline").ends
+    offline = lately(Group(merge_runs([read_run(cpu / "offline" / run) for run in FIGURE_5], "offline"), [])).run.ends
     ends = {(row["method"], row["seed"]): row for row in offline}
     (small, count), (smaller, _) = (gains(ends, f"RI x {shrink}", "RI") for shrink in (0.3, 0.1))
     kept, kept_most = (gains(ends, f"SP {shrink}", f"RI x {shrink}")[0] for shrink in (0.3, 0.1))
     assert (seeds, count) == (4, 8)
     assert (
-        f"Online, at 0.4, it ends {over_random:.1f} points above RI and {over_kept:.1f} above SP, which takes "
-        f"{100 * steps:.0f} % of its steps (four seeds). Offline, at 0.1 and 0.3, it ends {smaller:.1f} and "
-        f"{small:.1f} points above RI (eight seeds), and {kept_most:.1f} and {kept:.1f} below SP"
+        f"Online, at 0.4, it ends {over_random:.1f} points above RI and {over_kept:.1f} above SP (four seeds). "
+        f"Offline, at 0.3, it ends {small:.1f} points above RI, and {-kept:.1f} above SP, which cannot be told from 0; "
+        f"at 0.1 it ends {smaller:.1f} above RI, and SP {kept_most:.1f} above that"
     ) in README
-    first = grouped([row for row in summarize_drawn(online)["rounds"] if row["round"] == 1], itemgetter("method"))
-    means = {name: statistics.mean(row["test_accuracy"] for row in rows) for name, rows in first.items()}
-    leads = [percent(means[f"SP {shrink}"] - means["RI"]) for shrink in (0.2, 0.4, 0.6)]
-    assert "it is {}, {} and {} points ahead already".format(*leads) in README
+    first = [row for row in summarize_drawn(online)["rounds"] if row["round"] == 1]
+    ends = {(row["method"], row["seed"]): row for row in first}
+    leads = [gains(ends, f"SP {shrink}", "RI")[0] for shrink in (0.2, 0.4, 0.6)]
+    assert "so that SP is {:.1f}, {:.1f} and {:.1f} points ahead before".format(*leads) in README
 
 
 def test_the_board_is_told_as_the_records_have_it():
@@ -211,6 +231,14 @@ def test_the_second_round_at_full_width_is_told_as_the_records_and_the_report_ha
         f"RI {ri} % (the report {ri_report}), WS {ws} ({ws_report}), SP at 0.1 and 0.3 {one} and {three} "
         f"({one_report} and {three_report})"
     ) in README
+    last = {}
+    for name in ("ri", "ws"):
+        rows = read_run(folder / f"second-round-{name}").rows
+        last[name] = {row["epoch"]: row["test_accuracy"] for row in rows if row["round"] == 2}
+    epoch = max(last["ws"])
+    ri, ws = (percent(last[name][epoch]) for name in ("ri", "ws"))
+    assert f"By epoch {epoch} RI has passed WS, {ri} and {ws};" in README
+    assert last["ri"][16] < last["ws"][16]
 
 
 def test_the_times_on_a_gpu_are_told_as_they_were_measured():

@@ -56,7 +56,7 @@ def offline_caption(
     """
     unit, came = unit_of(run.rows), ""
     if ends := run.ends:
-        came = scores(run, f"Final test {unit.word}", ends, final)
+        came = scores(run, f"Final test {unit.word}", ends, final) + _spread(run)
     if run.finished and run.settings.get("stop") != [CAP]:
         notes += " A seed that stopped earlier holds its last value."
     return compose(run, what, settings, came, notes)
@@ -84,7 +84,7 @@ def online_caption(
     samples = common_samples(summary["rounds"])
     if samples is not None:
         ends = [row for row in summary["rounds"] if row["samples"] == samples]
-        came = scores(run, f"Test {unit.word} at {samples:,} images", ends, published)
+        came = scores(run, f"Test {unit.word} at {samples:,} images", ends, published) + _spread(run)
     if slope := summary["gap_slope"]:
         low, high = slope["low"], slope["high"]
         bounds = "" if low is None else f" [{unit.number(low, sign=True)}, {unit.number(high, sign=True)}]"
@@ -203,6 +203,11 @@ def bands(run: DrawnRun, means: str = "Lines", spread: str = "bands") -> str:
     bounds = f"{spread} ranges, what follows ±" if counts == {2} else f"{spread} and what follows ±"
     also = "" if counts == {2} or 2 not in counts else f", {spread} of two seeds their range"
     return f"{means} are means over seeds, {bounds} 95 % t-intervals of the mean{also}."
+
+
+def _spread(run: DrawnRun) -> str:
+    """What bands and ± are, for the picture itself, where all are the same."""
+    return " Bands and ±: 95 %." * bool(bands(run) and "range" not in bands(run))
 
 
 def _seeds_by_method(run: DrawnRun) -> str:

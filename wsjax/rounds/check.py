@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -23,10 +25,12 @@ from wsjax.methods.starts import anchored, forgotten, mixed
 from wsjax.methods.variants import gaussian_perturb, gaussian_start, toward_initial
 from wsjax.rounds.legs import Method, Round, Settings
 from wsjax.rounds.metrics import train_accuracies
+from wsjax.rounds.programs import starting
 from wsjax.storage.records import Records
 from wsjax.storage.rows import DIVERGED, FIRST, OTHER_RUN, Row, name_of
+from wsjax.training import anchors
 from wsjax.training.task import Task, correct, cross_entropy
-from wsjax.training.train import Data, Setup, TrainState
+from wsjax.training.train import Data, Setup, TrainState, init_state
 from wsjax.trees import path_name
 
 
@@ -159,6 +163,44 @@ def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
     for (path, leaf), (_, like) in zip(old, new, strict=True):
         given, due = (f"{x.dtype} {list(x.shape)}" for x in (leaf, like))
         _require(given == due, f"{method} starts with {given} at '{path_name(path)}', where the network has {due}")
+
+
+def check_starts(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> None:
+    """Checks what each method starts with, by its shapes alone; raises a TaskError, or what the start itself raises.
+
+    A start that looks at numbers tells nothing before there are any.
+    """
+    seen: set[tuple[int, ...]] = set()
+    for name, method in methods.items():
+        own = rounds[method.after :] if method.rounds is None else method.rounds
+        setups = [here.setup or setup for here in [*rounds[: method.after], *own]]
+        first = max(method.after, 1 - method.at_once)
+        for before, here in itertools.pairwise([setups[0], *setups][first:]):
+            known = id(method.start), id(before), id(here)
+            if known not in seen:
+                seen.add(known)
+                _check_one_start(name, method, before, here)
+
+
+def _check_one_start(name: str, method: Method, before: Setup, here: Setup) -> None:
+    old, fresh = (
+        jax.eval_shape(partial(init_state, own.task, anchors.optimizer_of(own)), jax.random.key(0))
+        for own in (before, here)
+    )
+    order = jax.ShapeDtypeStruct((jax.tree.leaves(here.train)[0].shape[0],), jnp.int32)
+    counts = (jax.ShapeDtypeStruct((), jnp.int32),) * 2
+    given = jax.random.key(0), old, fresh, fresh, here.train, here.test, order, counts
+    with contextlib.suppress(*_OF_NUMBERS):
+        check_start(f"method '{name}'", jax.eval_shape(starting(here, None, method.start), *given), fresh)
+
+
+_OF_NUMBERS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+"""What JAX raises where a function of shapes alone asks for numbers."""
 
 
 def check_rows_of(

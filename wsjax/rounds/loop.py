@@ -21,7 +21,7 @@ from wsjax import parallel
 from wsjax.data.datasets import pool_order
 from wsjax.errors import NonFiniteLoss, TaskError
 from wsjax.methods.starts import Reinit
-from wsjax.rounds.check import check, check_given, check_rows_of, check_start, whole_rounds, whole_seeds
+from wsjax.rounds.check import check, check_given, check_rows_of, check_start, check_starts, whole_rounds, whole_seeds
 from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
 from wsjax.rounds.metrics import epoch_row, not_finite, train_accuracies
@@ -134,6 +134,8 @@ def run_rounds(
         own_seeds = None if own.seeds is None else whole_seeds(own.seeds, of)
         made[name] = own._replace(rounds=own.rounds and whole_rounds(own.rounds, of), seeds=own_seeds)
     check(setup, rounds, made, seeds, settings, parallel.axis_of(mesh))
+    if not records.rows and parallel.axis_of(mesh) is None:
+        check_starts(setup, rounds, made)
     plan = planned(rounds, made)
     numbers = {name: range(min(own, default=1), max(own, default=0) + 1) for name, own in plan.items()}
     source = records.path or "the records"

@@ -121,7 +121,7 @@ class Compiler:
         def start(start: Start, key: Any, old: Any, fresh: Any, first: Any, order: Any, counts: Any) -> TrainState:
             if isinstance(start, Mixed) and start.batch_stats != "reestimate":  # which looks at the data
                 # Leaf by leaf, for what is fused differs in the last bit: seeds side by side would not be as alone.
-                started = over_replicas(_starting(about, mesh, start), _START_AXES)
+                started = over_replicas(starting(about, mesh, start), _START_AXES)
                 return started(key, old, fresh, first, setup.train, setup.test, order, counts)
             own = parallel.fit(mesh, order.shape[0])  # a part of a leg's replicas
             replicas = parallel.place((key, old, fresh, first, order), own)
@@ -194,10 +194,11 @@ _START_AXES = (0, 0, 0, 0, None, None, 0, None)
 
 @kept
 def _start_program(setup: Setup, mesh: Mesh | None, modes: Any, start: Start) -> Program:
-    return _over(_starting(setup, mesh, start), _START_AXES, mesh)
+    return _over(starting(setup, mesh, start), _START_AXES, mesh)
 
 
-def _starting(setup: Setup, mesh: Mesh | None, start: Start) -> Callable[..., TrainState]:
+def starting(setup: Setup, mesh: Mesh | None, start: Start) -> Callable[..., TrainState]:
+    """What a start does for one replica: `(key, old, fresh, first, train, test, order, counts) -> state`."""
     own = _on_mesh(setup, mesh)
 
     def started(
