@@ -25,7 +25,7 @@ from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
 
-def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, Caption]:
+def draw(runs: Sequence[RunRecords], cost: str = "steps") -> tuple[Figure, Caption]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online", reinits=(names.RANDOM, names.WARM))
     ends = summarize_drawn(run)
@@ -43,7 +43,8 @@ def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, C
         if words.is_published(run.settings, own):
             drawn = curves
             notes = "Dashed: the report's curves (one seed, BatchNorm evaluated with each test batch's statistics), as "
-            notes += "far as this run goes; its seconds are those of another machine and include evaluation."
+            notes += "far as this run goes; its seconds, of which --cost=seconds draws the curves too, are those of "
+            notes += "another machine and include evaluation."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
     caption = captions.online_caption(run, what, ends, own, points, notes)
     figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)

@@ -26,7 +26,7 @@ from wsjax.scripts import draw as drawing
 from wsjax.storage.records import RunRecords
 
 
-def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, Caption]:
+def draw(runs: Sequence[RunRecords], cost: str = "steps") -> tuple[Figure, Caption]:
     """The figure of online runs and its caption."""
     run = merge_runs(runs, "online")
     ends = summarize_drawn(run)
@@ -45,7 +45,9 @@ def draw(runs: Sequence[RunRecords], cost: str | None = None) -> tuple[Figure, C
             notes = "Dashed: RI and WS of the report's Figure 2a (+1,000 images a round, one seed)"
             if diamonds and max(row["samples"] for row in run.rows) >= pool:
                 notes += "; diamonds: where the paper's Figure 7 ends, ResNet-18 too"
-            notes += ", as far as this run goes; seconds are those of other machines."
+            notes += (
+                ", as far as this run goes; their seconds, which --cost=seconds draws, are those of other machines."
+            )
         else:
             notes += " Published accuracies are those of its Figure 2a (+1,000 images a round) at as many images."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))

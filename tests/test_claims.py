@@ -80,12 +80,19 @@ def test_a_narrower_network_decides_where_a_wider_one_does_not():
     wide, narrow = offline((0.6, 0.7), (0.5, 0.7)), offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), width=16)
     found = verdict(wide, narrow)
     assert (found.verdict, found.scale) == (REPRODUCED, "CIFAR-10, width 16, 50,000 images, 3 epochs, 3 seeds")
-    assert found.wider is not None
-    assert (found.wider.verdict, found.wider.scale) == (
-        UNDECIDED, "CIFAR-10, width 64, 50,000 images, 3 epochs, 2 seeds"
-    )  # fmt: skip
+    assert list(found.others) == ["wider"]
+    other = found.others["wider"]
+    assert (other.verdict, other.scale) == (UNDECIDED, "CIFAR-10, width 64, 50,000 images, 3 epochs, 2 seeds")
     assert verdict(wide, offline((0.6, 0.7), (0.5, 0.7), width=16)) == verdict(wide)
-    assert verdict(wide).wider is None
+    assert not verdict(wide).others
+
+
+def test_what_a_narrower_network_says_to_the_contrary_is_told():
+    wide = offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49))
+    found = verdict(wide, offline((0.50, 0.51, 0.49), (0.60, 0.61, 0.59), width=16))
+    assert found.verdict == REPRODUCED
+    assert {width: other.verdict for width, other in found.others.items()} == {"narrower": NOT_REPRODUCED}
+    assert not verdict(wide, offline((0.60, 0.61, 0.59), (0.50, 0.51, 0.49), width=16)).others
 
 
 def test_a_verdict_errs_in_fewer_than_five_of_a_hundred_cases_whatever_the_looks():

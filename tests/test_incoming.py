@@ -362,3 +362,22 @@ def test_the_scripts_limit_reaches_the_files(tmp_path):
     assert done.stderr.count("\n") == 1
     done = subprocess.run([*line, "--max_gigabytes=0"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: --max_gigabytes must be positive, not 0.0\n")
+
+
+def test_a_moved_folder_is_known_whatever_was_left_out_of_it(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def photos(folder, *classes):
+        for number in range(40):
+            (folder / classes[number % 2]).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            image.save(folder / classes[number % 2] / f"{number}.png")
+
+    photos(tmp_path / "a", "cat", "dog")
+    photos(tmp_path / "b", "cat", "Dog")  # which differs from dog in its case alone, and is left out
+    pool, _ = read([tmp_path / "a", tmp_path / "b"])
+    (tmp_path / "b").rename(tmp_path / "c")
+    base = {"class_names": pool.class_names, "image_shape": pool.train[0].shape[1:]}
+    again, lines = read([tmp_path / "a", tmp_path / "c"], pool.files, base)
+    assert paths(again) == [tmp_path / "a", tmp_path / "c"]
+    assert f"{tmp_path / 'b'} is now {tmp_path / 'c'}" in lines

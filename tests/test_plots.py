@@ -182,7 +182,7 @@ def test_online_curves_by_hand():
         for n in (1, 2, 3)
     ]
     there = {("test_accuracy", "RI"): [[10, 11.0], [20, 22.0], [50, 99.0]]}
-    figure = plots.online_curves(rounds, METHODS, published=there)
+    figure = plots.online_curves(rounds, METHODS, published=there, cost="seconds")
     accuracy, seconds = figure.axes
     lines = {line.get_label(): line for line in accuracy.lines}
     np.testing.assert_allclose(lines["RI"].get_xydata(), [[10, 15], [20, 25], [30, 35]])

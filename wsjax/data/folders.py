@@ -111,10 +111,10 @@ def read_labelled(folder: Path, size: int, max_gigabytes: float, known: Sequence
     return Images(read.images, labels, tuple(numbers), _joint_hash(folder, read.hashes))
 
 
-def folder_hash(folder: Path) -> str:
-    """The hash that `read_labelled` gives of a folder. Raises DataError where there is no class in it."""
+def folder_hash(folder: Path, known: Sequence[str]) -> str:
+    """The hash that `read_labelled` gives of a folder, beside known classes. Raises DataError where it has no class."""
     hashes = []
-    for files in _classes(_splits(folder, _ignore)[_TRAIN], folder, (), _ignore).values():
+    for files in _classes(_splits(folder, _ignore)[_TRAIN], folder, known, _ignore).values():
         for path in files:
             try:
                 hashes.append((path, hashlib.sha256(read_content(path)).hexdigest()))

@@ -25,10 +25,12 @@ LONGEST = 84  # characters of a title that fit
 def board(blocks: Sequence[Block]) -> Figure:
     """Draws the board; see `wsjax.results.board`. Random initialisation is the line that all stands against."""
     drawn = [[entry for entry in block.entries if entry.name != block.random] for block in blocks]
+    untils = [entry.until for own in drawn for entry in own]
+    panels = LABELS if any(until and until["steps"] for until in untils) else LABELS[:2]  # where rounds were tested
     rows = [max(len(own), 1) for own in drawn]
     figure = Figure(figsize=(plots.WIDTH, FOOT + sum(ROW * count + HEAD for count in rows)), layout="constrained")
     axes = figure.subplots(
-        len(blocks), len(LABELS), squeeze=False, sharex="col", width_ratios=(1.3, 1, 1),
+        len(blocks), len(panels), squeeze=False, sharex="col", width_ratios=(1.3, 1, 1)[: len(panels)],
         height_ratios=[ROW * count + 0.05 for count in rows],
     )  # fmt: skip
     for axis in axes[:, 1:].flat:
@@ -40,7 +42,7 @@ def board(blocks: Sequence[Block]) -> Figure:
             _entry(line, number, entry, block, styles[entry.name])
         _dress_block(line, block, own)
     unit = blocks[0].unit
-    labels = (LABELS[0] if unit.percent else f"Test {unit.word} less RI's", *LABELS[1:])
+    labels = (panels[0] if unit.percent else f"Test {unit.word} less RI's", *panels[1:])
     for axis, label in zip(axes[-1], labels, strict=True):
         axis.set_xlabel(label, fontsize=plots.FONT)
     for column in axes.T[1:]:
@@ -107,7 +109,7 @@ def _dress_block(line: Sequence[Axes], block: Block, own: Sequence[Entry]) -> No
     title = plots.drawable(printable(block.title, LONGEST) + score)
     where = {"xycoords": "axes fraction", "textcoords": "offset points", "in_layout": False, "parse_math": False}
     line[0].annotate(title, (0, 1), (0, 4), fontsize=plots.FONT, **where)
-    for axis, zero in zip(line, (0, 100, 100), strict=True):
+    for axis, zero in zip(line, (0, 100, 100), strict=False):
         axis.axvline(zero, color="#999999", linewidth=0.9, zorder=1)
         axis.set_ylim(max(len(own), 1) - 0.4, -0.6)
         axis.set_yticks([])

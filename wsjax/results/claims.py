@@ -98,14 +98,14 @@ class Estimate(NamedTuple):
 class Verdict(NamedTuple):
     """What the runs say of a claim; `missing` are the parts that no run tells of.
 
-    `wider` is what runs of a wider network say where they decide nothing and the others do.
+    `others` are what runs of other widths say, by "wider" and "narrower", where that is something else.
     """
 
     claim: Mapping[str, Any]
     verdict: str
     estimates: list[Estimate]
     missing: list[str]
-    wider: Verdict | None = None
+    others: Mapping[str, Verdict] = {}
 
     @property
     def scale(self) -> str:
@@ -153,12 +153,12 @@ def verdicts(claims: Iterable[Mapping[str, Any]], runs: Sequence[RunRecords]) ->
 def judge(claim: Mapping[str, Any], runs: Sequence[RunRecords]) -> Verdict:
     """The verdict on one claim, by the widest networks whose runs decide it, or by the widest where none do."""
     widths = sorted({_width(run.config["config"]) for run in runs}, reverse=True) or [0]
-    verdicts = (_judge(claim, [run for run in runs if _width(run.config["config"]) <= width]) for width in widths)
-    first = next(verdicts)
-    other = None
-    if first.verdict == UNDECIDED:
-        other = next((verdict for verdict in verdicts if verdict.verdict in (REPRODUCED, NOT_REPRODUCED)), None)
-    return other._replace(wider=first) if other else first
+    widest, *rest = (_judge(claim, [run for run in runs if _width(run.config["config"]) <= most]) for most in widths)
+    decided = [verdict for verdict in rest if verdict.verdict in (REPRODUCED, NOT_REPRODUCED)]
+    if widest.verdict == UNDECIDED and decided:
+        return decided[0]._replace(others={"wider": widest})
+    contrary = [verdict for verdict in decided if verdict.verdict != widest.verdict]
+    return widest._replace(others={"narrower": contrary[0]}) if contrary else widest
 
 
 def _judge(claim: Mapping[str, Any], runs: Sequence[RunRecords]) -> Verdict:

@@ -98,7 +98,13 @@ def compare(ends: Sequence[Row], curves: Methods) -> list[dict[str, Any]]:
 
 
 def of_shared_seeds(ends: Sequence[Row]) -> list[Row]:
-    """The ends of each curve at the seeds that its learning rates share: others' luck would stand between two rates."""
+    """The ends at the seeds that all curves share, at all their learning rates: others' luck would stand between two.
+
+    Where these are fewer than two, each curve's own.
+    """
+    seeds = [{end["seed"] for end in own} for own in grouped(ends, itemgetter("method", RATE)).values()]
+    if len(shared := set.intersection(*seeds)) > 1:
+        return [end for end in ends if end["seed"] in shared]
     kept = []
     for curve in dict.fromkeys(end["method"] for end in ends):
         own = [_marked(end) for end in ends if end["method"] == curve]

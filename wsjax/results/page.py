@@ -102,13 +102,13 @@ def _answered(verdict: Verdict) -> list[str]:
     return [measured(own) + f", {_ANSWERS[own.verdict]}" * (not alike) for own in verdict.estimates]
 
 
-WIDER = "The same, wider"
-"""What a claim is called in the row of a wider network, which decides nothing where a narrower one does."""
+THE_SAME = "The same"
+"""How a claim is called in the row of another width, which says something else."""
 OWN = "-"
 """What a claim that nobody has published has for that."""
 SAID = {
     "gap": "A warm start ends below random initialisation, after a few epochs by SGD:",
-    "gap-table": "So it does to 99 % train accuracy or a plateau, by three optimisers on two data sets:",
+    "gap-table": "It does where all train to 99 % or a plateau, by three optimisers on two data sets:",
     "shrink-perturb": "Shrink-perturb ends above random initialisation:",
     "size": "So does a new network, all of its parameters times the shrink:",
     "memory": "That network ends where shrink-perturb does, within two points:",
@@ -152,7 +152,7 @@ def numbers(verdicts: Iterable[Verdict]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["claim", "what", "mean", "low", "high", "seeds", "unit", "verdict", "scale"])
-    for verdict in _with_wider(verdicts):
+    for verdict in _with_others(verdicts):
         for own in verdict.estimates:
             told = [
                 None if x is None else round(_scale(own) * x, 10) for x in (own.mean, *(own.interval or (None, None)))
@@ -170,19 +170,19 @@ def verdict_table(verdicts: Iterable[Verdict]) -> Sheet:
     """The claims as a table: what the report has, what was measured, at which scale, and the verdict."""
     rows = [
         [own.claim["short"], own.verdict, _told(own) if own.estimates else "", own.claim["published"], own.scale]
-        for own in _with_wider(verdicts)
+        for own in _with_others(verdicts)
     ]
     return Sheet(["claim", "verdict", "measured", "report", "scale"], rows, names=5)
 
 
-def _with_wider(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Verdicts, each followed by what a wider network says, where that decides nothing."""
+def _with_others(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Verdicts, each followed by what other widths say, where that is something else."""
     told: list[Verdict] = []
     for own in verdicts:
         told.append(own)
-        if own.wider is not None:
-            named = {"short": WIDER, "id": f"{own.claim['id']}-wider"}
-            told.append(own.wider._replace(claim={**own.claim, **named}))
+        for width, other in own.others.items():
+            named = {"short": f"{THE_SAME}, {width}", "id": f"{own.claim['id']}-{width}"}
+            told.append(other._replace(claim={**own.claim, **named}))
     return told
 
 
@@ -228,7 +228,10 @@ def _row(verdict: Verdict, figures: Sequence[Shown], anchors: Mapping[str, str])
         "told": _parts(verdict),
         "measured": [measured(estimate) for estimate in verdict.estimates],
         "missing": verdict.missing,
-        "wider": verdict.wider and f"{WIDER}: {_told(verdict.wider)}; {verdict.wider.scale}: {verdict.wider.verdict}",
+        "others": [
+            f"{THE_SAME}, {width}: {_told(other)}; {other.scale}: {other.verdict}"
+            for width, other in verdict.others.items()
+        ],
         "scale": verdict.scale,
         "verdict": verdict.verdict,
     }

@@ -118,5 +118,6 @@ def by_learning_rate(ends: Sequence[Row], methods: Methods, marks: Mapping[str, 
     axis.set_xlim(ticks[0] / 1.5, max([*ticks, *marks.values()]) * 1.5)
     axis.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
     axis.minorticks_off()
-    plots.legend(figure, {name: styles[name] for name in drawn})
+    more = {"1 / shrink² of SP's rate": DOTTED} if marks else {}
+    plots.legend(figure, {name: styles[name] for name in drawn}, more)
     return figure

@@ -126,7 +126,7 @@ def draw_offline(
 
 
 def online_curves(
-    rounds: Sequence[Row], methods: Methods, *, published: Curves | None = None, cost: str | None = "seconds"
+    rounds: Sequence[Row], methods: Methods, *, published: Curves | None = None, cost: str = "steps"
 ) -> Figure:
     """Draws test scores, and what a round costs, by the number of samples.
 
@@ -134,11 +134,9 @@ def online_curves(
         rounds: a row a round, of any methods and seeds; each method is averaged over the seeds that reached a round.
         methods: what each method is, by name; see `names`.
         published: drawn dashed behind the measured curves: (field, method) to points (samples, percent or seconds).
-        cost: one of `COSTS`: training seconds, or steps, which do not depend on the machine; None takes seconds where
-            there are published curves to compare with, and else steps.
+        cost: one of `COSTS`: steps, or training seconds, which depend on the machine and on what else ran there.
     """
     published, unit = published or {}, unit_of(rounds)
-    cost = cost or ("seconds" if published else "steps")
     curves = _by_method(rounds, methods)
     styles = names.styles(curves, methods)
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")

@@ -13,6 +13,7 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,7 +155,8 @@ def read_pool(
 
     old = {_one_spelling(row["path"]): row for row in known}
     matched, unused = _matched(patterns, old, tell)
-    files = _in_order(matched, old, max_gigabytes, tell)
+    hashed = partial(_hash, max_gigabytes=max_gigabytes, class_names=tuple(base["class_names"]) if base else ())
+    files = _in_order(matched, old, hashed, tell)
     found = _Found(tuple(base["class_names"]), tuple(base["image_shape"]), "the model's are") if base else _Found()
     found.trained_on = frozenset(row["sha256"] for row in known)
     rows = []
@@ -201,7 +203,7 @@ def _tell_refused(refused: Sequence[DataError], path: Path, tell: Callable[[str]
 
 
 def _in_order(
-    matched: Set[Path], old: Mapping[Path, Row], max_gigabytes: float, tell: Callable[[str], None]
+    matched: Set[Path], old: Mapping[Path, Row], hashed: Callable[[Path], str], tell: Callable[[str], None]
 ) -> list[Path]:
     """The files there are: known ones at their old place, also where they have moved, then new ones by name."""
     new = sorted(matched - set(old))
@@ -210,7 +212,7 @@ def _in_order(
     if gone:
         for path in new:
             with contextlib.suppress(DataError):
-                moved.setdefault(_hash(path, max_gigabytes), path)
+                moved.setdefault(hashed(path), path)
     known: dict[Path, None] = {}
     for path, row in old.items():
         place = moved.get(row["sha256"]) if path in gone else path
@@ -223,9 +225,13 @@ def _in_order(
     return list(dict.fromkeys([*known, *new]))
 
 
-def _hash(path: Path, max_gigabytes: float) -> str:
+def _hash(path: Path, max_gigabytes: float, class_names: Sequence[str]) -> str:
     """The hash that a data file's row has, or a folder's."""
-    return folder_hash(path) if os.path.isdir(path) else hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest()
+    return (
+        folder_hash(path, class_names)
+        if os.path.isdir(path)
+        else hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest()
+    )
 
 
 def _matched(

@@ -41,9 +41,9 @@ class Config:
 class OnlineConfig(Config):
     """What to draw of online runs, and where to."""
 
-    cost: Literal["seconds", "steps"] | None = None
-    """What a round costs: seconds, or steps, which do not depend on the machine. Default: seconds where the report's
-    curves are drawn too, else steps."""
+    cost: Literal["steps", "seconds"] = "steps"
+    """What a round costs: steps, or seconds, which depend on the machine and on what else ran there; of seconds the
+    report's curves are drawn too."""
 
 
 def run_script(
