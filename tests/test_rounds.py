@@ -1031,6 +1031,38 @@ def test_what_makes_a_part_of_a_run_names_what_it_cannot_take(make, said):
         make()
 
 
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (Method(lambda boundary: boundary.old.params), "^method 'a' starts with a state of another structure"),
+        (
+            partial(shrink_perturb, shrink=0.5, perturb=0.1, where=lambda path: False),
+            "where chooses none of the leaves",
+        ),
+        (
+            Method(
+                mixed(warm_start, opt_state="keep"),
+                rounds=[Round(20, max_epochs=1, setup=Setup(mlp_task(), optax.sgd(0.1), data(), data()))],
+            ),
+            "^method 'a' starts with a state of another structure",
+        ),
+    ],
+)
+def test_mistakes_of_starts_are_found_before_anything_trains(method, said):
+    seen = []
+    with pytest.raises(TaskError, match=said):
+        run_rounds(setup(), TWO_ROUNDS, {"a": method}, observe=seen.append)
+    assert not seen
+
+
+def test_a_start_may_look_at_numbers():
+    def halved(params, fresh):
+        return jax.tree.map(lambda w: np.asarray(w) / 2 if float(np.abs(w).sum()) >= 0 else w, params)
+
+    rows = run_rounds(setup(), TWO_ROUNDS, {"a": halved}).rows
+    assert {row["round"] for row in rows if row["method"] == "a"} == {2}
+
+
 def test_data_of_another_library_are_named():
     class Tensor:
         shape, dtype = (30,), "torch.float32"
