@@ -93,7 +93,9 @@ QUIET = f"--dataset=cifar10 {LESS} {SLOW} --epochs=20"
 DASH_SMALL = "--width=16 --max_rounds=4 --seeds 2021 2022 2023 --epochs=300 --num_test=5000 --replicas=devices"
 ONLINE = f"online --dataset=cifar10 {LESS} --batch_size=64 --pool=1"
 CPU = grid(f"{ON_CIFAR} --epochs=12", ()) | {
-    "controls": [f"offline {ON_CIFAR} --epochs=12 --methods RI@0.15 WS@0.15 RI@0.5"],
+    "controls": [
+        f"offline {CIFAR} {seeds} --epochs=12 --methods RI@0.15 WS@0.15 RI@0.5" for seeds in (FOUR, "--seeds 4 5")
+    ],
     "figure8": [
         f"gradients --dataset=cifar10 {LESS} {seeds} {STEPS} --first_epochs=12 --epochs=6"
         for seeds in (*EIGHT, f"{NEXT} --methods WS")

@@ -15,7 +15,7 @@ from wsjax.results.merge import DrawnRun
 from wsjax.results.sheets import Sheet
 from wsjax.results.stats import ACCURACY, Unit, unit_of
 from wsjax.results.summary import interval, paired, shares_of, side, summarize_online, with_bounds, with_half
-from wsjax.storage.records import BEFORE, RunRecords
+from wsjax.storage.records import RunRecords, setting
 from wsjax.storage.rows import FIRST, round_ends
 
 EXPERIMENTS = ("online", "offline")
@@ -243,17 +243,13 @@ def _protocol(
     """The published protocol that settings are of, at whatever scale; None where they are of none."""
     for protocol in protocols:
         there = {name: value for name, value in protocol["settings"].items() if name not in SCALE}
-        if protocol["experiment"] == experiment and all(_value(settings, name) == there[name] for name in there):
+        if protocol["experiment"] == experiment and all(setting(settings, name) == there[name] for name in there):
             return protocol
     return None
 
 
 def _smaller(settings: Mapping[str, Any], protocol: Mapping[str, Any]) -> bool:
-    return any(_value(settings, name) != protocol["settings"][name] for name in SCALE)
-
-
-def _value(settings: Mapping[str, Any], name: str) -> Any:
-    return settings.get(name, BEFORE.get(name))
+    return any(setting(settings, name) != protocol["settings"][name] for name in SCALE)
 
 
 def _published(protocol: Mapping[str, Any], run: DrawnRun, last: int) -> dict[str, tuple[float | None, float | None]]:

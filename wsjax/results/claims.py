@@ -32,7 +32,7 @@ from wsjax.results import cells, names, words
 from wsjax.results.measures import MEASURES, OF_ENDS, Group, Part, lately, least_trained
 from wsjax.results.merge import DrawnRun, merge_runs, methods_of, unlike
 from wsjax.results.stats import CONFIDENCE
-from wsjax.storage.records import BEFORE, CONFIG, RunRecords, read_run
+from wsjax.storage.records import CONFIG, RunRecords, read_run, setting
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_RUN = "reproduced", "not reproduced", "undecided", "not run"
 ERROR = 1 - CONFIDENCE
@@ -53,7 +53,7 @@ class Estimate(NamedTuple):
       looks: how many runs one after another its seeds came by, or had come by to an earlier round.
       fitted: the train accuracy with which the least trained method ended, where that is less than the claim needs:
         then nothing is decided.
-      settings: of each of its runs how large it is, in words.
+      sizes: how large each of its runs is, in words.
       parts: how many the claim has of which one outside decides.
     """
 
@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
     unit: str
     lies_in: tuple[float | None, float | None]
     looks: int = 1
-    settings: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
     parts: int = 1
     fitted: float | None = None
 
@@ -112,9 +112,9 @@ class Verdict(NamedTuple):
         """How large the runs are, in words, and of how many seeds, in how many looks, is told."""
         told: dict[str, list[Estimate]] = {}
         for estimate in self.estimates:
-            for setting in dict.fromkeys(estimate.settings):
-                told.setdefault(setting, []).append(estimate)
-        return "; ".join(_alike({setting: _seeds(own) for setting, own in told.items()}))
+            for size in dict.fromkeys(estimate.sizes):
+                told.setdefault(size, []).append(estimate)
+        return "; ".join(_alike({size: _seeds(own) for size, own in told.items()}))
 
 
 def _seeds(estimates: Sequence[Estimate]) -> str:
@@ -129,10 +129,10 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _alike(told: Mapping[str, str]) -> list[str]:
-    """Settings with their seeds; those that differ in the data set alone as one."""
+    """Sizes with their seeds; those that differ in the data set alone as one."""
     found: dict[str, list[str]] = {}
-    for setting, seeds in told.items():
-        data, _, rest = f"{setting}, {seeds}".partition(", ")
+    for size, seeds in told.items():
+        data, _, rest = f"{size}, {seeds}".partition(", ")
         found.setdefault(rest, []).append(data)
     return [f"{' and '.join(data)}, {rest}" for rest, data in found.items()]
 
@@ -211,7 +211,7 @@ def groups(runs: Sequence[RunRecords], wanted: Mapping[str, Any]) -> list[Group]
         own = run.config["config"]
         if run.config.get("experiment") != wanted["experiment"] or not run.rows:
             continue
-        if any(own.get(name, BEFORE.get(name)) != value for name, value in settings.items()):
+        if any(setting(own, name) != value for name, value in settings.items()):
             continue
         for group in together:
             if not unlike(group[0].config["config"], own):
@@ -228,7 +228,7 @@ def groups(runs: Sequence[RunRecords], wanted: Mapping[str, Any]) -> list[Group]
     return sorted(merged, key=lambda group: _size(group.run), reverse=True)
 
 
-def setting(run: DrawnRun) -> str:
+def size_told(run: DrawnRun) -> str:
     """How large a run is, in words."""
     own = run.settings
     parts = [f"width {own['width']}"] if _is_resnet(own) and own.get("width") else []
@@ -297,7 +297,7 @@ def _measure(part: Part, runs: Sequence[RunRecords]) -> Estimate | None:
             )
             estimate = Estimate(
                 part["what"], found["mean"], found["low"], found["high"], found["seeds"], part.get("unit", "points"),
-                tuple(part["lies_in"]), looks, tuple(setting(group.run) for group in own),
+                tuple(part["lies_in"]), looks, tuple(size_told(group.run) for group in own),
             )  # fmt: skip
             if "fitted" in part and (fitted := least_trained(part, own)) < part["fitted"]:
                 estimate = estimate._replace(fitted=fitted)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from wsjax.errors import RunError
 from wsjax.results import words
 from wsjax.results.merge import DrawnRun, merge_runs
-from wsjax.storage.records import BEFORE, DATA, RunRecords, differing
+from wsjax.storage.records import DATA, RunRecords, differing, setting
 from wsjax.storage.rows import grouped
 
 UNITED = ("seeds", "methods", "shrink", "perturb")
@@ -93,5 +93,5 @@ def _one_or_all(values: Sequence[Any]) -> Any:
 
 def _value(settings: Mapping[str, Any], name: str) -> Any:
     """A setting's value, as one that can be compared: a list as a tuple."""
-    value = settings.get(name, BEFORE.get(name))
+    value = setting(settings, name)
     return tuple(value) if isinstance(value, list) else value

@@ -194,13 +194,18 @@ def read_run(folder: Path | str) -> RunRecords:
     return RunRecords(read_config(folder), rows, summary, folder)
 
 
+def setting(settings: Mapping[str, Any], name: str) -> Any:
+    """A run's setting; one that it lacks is what `BEFORE` says."""
+    return settings.get(name, BEFORE.get(name))
+
+
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings that two runs differ in: their values there, by name.
 
-    One that a run lacks means what `BEFORE` says. The data of a run that does not tell them are taken to be the same.
+    The data of a run that does not tell them are taken to be the same.
     """
     names = [name for name in {**one, **other} if name != DATA or (name in one and name in other)]
-    pairs = {name: tuple(run.get(name, BEFORE.get(name)) for run in (one, other)) for name in names}
+    pairs = {name: (setting(one, name), setting(other, name)) for name in names}
     return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
 
 
