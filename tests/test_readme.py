@@ -108,7 +108,7 @@ def test_what_shrink_perturb_gains_online_is_told_as_the_records_have_it():
     assert told.format(*gains, *shares) in README
 
 
-FIGURE_5 = ("figure1", "figure5", "figure5-2", "figure5-3", "figure5-4")
+FIGURE_5 = ("figure1", "figure5", "figure5-2", "figure5-3", "figure5-4", "figure5-5")
 
 
 def gains(ends, one, other):
@@ -153,6 +153,9 @@ def test_what_size_alone_gains_is_told_as_the_records_have_it():
         f"Offline, at 0.3, it ends {small:.1f} points above RI, and {-kept:.1f} above SP, which cannot be told from 0; "
         f"at 0.1 it ends {smaller:.1f} above RI, and SP {kept_most:.1f} above that"
     ) in README
+    norms = [gains(ends, f"SPN {shrink}", "RI") for shrink in (0.3, 0.1)]
+    assert [seeds for _, seeds in norms] == [4, 4]
+    assert "ends {:.1f} and {:.1f} points above RI".format(*(gain for gain, _ in norms)) in README
     first = [row for row in summarize_drawn(online)["rounds"] if row["round"] == 1]
     ends = {(row["method"], row["seed"]): row for row in first}
     leads = [gains(ends, f"SP {shrink}", "RI")[0] for shrink in (0.2, 0.4, 0.6)]

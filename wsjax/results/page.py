@@ -82,8 +82,7 @@ def render(verdicts: Sequence[Verdict], figures: Sequence[Shown], runs: Sequence
 def sentences(verdicts: Sequence[Verdict]) -> list[str]:
     """What the study says, in a few sentences."""
     by_id = {verdict.claim["id"]: verdict for verdict in verdicts}
-    own = [verdict for verdict in verdicts if verdict.claim["published"] == OWN]
-    published = [verdict for verdict in verdicts if verdict not in own]
+    own, published = ([v for v in verdicts if (v.claim["published"] == OWN) == is_own] for is_own in (True, False))
     said = [
         f"Of {len(published)} claims of the report: {_counted(published)}; of {len(own)} of our own: {_counted(own)}. "
         "Each verdict holds at the scale that its row in the table tells."
@@ -107,7 +106,7 @@ THE_SAME = "The same"
 OWN = "-"
 """What a claim that nobody has published has for that."""
 SAID = {
-    "gap": "A warm start ends below random initialisation, after a few epochs by SGD:",
+    "gap": "A warm start ends below random initialisation, by SGD in rounds of a fixed length:",
     "gap-table": "It does where all train to 99 % or a plateau, by three optimisers on two data sets:",
     "shrink-perturb": "Shrink-perturb ends above random initialisation:",
     "size": "So does a new network, all of its parameters times the shrink:",
