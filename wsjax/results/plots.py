@@ -38,12 +38,13 @@ COSTS = {"seconds": ("train_seconds", "Seconds a round"), "steps": ("steps", "St
 WIDTH, HEIGHT = 6.5, 2.6  # inches: a paper's text width, so that the font sizes below are those on the page
 FONT, SMALL = 8, 7  # points
 LINES = 12  # of a caption in the picture
+MANY = 7  # curves, beyond which their bands are faint
 DASHES = (0, (3, 1.5))
 
 _FIELDS = {"test_accuracy": "Test", "train_accuracy": "Train"}
 
 
-def mean_band(axis: Axes, x: ArrayLike, curves: ArrayLike, *, label: str, style: Style) -> None:
+def mean_band(axis: Axes, x: ArrayLike, curves: ArrayLike, *, label: str, style: Style, faint: bool = False) -> None:
     """Draws the mean of the seeds' curves in a band: its 95 % t-interval, or the range where only two seeds are.
 
     Args:
@@ -52,13 +53,14 @@ def mean_band(axis: Axes, x: ArrayLike, curves: ArrayLike, *, label: str, style:
         curves: [S, E], one curve a seed; NaN where a seed has no value. Positions where no seed has one are skipped.
         label: the line's.
         style: the line's; the band has its colour.
+        faint: whether the band is, as where many lie upon each other.
     """
     columns = [column[~np.isnan(column)] for column in np.asarray(curves, float).T]
     x = np.asarray(x)[[len(column) > 0 for column in columns]]
     mean, low, high = np.array([bounds(column) for column in columns if len(column)]).reshape(-1, 3).T
     marker = "o" if len(x) == 1 else None  # a line of one point cannot be seen
     axis.plot(x, mean, label=label, color=style.color, linestyle=style.line, linewidth=1.2, marker=marker, markersize=3)
-    axis.fill_between(x, low, high, color=style.color, alpha=0.22, linewidth=0)
+    axis.fill_between(x, low, high, color=style.color, alpha=0.08 if faint else 0.22, linewidth=0)
 
 
 def offline_curves(
@@ -114,7 +116,8 @@ def draw_offline(
                 offset, stop = (0, start) if number == 1 else (start, end)
                 values = unit.scale * by_epoch(own, lambda row, field=field: row[field])
                 x = offset + 1 + np.arange(values.shape[1])
-                mean_band(axis, x, values, label=names.label(method), style=styles[method])
+                faint = len(curves) > MANY
+                mean_band(axis, x, values, label=names.label(method), style=styles[method], faint=faint)
                 if unit.percent and (field, method) in published and (number == 2 or method == FIRST):
                     x, y = np.asarray(published[field, method]).T
                     dashed(axis, offset + x, y, stop, styles[method])
