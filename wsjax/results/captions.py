@@ -207,7 +207,8 @@ def bands(run: DrawnRun, means: str = "Lines", spread: str = "bands") -> str:
 
 def _spread(run: DrawnRun) -> str:
     """What bands and ± are, for the picture itself, where all are the same."""
-    return " Bands and ±: 95 %." * bool(bands(run) and "range" not in bands(run))
+    told = bands(run)
+    return " Bands and ±: 95 %." * bool(told and "range" not in told)
 
 
 def _seeds_by_method(run: DrawnRun) -> str:

@@ -231,7 +231,7 @@ def groups(runs: Sequence[RunRecords], wanted: Mapping[str, Any]) -> list[Group]
 def size_told(run: DrawnRun) -> str:
     """How large a run is, in words."""
     own = run.settings
-    parts = [f"width {own['width']}"] if _is_resnet(own) and own.get("width") else []
+    parts = [f"width {width}"] if (width := _width(own)) else []
     parts.append(f"{_images(run):,} images")
     parts += [f"{own['epochs']} epochs" if own.get("stop") == ["epochs"] else "to " + _stop(own)]
     return ", ".join([words.label(own.get("dataset", "")), *parts])

@@ -41,8 +41,7 @@ def merge_rates(runs: Sequence[RunRecords]) -> tuple[DrawnRun, list[Row]]:
     curves: dict[str, Spec] = {}
     ends: dict[tuple[str, int, float], Row] = {}
     tables = {key: {name: _plain(spec) for name, spec in run.methods.items()} for key, run in groups.runs.items()}
-    mixed = [spec for table in tables.values() for spec in table.values() if "perturb" in spec]
-    several = len({spec["perturb"] for spec in mixed if not names.is_scaled(spec)}) > 1
+    several = len(names.perturbs(spec for table in tables.values() for spec in table.values())) > 1
     for (rate, warmup), run in groups.runs.items():
         named = {}
         for name, spec in tables[rate, warmup].items():

@@ -75,8 +75,7 @@ def merge_runs(
     if not rows:
         raise RunError("there are no epochs to draw yet: wait for the first one of the figure's methods")
     united = {name: sorted({value for own in settings for value in own.get(name) or ()}) for name in _UNITED}
-    mixed = [drawn[name] for name, _ in curves if "perturb" in drawn.get(name, {}) and not names.is_scaled(drawn[name])]
-    united["perturb"] = sorted({spec["perturb"] for spec in mixed})
+    united["perturb"] = sorted(names.perturbs(drawn.get(name, {}) for name, _ in curves))
     drawn_of = [drawn.keys() & own.values() for own in renamed]
     about = "; ".join(dict.fromkeys(_about(run.config) for run, own in zip(runs, drawn_of, strict=True) if own))
     finished = _have_ended(curves, drawn_of, runs)

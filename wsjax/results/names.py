@@ -134,6 +134,11 @@ def is_scaled(spec: Spec) -> bool:
     return spec.get("reinit") == SHRINK and spec.get("shrink") == 0
 
 
+def perturbs(specs: Iterable[Spec]) -> set[float]:
+    """The perturbs of shrink-perturbs, whose names tell them where there are several: a scaled one's has its own."""
+    return {spec["perturb"] for spec in specs if "perturb" in spec and not is_scaled(spec)}
+
+
 def sp_name(spec: Spec, with_perturb: bool) -> str:
     """How a shrink-perturb is called beside others; one that keeps nothing is a random initialisation, scaled."""
     if is_scaled(spec):
@@ -178,8 +183,7 @@ def merge(tables: Sequence[Methods]) -> tuple[dict[str, Spec], list[dict[str, st
     """
     merged: dict[str, Spec] = {}
     renamed = []
-    mixed = [spec for table in tables for spec in table.values() if _is_sp(spec) and not is_scaled(spec)]
-    several = len({spec["perturb"] for spec in mixed}) > 1
+    several = len(perturbs(spec for table in tables for spec in table.values() if _is_sp(spec))) > 1
     for table in tables:
         own: dict[str, str] = {}
         for name, spec in table.items():

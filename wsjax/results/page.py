@@ -228,8 +228,8 @@ def _row(verdict: Verdict, figures: Sequence[Shown], anchors: Mapping[str, str])
         "measured": [measured(estimate) for estimate in verdict.estimates],
         "missing": verdict.missing,
         "others": [
-            f"{THE_SAME}, {width}: {_told(other)}; {other.scale}: {other.verdict}"
-            for width, other in verdict.others.items()
+            f"{other.claim['short']}: {_told(other)}; {other.scale}: {other.verdict}"
+            for other in _with_others([verdict])[1:]
         ],
         "scale": verdict.scale,
         "verdict": verdict.verdict,

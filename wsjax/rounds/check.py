@@ -171,6 +171,14 @@ def check_starts(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Me
     A start that looks at numbers tells nothing before there are any.
     """
     seen: set[tuple[int, ...]] = set()
+    shapes: dict[int, TrainState] = {}  # of a newly drawn network's state, by the setup: tracing one takes a while
+
+    def drawn(own: Setup) -> TrainState:
+        if id(own) not in shapes:
+            init = partial(init_state, own.task, anchors.optimizer_of(own))
+            shapes[id(own)] = jax.eval_shape(init, jax.random.key(0))
+        return shapes[id(own)]
+
     for name, method in methods.items():
         own = rounds[method.after :] if method.rounds is None else method.rounds
         setups = [here.setup or setup for here in [*rounds[: method.after], *own]]
@@ -179,14 +187,10 @@ def check_starts(setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Me
             known = id(method.start), id(before), id(here)
             if known not in seen:
                 seen.add(known)
-                _check_one_start(name, method, before, here)
+                _check_one_start(name, method, here, drawn(before), drawn(here))
 
 
-def _check_one_start(name: str, method: Method, before: Setup, here: Setup) -> None:
-    old, fresh = (
-        jax.eval_shape(partial(init_state, own.task, anchors.optimizer_of(own)), jax.random.key(0))
-        for own in (before, here)
-    )
+def _check_one_start(name: str, method: Method, here: Setup, old: TrainState, fresh: TrainState) -> None:
     order = jax.ShapeDtypeStruct((jax.tree.leaves(here.train)[0].shape[0],), jnp.int32)
     counts = (jax.ShapeDtypeStruct((), jnp.int32),) * 2
     given = jax.random.key(0), old, fresh, fresh, here.train, here.test, order, counts
