@@ -33,10 +33,10 @@ from wsjax.storage.records import RunRecords
 TITLES = {False: "a half-data network for each warm start", True: "chained warm starts, as the report ran"}
 WHAT = "Figure 4: test accuracy by the cost of training on all of the data, a point a run (learning rates and batches)."
 NOTES = (
-    "Markers and their sizes tell the learning rate and batch of the round that is drawn. The best cell is chosen by "
-    "its mean accuracy over these same seeds, among those whose rounds all converged; a warm start's cell is that of "
-    "its first round. What that round cost is not counted, as in the report. No published point is drawn: the report's "
-    "numbers were not published."
+    "Markers and their sizes tell the learning rate and batch of the round that is drawn; a warm start's first round "
+    "had others, and what it cost is not counted, as in the report. The best cell is chosen by its mean accuracy over "
+    "these same seeds, among those that half of them have or more and whose rounds all converged. No published point "
+    "is drawn: the report's numbers were not published."
 )
 
 
@@ -100,8 +100,8 @@ def _came(summary: Mapping[str, Any], chained: bool, cost: str) -> str:
         return f"{word}: RI and WS have no cells to compare: such whose rounds all converged, of one seed at least."
     accuracy = {(own["start"], tuple(own["cell"])): own["test_accuracy"] for own in summary["cells"]}
     cells = [
-        f"{what} {best[start][0]:g}/{best[start][1]}: {_number(accuracy[start, tuple(best[start])])}"
-        for start, what in (("RI", "RI"), ("WS", "WS, first"))
+        f"{start} {best[start][0]:g}/{best[start][1]}: {_number(accuracy[start, tuple(best[start])])}"
+        for start in ("RI", "WS")
     ]
     share = best["of_RI"].get(cost)
     took = "" if share is None else f", for {_number(share)} % of RI's {hyperparameters.COSTS[cost]}"

@@ -99,7 +99,7 @@ def test_methods_that_do_not_shrink_cannot_do_so_at_once():
     digits, dash = own["defaults"]("digits"), protocols.applied(own["defaults"]("cifar10"), "dash")
     own["check"](dataclasses.replace(digits, methods=("RI", "WS", "SPG@0.01"), at_once=True))
     own["check"](dataclasses.replace(dash, methods=("RI", "WS")))  # the protocol says so, not the user
-    with pytest.raises(UsageError, match="--at_once has no use without SP or SPG in --methods"):
+    with pytest.raises(UsageError, match="--at_once has no use without SP or SPN or SPG in --methods"):
         own["check"](dataclasses.replace(digits, methods=("RI", "WS"), at_once=True))
 
 

@@ -46,7 +46,8 @@ def test_the_first_rule_that_holds_gives_the_reason():
     assert first_stop(rule, [0.1, 0.1, 0.1]) == (3, "plateau")  # both hold: the earlier rule is named
     assert first_stop(rule, [0.1, 0.4, 0.7]) == (3, CAP)
     assert first_stop(any_of(after_epochs(3), at_plateau(0.002, 3)), [0.1, 0.1, 0.1]) == (3, CAP)
-    assert any_of()([0.5]) is None
+    with pytest.raises(TaskError, match="no rule is given"):
+        any_of()
 
 
 def test_a_rule_keeps_no_memory():

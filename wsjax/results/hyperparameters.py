@@ -2,7 +2,8 @@
 
 A *cell* is a learning rate with a batch size. A method's "cells" in the table of methods are those of its rounds: one
 for random initialisation; for a warm start that of the first part of the data, then one a round on all of them. What
-counts as cost is a round on all of the data, as in the report: the first part was trained on before these came.
+counts is a round on all of the data, its cell and its cost, as in the report: the first part was trained on before
+these came, with settings that nobody can choose any more.
 """
 
 from __future__ import annotations
@@ -48,14 +49,13 @@ def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
       methods: what each method is, by name; see `spec_of`.
 
     Returns:
-      "rows": the end of each round on all of the data, with its "start" ("RI" or "WS"), the round's own "learning_rate"
-      and "batch_size", its "cell" (of random initialisation the same two, of a warm start those of its first round),
-      and whether it "converged" before the cap; "first_rounds": the ends of the warm starts' first rounds. "cells": for
-      each start and cell, means over seeds of accuracy and costs, and how many rounds were "capped" or "diverged", a
-      chain's after it diverged among them. "best": of either start the cell of the largest mean accuracy among those
-      whose rounds all converged, the paired "gap" RI - WS of the two, and the costs of WS as shares "of_RI"; the choice
-      and the gap are of the seeds that all such cells have. "same": the gap and shares with the same settings on all of
-      the data, the mean over a seed's warm starts. None where one is missing.
+      "rows": the end of each round on all of the data, with its "start" ("RI" or "WS"), its "cell", and whether it
+      "converged" before the cap; "first_rounds": the ends of the warm starts' first rounds. "cells": for each start and
+      cell, means over seeds of accuracy and costs, and how many rounds were "capped" or "diverged", a chain's after it
+      diverged among them. "best": of either start the cell of the largest mean accuracy among those whose rounds all
+      converged and that half of the seeds have or more, the "gap" RI - WS of the two, paired by the seeds that have
+      both, and the costs of WS as shares "of_RI". "same": the gap and shares with the same cell, the mean over a
+      seed's warm starts. None where one is missing.
     """
     ends = [_with_cells(end, methods[end["method"]]) for end in round_ends(rows) if end["method"] in methods]
     final = [end for end in ends if _is_final(end)]
@@ -113,9 +113,8 @@ def not_converged(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _with_cells(end: Row, spec: Spec) -> Row:
-    rate, size = spec["cells"][end["round"] - 1]
-    own = {"start": names.SHORT[spec["reinit"]], "cell": spec["cells"][0], "learning_rate": rate, "batch_size": size}
-    return end | own | {"converged": end["stop"] not in (CAP, DIVERGED)}
+    start, cell = names.SHORT[spec["reinit"]], spec["cells"][end["round"] - 1]
+    return end | {"start": start, "cell": cell, "converged": end["stop"] not in (CAP, DIVERGED)}
 
 
 def _is_final(end: Row) -> bool:
@@ -124,8 +123,10 @@ def _is_final(end: Row) -> bool:
 
 
 def _groups(ends: Sequence[Row]) -> dict[tuple[str, Cell], list[Row]]:
-    """Rounds by start and cell, random initialisation first."""
-    return grouped(sorted(ends, key=itemgetter("start")), lambda end: (end["start"], tuple(end["cell"])))
+    """Rounds by start and cell: random initialisation first, and the cells in its order."""
+    order = list(dict.fromkeys(tuple(end["cell"]) for end in ends))
+    ends = sorted(ends, key=lambda end: (end["start"], order.index(tuple(end["cell"]))))
+    return grouped(ends, lambda end: (end["start"], tuple(end["cell"])))
 
 
 def _by_seed(ends: Sequence[Row]) -> dict[int, list[Row]]:
@@ -133,7 +134,7 @@ def _by_seed(ends: Sequence[Row]) -> dict[int, list[Row]]:
 
 
 def _mean(ends: Sequence[Row]) -> Row:
-    """One seed's rounds of a cell, of which only a chain has several."""
+    """One seed's rounds of a cell: warm starts from several others may have come to it."""
     return {name: float(np.mean([end[name] for end in ends])) for name in _MEANS}
 
 
@@ -150,23 +151,23 @@ def _counts(ends: Sequence[Row]) -> dict[str, int]:
 
 
 def _best(groups: Mapping[tuple[str, Cell], Sequence[Row]]) -> dict[str, Any] | None:
-    """The best cells of both starts, and how they differ; None where one has none, or no seed has all of them."""
-    seeds: dict[str, dict[Cell, dict[int, Row]]] = {"RI": {}, "WS": {}}
+    """The best cells of both starts, and how they differ; None where one has none, or no seed has both."""
+    enough = len({end["seed"] for ends in groups.values() for end in ends}) / 2  # a cell of few may be best by luck
+    by_seed: dict[str, dict[Cell, dict[int, Row]]] = {"RI": {}, "WS": {}}
     for (start, cell), ends in groups.items():
-        if all(end["converged"] for end in ends):
-            seeds[start][cell] = {seed: _mean(own) for seed, own in _by_seed(ends).items()}
-    if not all(seeds.values()):
+        seeds = _by_seed(ends)
+        if len(seeds) >= enough and all(end["converged"] for end in ends):
+            by_seed[start][cell] = {seed: _mean(own) for seed, own in seeds.items()}
+    if not all(by_seed.values()):
         return None
-    shared = set.intersection(*(set(own) for cells in seeds.values() for own in cells.values()))
-    if not shared:
-        return None
-    chosen = {
-        start: max(cells, key=lambda cell: np.mean([cells[cell][seed]["test_accuracy"] for seed in shared]))
-        for start, cells in seeds.items()
-    }
-    random, warm = (seeds[start][chosen[start]] for start in ("RI", "WS"))
-    pairs = [(random[seed], warm[seed]) for seed in sorted(shared)]
-    return {start: list(chosen[start]) for start in ("RI", "WS")} | _compared(pairs)
+    chosen = {start: max(cells, key=lambda cell: _accuracy(cells[cell])) for start, cells in by_seed.items()}
+    random, warm = (by_seed[start][cell] for start, cell in chosen.items())
+    pairs = [(random[seed], warm[seed]) for seed in random if seed in warm]
+    return {start: list(cell) for start, cell in chosen.items()} | _compared(pairs) if pairs else None
+
+
+def _accuracy(seeds: Mapping[int, Row]) -> float:
+    return float(np.mean([own["test_accuracy"] for own in seeds.values()]))
 
 
 def _same(ends: Sequence[Row]) -> dict[str, Any] | None:
@@ -180,7 +181,7 @@ def _same(ends: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def _place(end: Row) -> tuple[int, float, int]:
-    return end["seed"], end["learning_rate"], end["batch_size"]
+    return end["seed"], *end["cell"]
 
 
 def _compared(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
@@ -191,8 +192,8 @@ def _compared(pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
 
 
 def _best_sentence(best: Mapping[str, Any]) -> str:
-    gap, (rate, size), (first_rate, first_size) = best["gap"], best["RI"], best["WS"]
-    points = f"best RI ({rate:g}/{size}) - best WS (first {first_rate:g}/{first_size}) = {in_points(gap, ACCURACY)}"
+    gap, (rate, size), (warm_rate, warm_size) = best["gap"], best["RI"], best["WS"]
+    points = f"best RI ({rate:g}/{size}) - best WS ({warm_rate:g}/{warm_size}) = {in_points(gap, ACCURACY)}"
     return {
         1: f"No warm start is as accurate as the best RI: {points}",
         -1: f"The best warm start is more accurate than the best RI: {points}",

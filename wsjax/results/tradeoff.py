@@ -35,9 +35,10 @@ def panels(summaries: Mapping[str, Mapping[str, Any]], cost: str = "samples_seen
         cost: one of `COSTS`.
     """
     rows = [row for summary in summaries.values() for row in summary["rows"]]
-    rates = sorted({row["learning_rate"] for row in rows}, reverse=True)
+    cells = {tuple(row["cell"]) for row in rows}
+    rates = sorted({rate for rate, _ in cells}, reverse=True)
     markers = {rate: _MARKERS[number % len(_MARKERS)] for number, rate in enumerate(rates)}
-    sizes = _sizes(sorted({row["batch_size"] for row in rows}))
+    sizes = _sizes(sorted({batch for _, batch in cells}))
     table = {"RI": {"reinit": names.RANDOM}, "WS": {"reinit": names.WARM}}
     colors = {name: style.color for name, style in names.styles(table, table).items()}
 
@@ -45,8 +46,8 @@ def panels(summaries: Mapping[str, Mapping[str, Any]], cost: str = "samples_seen
     axes = figure.subplots(1, len(summaries), squeeze=False, sharex=True, sharey=True)[0]
     for axis, (title, summary) in zip(axes, summaries.items(), strict=True):
         for row in summary["rows"]:
-            color = colors[row["start"]]
-            looks = {"marker": markers[row["learning_rate"]], "markersize": sizes[row["batch_size"]]}
+            color, (rate, batch) = colors[row["start"]], row["cell"]
+            looks = {"marker": markers[rate], "markersize": sizes[batch]}
             # A white edge tells points apart that lie on one another.
             looks |= {"color": color, "markeredgecolor": "white"} if row["converged"] else _hollow(color)
             axis.plot(row[cost], 100 * row["test_accuracy"], alpha=0.8, markeredgewidth=0.5, linestyle="none", **looks)
