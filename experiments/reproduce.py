@@ -199,12 +199,17 @@ CPU["figure5"] = [
     *(f"{MORE} {seeds} {SCALED} 0.1 0.3" for seeds in EIGHT),
     f"{MORE} {FOUR} --methods SPN --shrink 0.1 0.3",
 ]
-CPU["figure6"] += [
-    f"{ONLINE} {FOUR} --train_accuracy=running {own}" for own in (f"{SCALED} 0.4", "--methods SPN --shrink 0.4")
-]
+CPU["figure6"] += [f"{ONLINE} {FOUR} --train_accuracy=running {own} 0.4" for own in (SCALED, "--methods SPN --shrink")]
 CPU["board"] += [f"{DASH} {DASH_SMALL} --methods SPN"]
-FULL["figure5"] = [*FULL["figure5"], f"offline --dataset=cifar10 {SEEDS} {SCALED} 0.1 0.3"]
-FULL["figure6"] += [f"online --dataset=cifar10 --increment=2500 --train_accuracy=running {SEEDS} {SCALED} 0.4"]
+FULL["figure5"] = [
+    *FULL["figure5"],
+    *(f"offline --dataset=cifar10 {SEEDS} {own} 0.1 0.3" for own in (SCALED, "--methods SPN --shrink")),
+]
+FULL["figure6"] += [
+    f"online --dataset=cifar10 --increment=2500 --train_accuracy=running {SEEDS} {own} 0.4"
+    for own in (SCALED, "--methods SPN --shrink")
+]
+FULL["board"] += [f"{DASH} --methods SPN"]
 GRIDS = {"digits": DIGITS, "cpu": CPU, "full": FULL}
 
 

@@ -224,8 +224,11 @@ def test_scores_that_are_no_accuracies_are_told_as_they_are(tmp_path):
     curves = {name: [[100 * test for test in own] for own in seeds] for name, seeds in OFFLINE.items()}
     (block,) = blocks(offline(tmp_path / "a", curves))
     assert [entry.until for entry in block.entries] == [None] * 3
-    figure, _ = draw(tmp_path / "a")
+    figure, caption = draw(tmp_path / "a")
     assert figure.axes[0].get_xlabel() == "Test score less RI's"
+    assert len(figure.axes) == 2
+    assert "until RI's accuracy" not in caption.text  # of which no panel tells
+    assert "until RI's accuracy" in draw(offline(tmp_path / "b"))[1].text
     assert board.table([block]).rows[2][3] == "+6 ± 2.484"
 
 

@@ -104,9 +104,10 @@ def _gain(kernel: jax.Array) -> float:
 
 
 def _newton_schulz(matrix: jax.Array, steps: int) -> jax.Array:
-    x = _tall(matrix)
-    for _ in range(steps):
-        x = 1.5 * x - 0.5 * jnp.matmul(x, _gram(x), precision=EXACT)
+    def step(_: jax.Array, x: jax.Array) -> jax.Array:
+        return 1.5 * x - 0.5 * jnp.matmul(x, _gram(x), precision=EXACT)
+
+    x = jax.lax.fori_loop(0, steps, step, _tall(matrix))  # unrolled, a ResNet's kernels compile for half a minute
     return x if x.shape == matrix.shape else jnp.swapaxes(x, -1, -2)
 
 

@@ -97,6 +97,13 @@ def blocks(runs: Sequence[RunRecords], protocols: Sequence[Mapping[str, Any]]) -
     return [block for block in made if block is not None]
 
 
+def tells_until(boards: Sequence[Block]) -> bool:
+    """Whether any board tells when a method reached RI's accuracy, for which rounds must have been tested on their
+    way."""
+    entries = (entry for block in boards for entry in block.entries if entry.name != block.random)
+    return any(entry.until and entry.until["steps"] for entry in entries)
+
+
 def table(boards: Sequence[Block]) -> Sheet:
     """The board as a table: means with half of their 95 % intervals."""
     columns = ["Protocol", "Method", "Test", "Method - RI", "the same, published", "Steps, % of RI's"]
@@ -123,8 +130,10 @@ def table(boards: Sequence[Block]) -> Sheet:
 
 def caption(boards: Sequence[Block]) -> Caption:
     """What is said of a board."""
-    what = "Board: each method less random initialisation (RI) in test accuracy, its steps, and its steps until RI's "
-    what += f"accuracy{'; diamonds: as published' * any(block.source for block in boards)}."
+    until = tells_until(boards)
+    measured = "its steps, and its steps until RI's accuracy" if until else "and its steps"
+    published = "; diamonds: as published" * any(block.source for block in boards)
+    what = f"Board: each method less random initialisation (RI) in test accuracy, {measured}{published}."
     several = len(boards) > 1
     ran, missing, came = [], [], []
     for block in boards:
@@ -137,16 +146,19 @@ def caption(boards: Sequence[Block]) -> Caption:
             came.append(f"{title}{told}." if several else f"{told[0].upper()}{told[1:]}.")
     about = "; ".join(dict.fromkeys(block.run.about for block in boards if block.run.about))
     sources = [f"Published numbers, diamonds, {block.title}: {block.source}." for block in boards if block.source]
-    notes = [_NOTES, *sources, *([f"Ran on {about}."] if about else [])]
+    notes = [_UNTIL if until else _NOTES, *sources, *([f"Ran on {about}."] if about else [])]
     return Caption(what, " ".join(ran), " ".join(missing), " ".join(came), " ".join(notes))
 
 
 _NOTES = (
-    "Bars are 95 % t-intervals of the mean, paired by seed, of the last panel on logarithms; a hollow point is one "
-    "seed. Steps are those of the second round offline, of all rounds online. Steps until RI's accuracy: those of the "
-    "last round until a test first shows the accuracy with which RI of the same seed ends it, as a share of those that "
-    "RI itself took until then; an arrow is the least that it can be, where seeds ended without it: how many reached "
-    "it stands beside. Nothing is told of runs that were tested at rounds' ends only."
+    "Bars are 95 % t-intervals of the mean, paired by seed; a hollow point is one seed. Steps are those of the second "
+    "round offline, of all rounds online."
+)
+_UNTIL = (
+    f"{_NOTES} Steps until RI's accuracy: those of the last round until a test first shows the accuracy with which RI "
+    "of the same seed ends it, as a share of those that RI itself took until then, their intervals on logarithms; an "
+    "arrow is the least that it can be, where seeds ended without it: how many reached it stands beside. Nothing is "
+    "told of runs that were tested at rounds' ends only."
 )
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from wsjax.errors import printable
 from wsjax.results import names, plots
-from wsjax.results.board import Block, Entry
+from wsjax.results.board import Block, Entry, tells_until
 from wsjax.results.names import Style
 
 ROW = 0.19  # inches of a method
@@ -25,8 +25,7 @@ LONGEST = 84  # characters of a title that fit
 def board(blocks: Sequence[Block]) -> Figure:
     """Draws the board; see `wsjax.results.board`. Random initialisation is the line that all stands against."""
     drawn = [[entry for entry in block.entries if entry.name != block.random] for block in blocks]
-    untils = [entry.until for own in drawn for entry in own]
-    panels = LABELS if any(until and until["steps"] for until in untils) else LABELS[:2]  # where rounds were tested
+    panels = LABELS if tells_until(blocks) else LABELS[:2]
     rows = [max(len(own), 1) for own in drawn]
     figure = Figure(figsize=(plots.WIDTH, FOOT + sum(ROW * count + HEAD for count in rows)), layout="constrained")
     axes = figure.subplots(
