@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +98,7 @@ def set_up() -> bool:
     import jax
     import torch
 
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:  # several seeds train on a core each
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    process.use_devices(os.cpu_count() or 1)  # several seeds train on a core each
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs a GPU's memory too
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(os.cpu_count() or 1)
@@ -190,6 +188,4 @@ def draw(rows: list[dict[str, Any]], path: Path, machine: str) -> None:
 
 
 if __name__ == "__main__":
-    with cli.user_errors():
-        cli.refuse_empty_paths(Config, sys.argv[1:])
-        main(tyro.cli(Config, description=__doc__))
+    cli.run_program(main, Config, __doc__)

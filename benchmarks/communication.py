@@ -14,8 +14,7 @@ import os
 import re
 from typing import Any
 
-import tyro
-
+from wsjax.scripts import cli, process
 from wsjax.scripts.console import print_table, say
 
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f64": 8, "pred": 1}
@@ -42,10 +41,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Prints and returns the all-reduces of a step, and the predicted time of a step on one device and on several."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import jax
-
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", config.devices)
+    process.use_devices(config.devices)
     from benchmarks.roofline import resnet18_costs
 
     text = compiled_step(config)
@@ -99,4 +95,4 @@ def _bytes(dtype: str, dims: str) -> int:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__, use_underscores=True))
+    cli.run_program(main, Config, __doc__)

@@ -21,8 +21,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
-import tyro
-
+from wsjax.scripts import cli, process
 from wsjax.scripts.cli import check
 from wsjax.scripts.console import print_table, say
 
@@ -73,10 +72,7 @@ def main(config: Config) -> list[str]:
     """Prints a table, and returns what is wrong with the programs."""
     check(config.platform in PLATFORMS, f"unknown platform '{config.platform}'; available: {', '.join(PLATFORMS)}")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    import jax
-
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", config.devices)
+    process.use_devices(config.devices)
     from wsjax import parallel
     from wsjax.networks import models
 
@@ -246,4 +242,4 @@ def _cells(found: Contents) -> list[Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(bool(main(tyro.cli(Config, description=__doc__, use_underscores=True))))
+    raise SystemExit(bool(cli.run_program(main, Config, __doc__)))

@@ -23,8 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from wsjax.scripts import cli, console
 from wsjax.storage import files, records
 from wsjax.storage.rows import FIRST, Row
@@ -270,6 +268,4 @@ def _most_bytes() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    with cli.user_errors():
-        cli.refuse_empty_paths(Config, sys.argv[1:])
-        main(tyro.cli(Config, description=__doc__, use_underscores=True))
+    cli.run_program(main, Config, __doc__)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 
 import torch
-import tyro
 
 from benchmarks import torch_side
 from wsjax.data import datasets
+from wsjax.results import words
 from wsjax.results.stats import mean_interval
 from wsjax.scripts import cli, console
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy, at_plateau
@@ -61,7 +60,7 @@ def main(config: Config) -> list[float]:
     for seed in config.seeds:
         torch.manual_seed(seed)
         net = torch_side.mlp(config.hidden, math.prod(data.train_images.shape[1:]), data.num_classes)
-        rows = torch.randperm(len(train[1]))[: datasets.fraction_size(len(train[1]), config.fraction)]
+        rows = torch.randperm(len(train[1]))[: words.share(len(train[1]), config.fraction)]
         accuracies = fit(net, config, train[0][rows], train[1][rows])
         scores.append(torch_side.accuracy(net, *test, batch_size=1000))
         console.say(f"seed {seed}: {len(accuracies)} epochs, train {accuracies[-1]:.2%}, test {scores[-1]:.2%}")
@@ -82,6 +81,4 @@ def fit(net: torch.nn.Module, config: Config, inputs: torch.Tensor, targets: tor
 
 
 if __name__ == "__main__":
-    with cli.user_errors():
-        cli.refuse_empty_paths(Config, sys.argv[1:])
-        main(tyro.cli(Config, description=__doc__, use_underscores=True))
+    cli.run_program(main, Config, __doc__)

@@ -21,7 +21,7 @@ import dataclasses
 import itertools
 from typing import Any
 
-from wsjax.results import early_stopping, names
+from wsjax.results import early_stopping, names, words
 from wsjax.scripts import build, cli, config, optimisers, run
 
 METHODS = ("RI", "WS")
@@ -54,13 +54,12 @@ def defaults(dataset: str | None) -> Config:
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
     check(settings)
-    first = _first(settings)
-    from wsjax.data import datasets
+    first = settings.first_epochs or settings.epochs
     from wsjax.rounds.legs import Method, Round
 
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
-    half = datasets.fraction_size(total, settings.fraction)
+    half = words.share(total, settings.fraction)
     ends = [*range(settings.every, first, settings.every), first]
     setup = build.build_setup(settings, dataset)
     # A schedule runs over the whole of the half's training: no warm start of it begins it again.
@@ -85,13 +84,8 @@ def check(settings: Config) -> None:
     config.check_config(settings, defaults(settings.dataset))
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: early stopping compares RI and WS, not {' '.join(strangers)}")
-    first = _first(settings)
+    first = settings.first_epochs or settings.epochs
     cli.check(settings.every <= first, f"--every={settings.every}: there are {first} epochs before the last warm start")
-
-
-def _first(settings: Config) -> int:
-    """The epochs of the round before the last warm start."""
-    return settings.epochs if settings.first_epochs is None else settings.first_epochs
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the imports that take a second
 import dataclasses
 from typing import Any
 
-from wsjax.results import gradients
+from wsjax.results import gradients, words
 from wsjax.scripts import build, cli, config, run
 
 AS_RUN, AUGMENTED = 100, 350  # epochs of the report's first round
@@ -51,13 +51,12 @@ def main(settings: Config) -> None:
     if settings.first_epochs is None:
         settings = dataclasses.replace(settings, first_epochs=AUGMENTED if settings.augment else AS_RUN)
     assert settings.first_epochs is not None
-    from wsjax.data import datasets
     from wsjax.results import gradient_plots
     from wsjax.training import probes
 
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
-    half = datasets.fraction_size(total, 0.5)
+    half = words.share(total, 0.5)
     setup, both = build.build_setup(settings, dataset), probes.gradient_norms(half, total)
     setup = setup._replace(probe=probes.together(both, setup.probe) if setup.probe else both)
     rounds = build.build_rounds(settings, setup, [(half, settings.first_epochs), (total, settings.epochs)])

@@ -27,7 +27,7 @@ from typing import Any
 
 import tyro
 
-from wsjax.results import hyperparameters
+from wsjax.results import hyperparameters, words
 from wsjax.scripts import build, cells, cli, config, run
 
 METHODS = ("RI", "WS")
@@ -65,13 +65,12 @@ def defaults(dataset: str | None) -> Config:
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
     check(settings)
-    from wsjax.data import datasets
     from wsjax.results import tradeoff
     from wsjax.rounds.legs import Method
 
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
-    sizes = datasets.fraction_size(total, settings.fraction), total
+    sizes = words.share(total, settings.fraction), total
     setup = build.build_setup(settings, dataset)
     half, whole = build.build_rounds(settings, setup, [(size, settings.epochs) for size in sizes])
     grid = list(itertools.product(settings.learning_rates, settings.batch_sizes))
@@ -101,8 +100,7 @@ def check(settings: Config) -> None:
     strangers = [method for method in settings.methods if method not in METHODS]
     cli.check(not strangers, f"--methods: this experiment compares RI and WS, not {' '.join(strangers)}")
     for one, many in (("learning_rate", "learning_rates"), ("batch_size", "batch_sizes")):
-        values = getattr(settings, many)
-        cli.check(0 < len(values) == len(set(values)), f"--{many} needs at least one value, and each once")
+        config.check_list(many, getattr(settings, many))
         why = f"here: give the cells' own with --{many}"
         config.check_unused(settings, defaults(settings.dataset), one, why)
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":  # before the imports that take a second
 
 import dataclasses
 
-from wsjax.results import summary, tables
+from wsjax.results import summary, tables, words
 from wsjax.scripts import build, cli, config, protocols, run
 
 
@@ -56,12 +56,11 @@ def defaults(dataset: str | None) -> Config:
 def main(settings: Config) -> None:
     """Runs the experiment, or what is left of it, prints what came out, and draws it."""
     check(settings)
-    from wsjax.data import datasets
     from wsjax.results import plots
 
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
-    half = datasets.fraction_size(total, settings.fraction)
+    half = words.share(total, settings.fraction)
     setup = build.build_setup(settings, dataset)
     plan = [(half, settings.first_epochs or settings.epochs), (total, settings.epochs)]
     first, *later = build.build_rounds(settings, setup, plan)

@@ -23,7 +23,7 @@ from typing import Any
 
 import tyro
 
-from wsjax.results import names, summary, tables
+from wsjax.results import names, summary, tables, words
 from wsjax.scripts import build, cli, config, protocols, run
 
 
@@ -72,7 +72,7 @@ def main(settings: Config) -> None:
 
     dataset = run.load_data(settings)
     total = len(dataset.train_labels)
-    pool = datasets.fraction_size(total, settings.pool) if settings.pool <= 1 else int(settings.pool)
+    pool = words.share(total, settings.pool) if settings.pool <= 1 else int(settings.pool)
     cli.check(pool <= total, f"--pool asks for {pool} images; the train split has {total}")
     sizes = datasets.increment_sizes(pool, settings.increment)[: settings.max_rounds]
     setup = build.build_setup(settings, dataset)

@@ -258,7 +258,7 @@ def main(settings: Config) -> None:
     if settings.status:
         return console.print_table(str(workdir), ["job", "state", "rows", "took", "log"], study.states(jobs, workdir))
     waiting, factor = [job for job in jobs if not job.done], study.speed(jobs, workdir)
-    budget = None if settings.budget is None else study.seconds_of(settings.budget)
+    budget = None if settings.budget is None else cli.seconds_of(settings.budget)
     parallel = settings.jobs if settings.launcher == "local" else settings.parallel
     chosen, left_out, seconds = study.within(waiting, budget, factor, parallel)
     about = f"{len(chosen)} to run, about {console.duration(seconds)}"
@@ -291,7 +291,7 @@ def check(settings: Config) -> None:
     cli.choose("launcher", settings.launcher, ("local", "slurm"))
     for name in ("seeds", "jobs", "parallel", "gpus_per_job"):
         config.check_positive(name, getattr(settings, name))
-    study.seconds_of(settings.time)
+    cli.seconds_of(settings.time)
     names, other = (SLURM_ONLY, "slurm") if settings.launcher == "local" else (("jobs",), "local")
     for name in names:
         config.check_unused(settings, Config, name, f"without --launcher={other}; leave it out, or add that")
@@ -309,7 +309,7 @@ def submit(jobs: Sequence[Job], workdir: Path, settings: Config) -> None:
         return
     numbers = study.submit(
         jobs, workdir, settings.parallel, partition=settings.partition, account=settings.account,
-        gpus_per_node=settings.gpus_per_job, time=max(int(study.seconds_of(settings.time) / 60), 1),
+        gpus_per_node=settings.gpus_per_job, time=max(int(cli.seconds_of(settings.time) / 60), 1),
     )  # fmt: skip
     for name, number in numbers.items():
         console.say(f"{name}: job {number}")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import tyro
 
 from wsjax.data.embedded import EMBEDDED
-from wsjax.results import names, transfer
+from wsjax.results import names, transfer, words
 from wsjax.scripts import build, cli, config, run
 
 if TYPE_CHECKING:
@@ -110,7 +110,6 @@ class Plan(NamedTuple):
 
 def plan_source(settings: Config, loaded: dict[str, Dataset], source: str) -> Plan:
     """The transfers from one source to all other data sets."""
-    from wsjax.data import datasets
 
     setups = {name: build.build_setup(settings, dataset) for name, dataset in loaded.items()}
     size, epochs = len(loaded[source].train_labels), settings.first_epochs or settings.epochs
@@ -118,7 +117,7 @@ def plan_source(settings: Config, loaded: dict[str, Dataset], source: str) -> Pl
     methods: dict[str, Method] = {}
     table: dict[str, names.Spec] = {}
     for target, fraction in itertools.product([name for name in loaded if name != source], settings.fractions):
-        size = datasets.fraction_size(len(loaded[target].train_labels), fraction)
+        size = words.share(len(loaded[target].train_labels), fraction)
         later = build.build_rounds(settings, setups[target], [(size, settings.epochs)])
         new_head = loaded[target].num_classes != loaded[source].num_classes
         for kind, method in build.after_trunk(settings, setups[target], later, new_head).items():

@@ -17,7 +17,6 @@ if __name__ == "__main__":  # before the imports that take a second
 
 import dataclasses
 import runpy
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +97,4 @@ def show(name: str, runs: Sequence[RunRecords]) -> Shown:
 
 
 if __name__ == "__main__":
-    with cli.user_errors():
-        cli.refuse_empty_paths(Config, sys.argv[1:])
-        main(tyro.cli(Config, description=__doc__))
+    cli.run_program(main, Config, __doc__)

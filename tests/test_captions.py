@@ -287,3 +287,13 @@ def test_every_run_has_a_caption_or_one_line(rows, finished, first_round):
 def test_what_comes_before_the_first_round_is_told_where_a_method_does_so(methods, perturb, is_told):
     own = {"increment": 1000, "at_once": True, "methods": ["RI", *methods], "perturb": perturb}
     assert ("at_once" in words.told(own)) == is_told
+
+
+def test_a_share_of_images_is_rounded_up():
+    assert words.share(50_000, 0.5) == 25_000
+    assert words.share(50_000, 2 / 3) == 33_334
+    assert words.share(73_257, 0.5) == 36_629
+    assert words.share(100, 0.07) == 7  # 7.000000000000001 as a product
+    assert words.share(10, 1e-9) == 1
+    assert words.share(7, 0.4) == 3
+    assert words.share(3, 1) == 3

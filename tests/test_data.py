@@ -434,19 +434,6 @@ def test_increment_sizes_by_hand():
             datasets.increment_sizes(total, increment)
 
 
-def test_fraction_size():
-    assert datasets.fraction_size(50_000, 0.5) == 25_000
-    assert datasets.fraction_size(50_000, 2 / 3) == 33_334
-    assert datasets.fraction_size(73_257, 0.5) == 36_629
-    assert datasets.fraction_size(100, 0.07) == 7  # 7.000000000000001 as a product
-    assert datasets.fraction_size(10, 1e-9) == 1
-    assert datasets.fraction_size(7, 0.4) == 3
-    assert datasets.fraction_size(3, 1) == 3
-    for fraction in (0, -0.1, 1.01, float("nan")):
-        with pytest.raises(ValueError, match=rf"must lie in \(0, 1\], got {fraction}"):
-            datasets.fraction_size(10, fraction)
-
-
 def test_take(tmp_path):
     arrays = valid(train_images=np.tile(np.arange(12, dtype=np.uint8)[:, None, None, None], (1, 5, 4, 3)))
     dataset = datasets.load(write(tmp_path / "own.npz", arrays))

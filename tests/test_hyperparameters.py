@@ -102,7 +102,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_rows(search, tmp_path, monk
     [
         (("--methods", "SP"), "--methods: this experiment compares RI and WS, not SP"),
         (("--learning_rates", 0.1, 0), "--learning_rates must be positive, not 0.0"),
-        (("--batch_sizes", 16, 16), "--batch_sizes needs at least one value, and each once"),
+        (("--batch_sizes", 16, 16), "--batch_sizes must not repeat a value: 16 16"),
         (("--learning_rate", 0.5), "--learning_rate has no use here: give the cells' own with --learning_rates"),
         (("--batch_size", 8), "--batch_size has no use here: give the cells' own with --batch_sizes"),
         (("--stop", "epochs"), "--stop=epochs: cells are compared where they converge; give accuracy"),

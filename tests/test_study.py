@@ -16,7 +16,7 @@ import pytest
 from wsjax.data import datasets
 from wsjax.data.embedded import EMBEDDED
 from wsjax.errors import RunError, UsageError
-from wsjax.scripts import launch, plan, study
+from wsjax.scripts import cli, launch, plan, study
 from wsjax.storage.files import read_json
 from wsjax.storage.lock import hold
 
@@ -145,13 +145,13 @@ def test_what_is_asked_for_is_run_and_what_there_is_not_is_named(scripts):
     ("text", "seconds"), [("90s", 90), ("1.5m", 90), ("10min", 600), ("8h", 28800), ("2d", 172800)]
 )
 def test_times(text, seconds):
-    assert study.seconds_of(text) == seconds
+    assert cli.seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "8", "0h", "h", "8 h", "-1h", "1w", "nan s"])
 def test_what_is_no_time(text):
     with pytest.raises(UsageError, match=re.escape(f"a time is written as 90s, 30m, 8h or 2d, not '{text}'")):
-        study.seconds_of(text)
+        cli.seconds_of(text)
 
 
 def test_a_budget_takes_what_fits_in_order():

@@ -1,4 +1,4 @@
-"""Several devices: batches split over them, or independent runs spread over them. Nothing else knows of devices.
+"""Several devices: batches split over them, or independent runs spread over them. Nothing else knows how.
 
 A mesh has one axis. Over "data" every batch is split into equal parts, gradients and BatchNorm's moments are summed
 over the devices, and all hold the same state: N devices give one device's result up to rounding. Over "replicas" every

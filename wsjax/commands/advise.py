@@ -28,7 +28,7 @@ from wsjax.data.sources import expand_user, open_file
 from wsjax.errors import RunError, UsageError, printable
 from wsjax.results import advice, names, words
 from wsjax.retraining.lineage import FACTORS
-from wsjax.scripts import build, cli, config, console, hosts, process, race, study, unused
+from wsjax.scripts import build, cli, config, console, hosts, process, race, unused
 from wsjax.storage.about import about_run, data_digest
 from wsjax.storage.files import user_path, write_json
 from wsjax.storage.records import CONFIG, DATA, open_run, read_config
@@ -96,7 +96,7 @@ def main(settings: Config) -> None:
     """Runs the study, or what is left of it within the time, and says how to retrain from now on."""
     begin = time.monotonic()
     check(settings)
-    budget = study.seconds_of(settings.budget)
+    budget = cli.seconds_of(settings.budget)
     dataset = load(settings)
     total = len(dataset.train_labels)
     table = ways(settings, total)
@@ -128,7 +128,7 @@ def check(settings: Config) -> None:
     config.check_training(settings)
     config.check_model(settings, defaults(settings.data[0] if settings.data else None))
     config.check_image_size(settings.image_size)
-    study.seconds_of(settings.budget)
+    cli.seconds_of(settings.budget)
     config.check_list("factors", settings.factors)
     for pair in settings.factors:
         _split(pair)
@@ -169,7 +169,7 @@ def _raised(settings: Config) -> float:
 def load(settings: Config) -> Dataset:
     """The data, with a test set: their own, or images held out as the retraining job does. Sets up the devices."""
     process.set_up()
-    build.use_devices(settings.devices)
+    process.use_devices(settings.devices)
     from wsjax.data import datasets
     from wsjax.retraining.incoming import read_pool
 
@@ -225,7 +225,7 @@ def check_sufficed(settings: Config, ends: Sequence[Any], plan: dict[str, Any], 
             raise RunError(f"no way but scratch is left: {'; '.join(_diverged(plan))}; lower --learning_rate")
         # An estimate within the budget leaves out what took the time: compiling, most likely.
         most = ""
-        if seconds is not None and seconds > study.seconds_of(settings.budget):
+        if seconds is not None and seconds > cli.seconds_of(settings.budget):
             most = f" ({console.duration(seconds)} should)"
         raise RunError(
             f"{settings.budget} did not suffice for two ways on one seed{most}; the same command with a larger "
@@ -307,7 +307,7 @@ def _in_order(methods: dict[str, Method], setup: Setup, here: Round) -> dict[str
 
 def _identity(settings: Config, own: config.Common, dataset: Dataset) -> dict[str, Any]:
     """All that decides the rows of a race, but for how far it goes."""
-    fields = {name: value for name, value in dataclasses.asdict(own).items() if name not in config.NEUTRAL}
+    fields = {name: value for name, value in dataclasses.asdict(own).items() if name not in words.WHERE}
     data = (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels)
     fields |= {"new": settings.new, "first_epochs": settings.first_epochs, DATA: data_digest(data)}
     fields |= {"image_size": settings.image_size, "holdout": settings.holdout}

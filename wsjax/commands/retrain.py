@@ -112,7 +112,7 @@ def main(config: Config) -> None:
     """
     check(config, with_kept(DEFAULTS, config.model_dir))
     process.set_up()
-    build.use_devices(config.devices)
+    process.use_devices(config.devices)
     from wsjax.retraining.shelf import roll_back
 
     if config.rollback or config.rollback_to is not None:

@@ -208,13 +208,6 @@ def pool_order(key: jax.Array, num_samples: int) -> jax.Array:
     return jax.random.permutation(key, jnp.arange(num_samples, dtype=jnp.int32))
 
 
-def fraction_size(num_samples: int, fraction: float) -> int:
-    """How many of `num_samples` images a fraction in (0, 1] is, rounded up, as the report's code has it."""
-    if not 0 < fraction <= 1:
-        raise DataError(f"the fraction of the data must lie in (0, 1], got {fraction}")
-    return max(math.ceil(round(num_samples * fraction, 6)), 1)  # 0.07 of 100 is 7, and not 7.000000000000001
-
-
 def increment_sizes(total: int, increment: int) -> tuple[int, ...]:
     """Pool sizes when `increment` samples arrive at a time: (n, 2n, ..., total); the last increment may be smaller."""
     if total < 1 or increment < 1:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from wsjax.errors import RunError
 from wsjax.results import claims, names, speedup, words
 from wsjax.results.captions import Caption, seeds_told
-from wsjax.results.merge import DrawnRun
+from wsjax.results.merge import DrawnRun, check_experiment
 from wsjax.results.sheets import Sheet
 from wsjax.results.stats import ACCURACY, Unit, unit_of
 from wsjax.results.summary import interval, paired, shares_of, side, summarize_online, with_bounds, with_half
@@ -83,12 +83,7 @@ def blocks(runs: Sequence[RunRecords], protocols: Sequence[Mapping[str, Any]]) -
     Raises:
       RunError: there is no run, one is of another experiment, or none has ended a second round.
     """
-    if not runs:
-        raise RunError("nothing to draw: give the folder of one run or of several")
-    for run in runs:
-        if run.config.get("experiment") not in EXPERIMENTS:
-            possible = " or ".join(EXPERIMENTS)
-            raise RunError(f"not a run of the {possible} experiment but of {run.config.get('experiment')!r}")
+    check_experiment(runs, *EXPERIMENTS)
     found = [(name, group.run) for name in EXPERIMENTS for group in claims.groups(runs, {"experiment": name})]
     titles = _titles(found, protocols)
     made = [_block(name, run, title, protocols) for (name, run), title in zip(found, titles, strict=True)]

@@ -248,13 +248,10 @@ def _stop(own: Mapping[str, Any]) -> str:
     return " or ".join(text for rule, text in rules.items() if rule in own.get("stop", ()))
 
 
-def _is_resnet(own: Mapping[str, Any]) -> bool:
-    return "resnet18" in (own.get("networks") or [own.get("model")])
-
-
 def _width(own: Mapping[str, Any]) -> int:
     """The width of a run's ResNet, 0 of another network."""
-    return own.get("width") or 0 if _is_resnet(own) else 0
+    is_resnet = "resnet18" in (own.get("networks") or [own.get("model")])
+    return own.get("width") or 0 if is_resnet else 0
 
 
 def _size(run: DrawnRun) -> tuple[Any, ...]:

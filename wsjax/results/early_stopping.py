@@ -121,14 +121,14 @@ def curves(rows: Sequence[Row], methods: Methods) -> Figure:
 
     tested = [row for row in shared if row["test_accuracy"] is not None]
     epochs, tests = plots.by_seed(tested, "epoch", "test_accuracy")
-    style = names.Style(names.styles([FIRST], {})[FIRST].color)
+    style = names.styles([FIRST], {})[FIRST]
     plots.mean_band(left, epochs, 100 * tests, label="first part", style=style)
     marked = [number for number, epoch in enumerate(epochs) if epoch in afters]
     means = np.nanmean(100 * tests[:, marked], axis=0)
     left.plot([epochs[number] for number in marked], means, "o", color=style.color, markersize=3)
     plots.dress(left, "Test accuracy (%)", length, "Epochs on the first part of the data")
 
-    style = names.Style(names.styles(["WS"], {"WS": {"reinit": names.WARM}})["WS"].color)
+    style = names.styles(["WS"], {"WS": {"reinit": names.WARM}})["WS"]
     found = [{"seed": seed, AFTER: x, "percent": own} for seed, ys in damage.items() for x, (_, own) in ys.items()]
     _, lost = plots.by_seed(found, AFTER, "percent")
     plots.mean_band(right, afters, lost, label="damage", style=style)

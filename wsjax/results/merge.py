@@ -40,6 +40,15 @@ class DrawnRun(NamedTuple):
         return self.settings.get("epochs") if fixed else None
 
 
+def check_experiment(runs: Sequence[RunRecords], *possible: str) -> None:
+    """Raises RunError where there is no run, or one is of another experiment than those."""
+    if not runs:
+        raise RunError("nothing to draw: give the folder of one run or of several")
+    for run in runs:
+        if (own := run.config.get("experiment")) not in possible:
+            raise RunError(f"not a run of the {' or '.join(possible)} experiment but of {own!r}")
+
+
 def merge_runs(
     runs: Sequence[RunRecords], experiment: str, *, reinits: Collection[str] | None = None, first_round: bool = True
 ) -> DrawnRun:
@@ -58,11 +67,7 @@ def merge_runs(
         RunError: there is no run, one is of another experiment, their other settings differ, they mean different
             things by a name, or there is no row to draw.
     """
-    if not runs:
-        raise RunError("nothing to draw: give the folder of one run or of several")
-    for run in runs:
-        if run.config.get("experiment") != experiment:
-            raise RunError(f"not a run of the {experiment} experiment but of {run.config.get('experiment')!r}")
+    check_experiment(runs, experiment)
     settings = [run.config["config"] for run in runs]
     for other in settings[1:]:
         if differ := [f"{name} {first} and {second}" for name, (first, second) in unlike(settings[0], other).items()]:

@@ -105,26 +105,19 @@ def of_run(config: Mapping[str, Any]) -> Methods:
 
 def told(methods: Methods, drawn: Collection[str]) -> list[str]:
     """What those of the methods are that are drawn and whose names do not say it: "DASH with shrink 0.3, decay 0.3"."""
-    others = [
-        name
-        for name in ordered(drawn, methods)
-        if methods.get(name, {}).get("reinit") not in (None, RANDOM, WARM, SHRINK, SIZE)
-    ]
-    factors = {
-        name: [
-            f"{key} {value}"
-            for key, value in methods.get(name, {}).items()
-            if key not in ("reinit", RATE) and value not in (None, False)
-        ]
-        for name in others
-    }
-    texts = [f"{label(name)} with {', '.join(own)}" for name, own in factors.items() if own]
+    own = [(label(name), methods.get(name, {})) for name in ordered(drawn, methods)]
+    texts = []
+    for name, spec in own:
+        if spec.get("reinit") not in (None, RANDOM, WARM, SHRINK, SIZE):
+            given = {key: value for key, value in spec.items() if key not in ("reinit", RATE)}
+            factors = [f"{key} {value}" for key, value in given.items() if value not in (None, False)]
+            texts += [f"{name} with {', '.join(factors)}"] * bool(factors)
     alike = {
         "a new network's parameters, times that": is_scaled,
         "a new network, each leaf at the norm that SP gives": lambda spec: spec.get("reinit") == SIZE,
     }
     for text, holds in alike.items():
-        those = [label(name) for name in ordered(drawn, methods) if holds(methods.get(name, {}))]
+        those = [name for name, spec in own if holds(spec)]
         texts += [f"{', '.join(those)}: {text}"] * bool(those)
     return texts
 

@@ -336,14 +336,12 @@ def legend(
     published: Iterable[tuple[str, str]] = (),
 ) -> None:
     """One legend above the panels: a line a method, the dashes, and lines by their labels; the figure grows with it."""
-    labels = [drawable(names.label(name)) for name in styles]
-    handles = [Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.2) for style in styles.values()]
+    entries = [(names.label(name), style, 1.2) for name, style in styles.items()]
     if any(method in styles for _, method in published):
-        labels.append("published")
-        handles.append(Line2D([], [], color="#888888", linewidth=0.9, linestyle=DASHES))
-    for label, style in (more or {}).items():
-        labels.append(drawable(label))
-        handles.append(Line2D([], [], color=style.color, linestyle=style.line, linewidth=1.2))
+        entries.append(("published", Style("#888888", DASHES), 0.9))
+    entries += [(label, style, 1.2) for label, style in (more or {}).items()]
+    labels = [drawable(label) for label, _, _ in entries]
+    handles = [Line2D([], [], color=own.color, linestyle=own.line, linewidth=width) for _, own, width in entries]
     if not handles:
         return
     entry = max(map(_width, labels)) + 4.8 * SMALL / 72  # a line of two font sizes and the gaps beside it

@@ -134,12 +134,12 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
 def _with_factors(ends: Sequence[Row], methods: Methods) -> list[Row]:
     """The rows with each method's shrink and perturb, None where it has none."""
     known: Methods = {names.RANDOM: {"shrink": 0.0, "perturb": 1.0}, names.WARM: {"shrink": 1.0, "perturb": 0.0}}
-    factors = {}
-    for name in dict.fromkeys(end["method"] for end in ends):
-        own = methods.get(name, {})
-        spec = known[own["reinit"]] if own.get("reinit") in known else own
-        factors[name] = {"shrink": spec.get("shrink"), "perturb": spec.get("perturb")}
-    return [end | factors[end["method"]] for end in ends]
+
+    def factors(spec: names.Spec) -> Row:
+        own = known.get(spec.get("reinit", ""), spec)
+        return {name: own.get(name) for name in ("shrink", "perturb")}
+
+    return [end | factors(methods.get(end["method"], {})) for end in ends]
 
 
 def _others(ends: Sequence[Row], *but: str | None) -> list[str]:

@@ -6,7 +6,9 @@ A method of such a run is one of the usual, a *kind*, on a share of a target. It
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from wsjax.errors import RunError
@@ -18,7 +20,7 @@ from wsjax.results.stats import Unit, unit_of
 from wsjax.results.summary import minus, paired, side, unit_of_summary, with_half
 from wsjax.results.tables import Table, over_seeds
 from wsjax.storage.records import RunRecords
-from wsjax.storage.rows import FIRST, Row, round_ends
+from wsjax.storage.rows import FIRST, Row, grouped, round_ends
 
 _PLACE = ("kind", "target", "fraction")
 _OF_SOURCE = ("datasets", "num_train", "num_test")  # settings that runs of other sources differ in
@@ -85,7 +87,7 @@ def summarize_transfer(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
         "rows": ends,
         "first_round": [end for end in round_ends(rows) if end["method"] == FIRST],
         "pairs": [
-            {"target": target, "fraction": fraction, "samples": own[0]["samples"], **differences(own, table)}
+            {"target": target, "fraction": fraction, "samples": own[0]["samples"], **gap_and_gains(own, table)}
             for (target, fraction), own in by_place(ends).items()
         ],
     }
@@ -94,14 +96,11 @@ def summarize_transfer(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
 def by_place(ends: Sequence[Row]) -> dict[tuple[str, float], list[Row]]:
     """The ends of each target and fraction, the fractions in their order."""
     targets = list(dict.fromkeys(end["target"] for end in ends))
-    places = sorted({(targets.index(end["target"]), end["fraction"]) for end in ends})
-    return {
-        (targets[i], fraction): [end for end in ends if (end["target"], end["fraction"]) == (targets[i], fraction)]
-        for i, fraction in places
-    }
+    own = grouped(ends, itemgetter("target", "fraction"))
+    return {place: own[place] for place in sorted(own, key=lambda place: (targets.index(place[0]), place[1]))}
 
 
-def differences(ends: Sequence[Row], table: Methods) -> dict[str, Any]:
+def gap_and_gains(ends: Sequence[Row], table: Methods) -> dict[str, Any]:
     """The paired "gap" and "gain" of the kinds' ends in one place."""
     random, warm = names.both(table)
     others = [
@@ -185,7 +184,7 @@ def told(pairs: Mapping[Pair, Sequence[Row]], table: Methods) -> tuple[str, str]
     """What came out: how often each difference lies above and below 0, and all of them in numbers."""
     sides: dict[str, list[int]] = {}
     for ends in pairs.values():
-        for difference in _differences(ends, table):
+        for difference in itertools.chain.from_iterable(_differences(ends, table).values()):
             sides.setdefault(minus(difference), []).append(side(difference) or 0)
     counts = [
         f"{name} is above 0 in {own.count(1)} of {len(own)}, below in {own.count(-1)}, not to be told in {own.count(0)}"
@@ -239,21 +238,19 @@ def _signs(places: Sequence[tuple[float, Mapping[str, Any]]]) -> str:
     return " ".join(said) or "One seed gives no interval."
 
 
-def _differences(ends: Sequence[Row], table: Methods) -> list[dict[str, Any]]:
-    """The differences of one pair, with the "fraction" of each."""
-    found = []
-    for fraction in sorted({end["fraction"] for end in ends}):
-        own = differences([end for end in ends if end["fraction"] == fraction], table)
-        found += [each | {"fraction": fraction} for each in (own["gap"], *own["gain"].values()) if each]
+def _differences(ends: Sequence[Row], table: Methods) -> dict[float, list[dict[str, Any]]]:
+    """The differences of one pair at each share."""
+    found = {}
+    for fraction, there in sorted(grouped(ends, itemgetter("fraction")).items()):
+        own = gap_and_gains(there, table)
+        found[fraction] = [each for each in (own["gap"], *own["gain"].values()) if each]
     return found
 
 
 def _numbers(ends: Sequence[Row], table: Methods, unit: Unit) -> dict[float, list[str]]:
-    """The differences of one pair at each share, in words."""
-    numbers: dict[float, list[str]] = {}
-    for each in _differences(ends, table):
-        numbers.setdefault(each["fraction"], []).append(f"{minus(each)} {with_half(each, unit)}")
-    return numbers
+    """The same in words, of shares that have any."""
+    found = _differences(ends, table)
+    return {at: [f"{minus(each)} {with_half(each, unit)}" for each in own] for at, own in found.items() if own}
 
 
 def _joined(numbers: Mapping[float, Sequence[str]]) -> str:

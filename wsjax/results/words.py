@@ -61,10 +61,11 @@ WORDS = {  # in the order of a caption
     "batch_stats": "batch statistics: {}",
     "evaluation": "evaluation with {} statistics",
 }
+WHERE = ("workdir", "run", "data_dir", "coordinator", "num_processes", "process_id", "protocol")
+"""Settings that say where a run lies and runs: another value of them is no other run."""
 NEUTRAL = {
-    *("data_dir", "workdir", "run"),  # where things lie
-    "protocol",  # a name for other settings
-    *("coordinator", "num_processes", "process_id", "devices", "replicas", "stack"),  # what it runs on, and how spread
+    *WHERE,
+    *("devices", "replicas", "stack"),  # how it is spread
     *("checkpoint_every", "evaluate", "probes"),  # how often a run looks at itself
     *("gaussian_shrink", "gaussian_std"),  # methods' own factors, as their table says
     *("dash_shrink", "dash_decay", "dash_chunk", "fire_steps"),
@@ -73,22 +74,10 @@ NEUTRAL = {
 }
 """Settings that a caption leaves out, and that runs of one figure and published ones may differ in."""
 
-_USUAL = {
+_USUAL = {name: value for name, value in BEFORE.items() if name != "rate_decay"} | {
     "stem_pool": True,
-    "bias": True,
-    "conv_init": "report",
-    "warmup": 0,
-    "warmup_share": 0.0,
-    "schedule": "constant",
-    "label_noise": 0.0,
-    "own_first": False,
     "weight_decay": 0.0,
-    "augment": False,
-    "precision": "float32",
-    "train_accuracy": "running",
-    "at_once": False,
     "chained": False,
-    "fresh": "new",
     "stop": ["epochs"],
     "fraction": 0.5,
     "batch_stats": "keep",
@@ -212,8 +201,8 @@ def phrase(name: str, value: Any) -> str:
 
 
 def share(total: int, fraction: float) -> int:
-    """How many images a fraction of them is, as data sets are cut."""
-    return math.ceil(round(total * fraction, 6))
+    """How many images a fraction of them in (0, 1] is, rounded up, as in the report's code; one at least."""
+    return max(math.ceil(round(total * fraction, 6)), 1)  # 0.07 of 100 is 7, and not 7.000000000000001
 
 
 def _alike(settings: Settings) -> dict[str, Any]:

@@ -38,8 +38,8 @@ def begun(recipe: Recipe, setup: Setup, parent: TrainState, fresh: Any) -> tuple
     """
     if recipe.method == SCRATCH:
         return None
-    mixed = partial(shrink_perturb, shrink=recipe.shrink, perturb=recipe.perturb)
-    params = grown(mixed if recipe.method == SHRINK_PERTURB else warm_start)(parent.params, fresh)
+    reinit = partial(shrink_perturb, shrink=recipe.shrink, perturb=recipe.perturb)
+    params = grown(reinit if recipe.method == SHRINK_PERTURB else warm_start)(parent.params, fresh)
     if recipe.method == "fire":
         params = fire(params, steps=recipe.fire_steps, layout=wsjax_layout)
     if recipe.method == "dash":

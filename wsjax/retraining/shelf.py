@@ -141,10 +141,7 @@ def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
         present = ", ".join(map(str, taken[-8:])) or "none"
         raise RunError(f"{folder} has no model {number}, only {present}; {_way_out(folder, number)}")
     path = model_folder(folder, number) / LINEAGE
-    try:
-        lineage = read_json(path)
-    except RunError as error:
-        raise RunError(f"{str(error).removesuffix(f'; {RESTORE}')}; {_way_out(folder, number)}") from error
+    lineage = _read(path, folder, number)
     if wrong := fault(lineage, number):
         raise RunError(f"{path} is damaged: {wrong}; {_way_out(folder, number)}")
     return lineage
@@ -215,10 +212,7 @@ def read_place(folder: Path) -> Place:
     path, taken = folder / CURRENT, numbers(folder)
     if not path.exists():
         return Place(None, 0)
-    try:
-        values = read_json(path)
-    except RunError as error:
-        raise RunError(f"{str(error).removesuffix(f'; {RESTORE}')}; {_way_out(folder)}") from error
+    values = _read(path, folder)
     current, decided = values.get("current"), values.get("decided")
     if current is not None and (type(current) is not int or current not in taken):
         raise RunError(f"{path}: current is {current!r:.60}, which is no model; {_way_out(folder)}")
@@ -226,6 +220,14 @@ def read_place(folder: Path) -> Place:
         least = f"a whole number from {current or 0} on"
         raise RunError(f"{path}: decided is {decided!r:.60}, not {least}; {_way_out(folder)}")
     return Place(current, decided)
+
+
+def _read(path: Path, folder: Path, number: int | None = None) -> dict[str, Any]:
+    """Reads a JSON file of a model folder. Raises RunError, which says the way out."""
+    try:
+        return read_json(path)
+    except RunError as error:
+        raise RunError(f"{str(error).removesuffix(f'; {RESTORE}')}; {_way_out(folder, number)}") from error
 
 
 def settle(folder: Path) -> dict[str, Any] | None:

@@ -70,9 +70,7 @@ def check(
             _require(value in get_args(options), f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
 
 
-def check_given(
-    methods: Any, initial: Any, records: Any, settings: Any = None, mesh: Any = None, observe: Any = None
-) -> None:
+def check_given(methods: Any, initial: Any, records: Any, settings: Any, mesh: Any, observe: Any) -> None:
     """Checks the kinds of what `run_rounds` was given, before anything is made of it; raises a TaskError."""
     _require(
         isinstance(methods, Mapping),
@@ -207,9 +205,7 @@ _OF_NUMBERS = (
 """What JAX raises where a function of shapes alone asks for numbers."""
 
 
-def check_rows_of(
-    rows: Sequence[Row], plan: Mapping[str, Mapping[int, Round]], setup: Setup, source: object = "the records"
-) -> None:
+def check_rows_of(rows: Sequence[Row], plan: Mapping[str, Mapping[int, Round]], setup: Setup, source: object) -> None:
     """Checks that rows, which `check_rows` found in their places, tell of the rounds as they are given now.
 
     What a row tells is compared: its samples, its steps, and whether the round's rule and cap end it there.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +126,7 @@ class Journal:
 
         def wanted(step: int) -> bool:
             number, epoch = divmod(step, _EPOCHS_A_ROUND)
-            return self.leg.begin <= number < self.leg.end and covered(self._own(), self.leg, number, epoch)
+            return self.leg.begin <= number < self.leg.end and self._covers(number, epoch)
 
         found = checkpoint.restore(self._folder, lambda step: template(step // _EPOCHS_A_ROUND), wanted)
         return None if found is None else Reached(*divmod(found[0], _EPOCHS_A_ROUND), found[1])
@@ -135,7 +136,19 @@ class Journal:
         last = self.rows(self.leg.end - 1)
         if not all(rows and rows[-1]["stop"] for rows in last):
             return False
-        return covered(self._own(), self.leg, self.leg.end - 1, max(len(rows) for rows in last))
+        return self._covers(self.leg.end - 1, max(len(rows) for rows in last))
+
+    def _covers(self, number: int, epoch: int) -> bool:
+        """Whether the rows tell, without a hole, how every replica came as far as an epoch of a round."""
+        near = [row for row in self._own() if (row["round"], row["epoch"]) <= (number, epoch)]
+        curves = grouped(near, itemgetter("method", "seed", "round"))
+        for *replica, at in ((*own, at) for own in self.leg.replicas for at in range(self.leg.begin, number + 1)):
+            found = curves.get((*replica, at), [])
+            if not found or [row["epoch"] for row in found] != list(range(1, len(found) + 1)):
+                return False
+            if not found[-1]["stop"] and (at, len(found)) != (number, epoch):
+                return False
+        return True
 
 
 @contextlib.contextmanager
@@ -148,19 +161,3 @@ def open_journal(
         return
     with checkpoint.Folder(checkpoints / leg.name) as folder:
         yield Journal(leg, records, folder, checkpoint_every, observe)
-
-
-def covered(rows: Sequence[Row], leg: Leg, number: int, epoch: int) -> bool:
-    """Whether the rows tell, without a hole, how every replica of a leg came as far as an epoch of a round."""
-    own: dict[tuple[str, int, int], list[Row]] = {}
-    for row in rows:
-        if leg.has(row) and (row["round"], row["epoch"]) <= (number, epoch):
-            own.setdefault((row["method"], row["seed"], row["round"]), []).append(row)
-    for replica in leg.replicas:
-        for at in range(leg.begin, number + 1):
-            found = own.get((*replica, at), [])
-            if not found or [row["epoch"] for row in found] != list(range(1, len(found) + 1)):
-                return False
-            if not found[-1]["stop"] and (at, len(found)) != (number, epoch):
-                return False
-    return True

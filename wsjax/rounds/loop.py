@@ -283,16 +283,15 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
     order, counts = samples
     starts = []
     for name, where in leg.parts:
-        method = run.methods[name]
-        own = key, old, fresh, first, order
+        method, own = run.methods[name], (key, old, fresh, first, order)
         if len(leg.parts) > 1:
             own = _taken(own, np.arange(len(leg.replicas))[where])
-        key_, old_, fresh_, first_, order_ = own
+        _, before, drawn, *_ = own
         if begins and not method.at_once:
-            starts.append(old_)
+            starts.append(before)
             continue
-        starts.append(programs.start(method.start, key_, old_, fresh_, first_, order_, counts))
-        check_start(f"method '{name}'", starts[-1], fresh_)
+        starts.append(programs.start(method.start, *own, counts))
+        check_start(f"method '{name}'", starts[-1], drawn)
     if len(starts) > 1:  # parts may lie on devices of their own
         starts = jax.device_get(starts)
     return parallel.place(_joined(starts), programs.mesh)

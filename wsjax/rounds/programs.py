@@ -132,7 +132,9 @@ class Compiler:
             return starts[id(start), own][1](*replicas[:-1], *data, replicas[-1], counts)
 
         known = about, mesh, _modes()
-        draw, epoch = self._keep(_draw_program(*known)), self._keep(_epoch_program(*known))
+        # A network is drawn alike whatever its batches, its test or its devices: setups that differ there share this.
+        plain = Setup(given.task, given.optimizer, ((), ()), ((), ()), anchors=given.anchors)
+        draw, epoch = self._keep(_draw_program(plain, _modes())), self._keep(_epoch_program(*known))
         test = self._keep(_measure_program(*known, evaluate))
         fit = self._keep(_measure_program(*known, setup.fit)) if setup.fit else None
         return Programs(setup, mesh, draw, epoch, test, fit, start)
@@ -164,7 +166,7 @@ def _modes() -> tuple[Any, ...]:
 
 
 @kept
-def _draw_program(setup: Setup, mesh: Mesh | None, modes: Any) -> Program:
+def _draw_program(setup: Setup, modes: Any) -> Program:
     draw = partial(init_state, setup.task, anchors.optimizer_of(setup))
     # One after the other: a network is the same, and so are its bits, whoever is drawn beside it.
     return Program(partial(jax.lax.map, draw), compiler_options=options_to_draw())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -214,14 +213,6 @@ def data_mesh(devices: int | None) -> Mesh | None:
         return None if devices is None else parallel.data_mesh(devices)
     except ValueError as error:
         raise UsageError(f"--devices={devices}: {error}") from error
-
-
-def use_devices(count: int | None) -> None:
-    """Has a CPU pass for so many devices, unless JAX was told of a number; call it before anything touches a device."""
-    import jax
-
-    if count and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", count)
 
 
 def load_model(folder: Path | str, number: int | None = None) -> Model:

@@ -14,6 +14,7 @@ import difflib
 import inspect
 import itertools
 import os
+import re
 import select
 import signal
 import sys
@@ -48,6 +49,19 @@ def run_script(main: Callable[[Any], None], defaults: Callable[[str | None], Any
         config = parse(default_of(defaults, sys.argv[1:]), sys.argv[1:], text)
         warnings.showwarning = lambda message, *_, **__: console.complain(f"warning: {message}")
         main(config)
+
+
+def run_program(main: Callable[[Any], Any], made: type, text: str | None) -> Any:
+    """The same for a program whose defaults go by no data set; returns what main returns.
+
+    Args:
+      main: takes the settings.
+      made: their class, a dataclass.
+      text: what the help says first.
+    """
+    with user_errors():
+        refuse_empty_paths(made, sys.argv[1:])
+        return main(tyro.cli(made, description=text, use_underscores=True))
 
 
 def parse(default: Any, flags: Sequence[str], text: str | None = None) -> Any:
@@ -214,6 +228,13 @@ def _one_line(error: BaseException) -> str:
 
 def _joined(error: BaseException) -> str:
     return " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
+
+
+def seconds_of(budget: str) -> float:
+    """A time as "90s", "30m" ("30min"), "8h" or "2d" in seconds; raises UsageError where it is none."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]|min)", budget)) or float(match[1]) == 0:
+        raise UsageError(f"a time is written as 90s, 30m, 8h or 2d, not '{budget}'")
+    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def choose(what: str, value: str, options: Sequence[str]) -> str:

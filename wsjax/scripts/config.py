@@ -85,8 +85,6 @@ RETRAINING: dict[str, Any] = {
     "epochs": 200,
 }
 """How the retraining job trains where nothing else is said."""
-NEUTRAL = ("workdir", "run", "data_dir", "coordinator", "num_processes", "process_id", "protocol")
-"""Fields that say where a run lies and runs: another value of them is no other run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,11 +267,13 @@ def check_config(config: Common, default: Any, models: Sequence[str] = ()) -> No
     check_training(config, default)
     check_model(config, default, models)
     check_image_size(config.image_size)
+    kinds = []
     for method in config.methods:
-        name, rate = _split(method)
-        choose("method", name, ALL_METHODS)
+        kind, rate = _split(method)
+        choose("method", kind, ALL_METHODS)
         check_positive(f"methods {method}", rate)
-    for name, why in unused.by_methods([_split(method)[0] for method in config.methods]):
+        kinds.append(kind)
+    for name, why in unused.by_methods(kinds):
         check_unused(config, default, name, why)
     own = in_optimizer(config.methods)
     check(
@@ -282,7 +282,7 @@ def check_config(config: Common, default: Any, models: Sequence[str] = ()) -> No
     )
     by_batch = config.model == "resnet18" and config.evaluation == "batch"
     check(
-        not by_batch or all(_split(method)[0] != "DASH" for method in config.methods),
+        not by_batch or "DASH" not in kinds,
         "--evaluation=batch: DASH's gradients are by running statistics; leave DASH or that out",
     )
     for probe in config.probes:

@@ -5,7 +5,6 @@ Imports no jax.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,11 +58,12 @@ def run_script(
       config_type: the fields of the command line.
       table: `runs -> sheet`, for a figure that is a table too.
     """
-    with cli.user_errors():
-        cli.refuse_empty_paths(config_type, sys.argv[1:])
-        config = tyro.cli(config_type, description=text)
+
+    def main(config: Config) -> None:
         for line in write(draw, script, config, table).text.splitlines():
             console.say(line)
+
+    cli.run_program(main, config_type, text)
 
 
 def write(draw: Draw, script: str, config: Config, table: Table | None = None) -> Caption:

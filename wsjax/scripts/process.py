@@ -1,4 +1,4 @@
-"""What a script sets up for its whole process, and a library leaves alone: compiled programs and memory are kept."""
+"""What a script sets up for its whole process, and a library leaves alone: what is kept, and how many devices."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ def set_up() -> None:
     """Keeps compiled programs in the user's cache folder and freed memory in the process; call it first of all."""
     keep_memory()
     use_compilation_cache()
+
+
+def use_devices(count: int | None) -> None:
+    """Has a CPU pass for so many devices, unless JAX was told of a number; call it before anything touches a device."""
+    import jax
+
+    if count and "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", count)
 
 
 def keep_memory() -> None:

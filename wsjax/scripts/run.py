@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from wsjax.errors import NonFiniteLoss, UsageError
 from wsjax.results.names import Methods
+from wsjax.results.words import WHERE
 from wsjax.scripts import hosts, process
-from wsjax.scripts.build import build_mesh, is_stacked, methods_table, use_devices
+from wsjax.scripts.build import build_mesh, is_stacked, methods_table
 from wsjax.scripts.cli import explain_abort
-from wsjax.scripts.config import NEUTRAL, Common, run_name
+from wsjax.scripts.config import Common, run_name
 from wsjax.scripts.console import duration, print_table, progress, say
 from wsjax.storage.about import about_run, data_digest
 from wsjax.storage.files import read_json, user_path, write_json
@@ -71,7 +72,7 @@ def load_several(config: Common, names: Sequence[str], models: Sequence[str] = (
             raise UsageError(f"{hosts.explained(config)} ({str(error).splitlines()[0]:.200})") from error
         explain_abort()  # again, for JAX has taken a signal for itself
     else:
-        use_devices(config.devices or (parallel.cores() if config.replicas else None))
+        process.use_devices(config.devices or (parallel.cores() if config.replicas else None))
     if "resnet18" in {config.model, *models}:
         kernels.prepare(config.precision)
     loaded = [datasets.load(name, config.data_dir, config.image_size) for name in names]
@@ -198,7 +199,7 @@ def _folder(name: str, config: Common) -> Path:
 
 def _settings(config: Common, setup: Setup, rounds: Sequence[Round], methods: Mapping[str, Method]) -> dict[str, Any]:
     """All that decides a run's results, as its config.json has it."""
-    settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in NEUTRAL}
+    settings = {field: value for field, value in dataclasses.asdict(config).items() if field not in WHERE}
     settings |= {"num_train": len(setup.train[1]), "num_test": len(setup.test[1])}
     settings |= {DATA: _digest(setup, rounds, methods)}
     return settings

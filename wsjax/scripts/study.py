@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import io
 import json
-import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from wsjax.errors import RunError, UsageError
+from wsjax.results import words
 from wsjax.results.names import of_data
-from wsjax.scripts import cli, config, console, launch, plan
+from wsjax.scripts import cli, console, launch, plan
 from wsjax.scripts.launch import Ended, Job
 from wsjax.storage.files import read_json, write_json
 from wsjax.storage.records import CONFIG, RECORDS, differing
@@ -31,7 +31,7 @@ SUBMITTED = "slurm.json"
 """Slurm's number of each job that was submitted last."""
 SLURM = "slurm"
 """Folder of the files and logs of Slurm's jobs."""
-FREE = (*config.NEUTRAL, "seeds", "devices", "replicas", "stack", "checkpoint_every")
+FREE = (*words.WHERE, "seeds", "devices", "replicas", "stack", "checkpoint_every")
 """Settings that a job's run may have otherwise: seeds are looked at by themselves, others say how it is computed."""
 LEFT = ("num_train", "num_test", "first_epochs")
 """Settings that a run tells as numbers where the job leaves them to its script or the data."""
@@ -107,10 +107,10 @@ def _check_run(job: Job, folder: Path, there: Mapping[str, Any]) -> None:
     here = json.loads(json.dumps(dict(job.settings)))
     differ = differing({name: value for name, value in there.items() if name in here}, here)
     if differ:
-        words = "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in list(differ.items())[:3])
+        told = "; ".join(f"{name} {one} there, {other} here" for name, (one, other) in list(differ.items())[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise UsageError(
-            f"{folder} is a run of other settings than {job.name} here ({words}{more}): "
+            f"{folder} is a run of other settings than {job.name} here ({told}{more}): "
             "give another --workdir, or the --scale that it was run at"
         )
 
@@ -146,13 +146,6 @@ def parsed(path: Path, flags: Sequence[str]) -> Any:
 def select(figures: Mapping[str, list[Job]], only: Sequence[str]) -> dict[str, list[Job]]:
     """The figures asked for; all where none is. Raises UsageError for one that there is not."""
     return {cli.choose("figure", name, list(figures)): figures[name] for name in only or figures}
-
-
-def seconds_of(budget: str) -> float:
-    """A time as "90s", "30m" ("30min"), "8h" or "2d" in seconds; raises UsageError where it is none."""
-    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]|min)", budget)) or float(match[1]) == 0:
-        raise UsageError(f"a time is written as 90s, 30m, 8h or 2d, not '{budget}'")
-    return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def speed(jobs: Sequence[Job], workdir: Path) -> float:
