@@ -103,3 +103,13 @@ def test_what_cannot_be_laid_out_is_named(layout, params, message):
         with pytest.raises(ValueError, match=message) as caught:
             look(layout, params)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bias", [np.ones(2), jnp.ones(2, complex)], ids=["float64", "complex64"])
+def test_a_bias_may_be_of_any_kind_where_none_is_looked_at(bias):
+    params = {"kernel": jnp.eye(2), "bias": bias}
+    found = map_layers(lambda axes, kernel: 2 * kernel, flax_layout, params)
+    assert found["bias"] is bias
+    np.testing.assert_array_equal(found["kernel"], 2 * np.eye(2))
+    with pytest.raises(ValueError, match="leaf 'bias' is "):
+        map_layers(lambda axes, kernel: kernel, flax_layout, params, biases=True)

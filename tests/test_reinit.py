@@ -275,6 +275,14 @@ def test_second_derivatives_and_forward_mode():
     np.testing.assert_array_equal(slope, new)
 
 
+def test_what_is_left_out_does_no_harm_to_derivatives_either():
+    far = jnp.array([jnp.inf, 2.0])
+    one = jnp.ones(2)
+    _, slope = jax.jvp(lambda old: shrink_perturb(old, far, 1.0, 0.0), (one,), (one,))
+    np.testing.assert_array_equal(slope, one)
+    np.testing.assert_array_equal(jax.jacfwd(lambda old: random_init(old, one))(far), np.zeros((2, 2)))
+
+
 class Linen(nn.Module):
     @nn.compact
     def __call__(self, x):

@@ -247,6 +247,17 @@ def test_a_padded_round_gives_the_bits_of_an_unpadded_one():
     assert timeless([row for row in padded.rows if row["round"] < 3]) == timeless(unpadded.rows)
 
 
+def test_a_results_rows_are_its_own(tmp_path):
+    records = Records(tmp_path / "records.jsonl")
+    first = run(TWO_ROUNDS[:1], {"WS": warm_start}, records=records, checkpoints=tmp_path / "c")
+    told = list(first.rows)
+    both = run(TWO_ROUNDS, {"WS": warm_start}, records=records, checkpoints=tmp_path / "c")
+    assert first.rows == told
+    assert len(both.rows) > len(told)
+    both.rows.clear()
+    assert len(records.rows) > len(told)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_rows(tmp_path):
     records = Records(tmp_path / "records.jsonl")
     with pytest.raises(NonFiniteLoss, match=r"first, seed 0, round 1, epoch \d+, step \d+"):

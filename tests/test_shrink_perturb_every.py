@@ -82,6 +82,16 @@ def test_leaves_of_16_bits_become_what_they_are_to_become(dtype):
     np.testing.assert_allclose(np.asarray(found, np.float32), drawn, rtol=0, atol=2.0**-23)  # the sum's, in 32 bits
 
 
+def test_leaves_of_64_bits_are_mixed_in_these_whatever_their_updates_have():
+    with jax.enable_x64(True):
+        params, drawn = {"w": jnp.array([1.0, 3.0])}, {"w": jnp.array([0.1, 0.7])}
+        assert params["w"].dtype == jnp.float64
+        transformation = shrink_perturb_every(1, 1 / 3, 1.0, lambda key: drawn, KEY)
+        updates, _ = transformation.update({"w": jnp.ones(2, jnp.float32)}, transformation.init(params), params)
+        found = optax.apply_updates(params, updates)["w"]
+        np.testing.assert_allclose(found, (params["w"] + 1) / 3 + drawn["w"], rtol=1e-15)
+
+
 def test_as_a_part_of_an_optimiser_it_leaves_other_leaves_alone():
     own = optax.chain(optax.sgd(0.1), shrink_perturb_every(1, 0.5, 0.1, draw, KEY))
     optimizer = optax.partition({"a": optax.sgd(0.1), "b": own}, {"kernel": "a", "bias": "b"})

@@ -50,6 +50,13 @@ def test_the_first_rule_that_holds_gives_the_reason():
         any_of()
 
 
+def test_a_threshold_is_reached_by_the_accuracy_that_it_names():
+    for threshold, right, samples in ((0.95, 19, 20), (0.9, 18, 20), (0.7, 14, 20), (0.99, 99, 100), (1.0, 3, 3)):
+        counted = float(np.float32(right) / np.float32(samples))  # 0.95 is 0.949999988 then
+        assert at_accuracy(threshold)([counted]) == "accuracy"
+        assert at_accuracy(threshold)([counted - 1e-6]) is None
+
+
 def test_a_rule_keeps_no_memory():
     rule, accuracies = any_of(at_plateau(0.002, 3), after_epochs(4)), [0.5, 0.5, 0.5]
     assert rule(accuracies) == rule(accuracies) == "plateau"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from wsjax.errors import TaskError
 from wsjax.networks import models
@@ -277,6 +278,44 @@ def test_pmap_over_a_named_axis_gives_the_whole_batch(task):
         one: TrainState = jax.tree.map(lambda x, i=i: x[i], both)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), one, alone)
         np.testing.assert_allclose(sums["loss"][i], metrics["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_so_does_shard_map_whether_or_not_it_sums_gradients_itself(checked):
+    task, optimizer = line_task(), make_optimizer("msgd", 0.01)
+    inputs = jnp.arange(8.0)
+    state, batch = init_state(task, optimizer, KEY), Batch(inputs, 2 * inputs, jnp.ones(8))
+    alone, _ = jax.jit(make_train_step(task, optimizer))(state, batch)
+    step = jax.shard_map(
+        make_train_step(task, optimizer, axis_name="data"),
+        mesh=jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(AxisType.Auto,)),
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec(),
+        check_vma=checked,
+    )
+    both, _ = jax.jit(step)(state, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), both, alone)
+
+
+def test_vmap_over_a_named_axis_does_as_well():
+    task, optimizer = line_task(), make_optimizer("sgd", 0.01)
+    state, inputs = init_state(task, optimizer, KEY), jnp.arange(8.0)
+    alone, _ = make_train_step(task, optimizer)(state, Batch(inputs, 2 * inputs, jnp.ones(8)))
+    parts = jax.tree.map(lambda x: x.reshape(2, 4), Batch(inputs, 2 * inputs, jnp.ones(8)))
+    both, _ = jax.vmap(make_train_step(task, optimizer, "data"), (None, 0), axis_name="data")(state, parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-5), both.params, alone.params)
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.adam(0.1)], ids=["sgd", "adam"])
+def test_complex_parameters_go_down(optimizer):
+    task = stateless_task(
+        lambda key: {"z": jnp.zeros((), jnp.complex64)}, lambda params, x: jnp.broadcast_to(params["z"], x.shape),
+        lambda outputs, targets: jnp.abs(outputs - targets) ** 2, lambda outputs, targets: -jnp.abs(outputs - targets),
+    )  # fmt: skip
+    state, step = init_state(task, optimizer, KEY), jax.jit(make_train_step(task, optimizer))
+    for _ in range(100):
+        state, _ = step(state, Batch(jnp.zeros(4), jnp.full(4, 1 + 2j), jnp.ones(4)))
+    np.testing.assert_allclose(state.params["z"], 1 + 2j, atol=0.1)
 
 
 @pytest.mark.parametrize(

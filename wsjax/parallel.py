@@ -199,3 +199,19 @@ def _mesh(axis: str, devices: int | None) -> Mesh:
             "on a CPU, JAX_NUM_CPU_DEVICES says how many it passes for"
         )
     return Mesh(np.array(available[:count]), (axis,), axis_types=(AxisType.Auto,))
+
+
+def total(x: Any, axis_name: str | None) -> Any:
+    """The sum over the mapped axis, where there is one."""
+    return x if axis_name is None else jax.lax.psum(x, axis_name)
+
+
+def apart(tree: Any, part: jax.Array, axis_name: str | None) -> Any:
+    """The tree as each device's own, where `part` is known to be so: else its gradients come summed over the devices.
+
+    They do under `jax.shard_map` with its `check_vma`, and under nothing else that maps an axis.
+    """
+    known = getattr(jax.typeof(part), "manual_axis_type", None)
+    if known is None or axis_name not in known.varying:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), tree)

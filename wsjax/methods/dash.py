@@ -16,7 +16,8 @@ from wsjax.errors import TaskError
 from wsjax.methods.layouts import Axes, Layout, flax_layout, is_kernel, map_layers
 from wsjax.methods.reinit import check_match
 from wsjax.methods.starts import BatchStatsChoice, Boundary, OptStateChoice, Start, lifted
-from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, total, wide_zeros
+from wsjax.parallel import total
+from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, wide_zeros
 
 Granularity = Literal["authors", "unit", "kernel"]
 

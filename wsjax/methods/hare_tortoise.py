@@ -68,7 +68,10 @@ def hare_tortoise(
     ) -> tuple[Any, TortoiseState]:
         check_params(who, params, state.slow)
         if in_epochs and epoch_steps is None:
-            raise TaskError(f"{who}: in_epochs needs the steps of an epoch: update(..., epoch_steps=n)")
+            raise TaskError(
+                f"{who}: in_epochs needs the steps of an epoch: update(..., epoch_steps=n), as make_train_step and "
+                "run_rounds call it; what wraps the optimiser must hand them on, which optax.MultiSteps does not"
+            )
         unit, count = epoch_steps if in_epochs else 1, state.steps + 1
         back = (count >= offset * unit) & ((count - offset * unit) % (every * unit) == 0)
         fast = optax.apply_updates(params, updates)

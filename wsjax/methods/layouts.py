@@ -113,7 +113,7 @@ def map_layers(
         back = np.argsort(order).tolist()
         return jnp.transpose(new.reshape([old.shape[axis] for axis in order]), back).astype(old.dtype)
 
-    found, more = _leaves(layout, params), map(structure.flatten_up_to, others)
+    found, more = _leaves(layout, params, biases), map(structure.flatten_up_to, others)
     return structure.unflatten([changed(axes, old, *own) for (_, old, axes), *own in zip(found, *more, strict=True)])
 
 
@@ -123,8 +123,10 @@ def kernels_of(layout: Layout, params: Any) -> dict[str, jax.Array]:
     return {path: _laid_out(leaf, axes) for path, leaf, axes in kernels if axes is not None}
 
 
-def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:
+def axes_of(layout: Layout, path: str, leaf: Any, biases: bool = False) -> Axes | None:
     """The axes of a leaf, checked; None where it is neither kernel nor bias, or no array of numbers to change.
+
+    What a bias is made of is looked at where `biases` are to be worked with.
 
     Raises:
       ValueError: the layout names an axis that the leaf has not, or one twice; or the leaf is of a dtype that methods
@@ -136,6 +138,8 @@ def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:
     named = (*axes.space, *axes.output, *axes.input)
     if len(set(named)) != len(named) or not set(named) <= set(range(leaf.ndim)) or not axes.output:
         raise ValueError(f"leaf '{path}' of shape {leaf.shape} cannot have {axes}: name each axis once, by its number")
+    if not (biases or is_kernel(axes)):
+        return axes
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise ValueError(f"leaf '{path}' is {leaf.dtype}; kernels and biases must be of real numbers")
     if is_rounded(leaf.dtype):
@@ -143,10 +147,10 @@ def axes_of(layout: Layout, path: str, leaf: Any) -> Axes | None:
     return axes
 
 
-def _leaves(layout: Layout, params: Any) -> list[tuple[str, Any, Axes | None]]:
+def _leaves(layout: Layout, params: Any, biases: bool = False) -> list[tuple[str, Any, Axes | None]]:
     """The leaves with their paths and axes; raises ValueError where none is a kernel."""
     leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
-    found = [(path, leaf, axes_of(layout, path, leaf)) for path, leaf in leaves]
+    found = [(path, leaf, axes_of(layout, path, leaf, biases)) for path, leaf in leaves]
     if not any(is_kernel(axes) for _, _, axes in found):
         name = getattr(layout, "__name__", "the layout")
         raise ValueError(f"no leaf is a kernel by {name}" + (f"; the first one is '{leaves[0][0]}'" if leaves else ""))

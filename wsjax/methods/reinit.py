@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 from wsjax.checks import check_number
 from wsjax.errors import TaskError
@@ -112,12 +114,17 @@ def _times(factor: jax.Array, array: jax.Array) -> jax.Array:
     return jnp.where(factor == 1, array, jnp.where(factor == 0, 0, factor * array))
 
 
-@_mix.defjvp
+@partial(_mix.defjvp, symbolic_zeros=True)
 def _mix_jvp(primals: Any, tangents: Any) -> Any:
     # The selection in _mix would hide the derivative with respect to a factor that is 0: differentiate the plain sum.
     old, new, shrink, perturb = primals
-    d_old, d_new, d_shrink, d_perturb = tangents
-    return _mix(*primals), shrink * d_old + perturb * d_new + d_shrink * old + d_perturb * new
+    terms = [
+        factor * tangent
+        for factor, tangent in zip((shrink, perturb, old, new), tangents, strict=True)
+        if not isinstance(tangent, SymbolicZero)  # of which infinities would make NaN
+    ]
+    mixed = _mix(*primals)
+    return mixed, sum(terms, jnp.zeros_like(mixed))
 
 
 def _mix_leaf(name: str, old: Any, new: Any, shrink: Any, perturb: Any) -> Any:

@@ -42,7 +42,8 @@ def shrink_perturb_every(
 
     Returns:
       A transformation whose state is the number of steps so far, and whose update needs the params. Updates of 16-bit
-      leaves leave it in 32 bits; `optax.apply_updates` rounds their sum once.
+      leaves leave it in 32 bits; `optax.apply_updates` rounds their sum once. (`optax.apply_if_finite` and other
+      branches of optax want them as they came: put those around what stands before this one.)
 
     Raises:
       TaskError: `every` is no whole number above 0; in `update`, the params are missing.
@@ -57,7 +58,7 @@ def shrink_perturb_every(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, CountState]:
         need_params("shrink_perturb_every", params)
         count = jnp.asarray(state.steps) + 1
-        updates = jax.tree.map(_wide, updates)
+        updates = jax.tree.map(_wide, updates, params)
 
         def mixed() -> Any:
             moved = optax.apply_updates(params, updates)
@@ -71,10 +72,13 @@ def shrink_perturb_every(
     return optax.GradientTransformation(init, update)
 
 
-def _wide(update: Any) -> Any:
-    """In 32 bits: the sum of a leaf and an update, both of 16, would not be what the leaf is to become."""
+def _wide(update: Any, param: Any) -> Any:
+    """In 32 bits, or the param's: the sum of a leaf and an update, both of 16, would not be what the leaf is to become,
+    nor would one of 64 and one of 32."""
     dtype = jnp.result_type(update)
-    return jnp.asarray(update, wide(dtype)) if jnp.issubdtype(dtype, jnp.inexact) else update
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return update
+    return jnp.asarray(update, jnp.promote_types(wide(dtype), jnp.result_type(param)))
 
 
 def _as_kept(moved: Any, drawn: Any) -> Any:

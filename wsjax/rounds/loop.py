@@ -173,7 +173,7 @@ def run_rounds(
         if leg.begin == 1 and leg.shared:
             shared.clear()  # those were other seeds'
         keep(leg, _run_leg(run, leg, before, states))
-    return Result(run.records.rows, last, run.compiler.compile_seconds)
+    return Result(list(run.records.rows), last, run.compiler.compile_seconds)
 
 
 def _run_leg(run: _Run, leg: Leg, before: Callable[[Leg], Any], need_state: bool) -> TrainState | None:

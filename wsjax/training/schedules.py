@@ -92,7 +92,10 @@ def scale_by_schedule(
     ) -> tuple[Any, ScheduleState]:
         del params
         if epoch_steps is None:
-            raise TaskError("a schedule needs the steps of an epoch: make_train_step(..., epoch_steps=n)")
+            raise TaskError(
+                "a schedule needs the steps of an epoch: make_train_step(..., epoch_steps=n) and run_rounds give them, "
+                "and what wraps the optimiser must hand them on, which optax.MultiSteps does not"
+            )
         rate = -learning_rate * factor(schedule, state.count, epoch_steps, warmup)
         updates = jax.tree.map(lambda update: (rate * update).astype(update.dtype), updates)
         return updates, ScheduleState(jnp.asarray(state.count) + 1)

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, total, wide_zeros
+from wsjax.parallel import total
+from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, wide_zeros
 
 
 def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState:

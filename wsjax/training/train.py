@@ -17,6 +17,7 @@ import optax
 from wsjax.checks import check_count, check_number
 from wsjax.errors import TaskError
 from wsjax.kept import kept
+from wsjax.parallel import apart, total
 from wsjax.training.schedules import Schedule, scale_by_schedule
 from wsjax.training.task import BatchStats, Params, Task
 from wsjax.trees import wide
@@ -174,9 +175,10 @@ def make_train_step(
 
     The loss is the mean over the batch's samples of weight 1. Metrics are sums over those samples ("loss",
     "correct", "samples"), in train mode, before the update. Compile it with `jax.jit(step, donate_argnums=0)`, or,
-    where `axis_name` is given, with `jax.pmap(step, axis_name)` over equal parts of a batch: sums and gradients are
-    then those of the whole batch. An optimiser that asks for it is given `epoch_steps`, the number of steps of an
-    epoch, as schedules in epochs do, or `value`, the batch's mean loss, as `optax.contrib.reduce_on_plateau` does.
+    where `axis_name` is given, with `jax.pmap(step, axis_name)` or `jax.shard_map` over equal parts of a batch (for
+    the networks here with its `check_vma=False`): sums and gradients are then those of the whole batch. An optimiser
+    that asks for it is given `epoch_steps`, the number of steps of an epoch, as schedules in epochs do, or `value`, the
+    batch's mean loss, as `optax.contrib.reduce_on_plateau` does.
 
     Raises:
       TaskError: when traced, where the task's loss or score is not one value a sample.
@@ -201,9 +203,11 @@ def batch_gradient(
 ) -> tuple[Params, BatchStats, Metrics]:
     """The gradient of a batch's mean loss in train mode, the batch statistics after it, and a step's metrics.
 
-    Mapped over `axis_name`, each device has a part of the batch, and all get the whole batch's.
+    Mapped over `axis_name`, each device has a part of the batch, and all get the whole batch's. Of complex leaves it is
+    the conjugate of what JAX gives, which optimisers go down.
     """
     summed = partial(total, axis_name=axis_name)
+    state = state._replace(params=apart(state.params, batch.weights, axis_name))
     samples = summed(jnp.sum(batch.weights))
 
     def mean_loss(params: Params) -> tuple[jax.Array, Any]:
@@ -212,7 +216,8 @@ def batch_gradient(
         return loss / samples, (batch_stats, loss, scores)
 
     grads, (batch_stats, loss, scores) = jax.grad(mean_loss, has_aux=True)(state.params)
-    return summed(grads), batch_stats, {"loss": summed(loss), "correct": summed(scores), "samples": samples}
+    grads = jax.tree.map(jnp.conj, summed(grads))
+    return grads, batch_stats, {"loss": summed(loss), "correct": summed(scores), "samples": samples}
 
 
 def over_batches(
@@ -385,11 +390,6 @@ def _sums(task: Task, outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]
             )
         sums.append(jnp.sum(values * batch.weights))
     return sums[0], sums[1]
-
-
-def total(x: Any, axis_name: str | None) -> Any:
-    """The sum over the mapped axis, where there is one."""
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
 
 
 def _ceil_div(a: Any, b: int) -> Any:
