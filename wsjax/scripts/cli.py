@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import os
@@ -108,6 +109,7 @@ def _defaulting(value: Any) -> Any:
     return dataclasses.field(default_factory=lambda: value)
 
 
+@functools.cache  # a study reads the flags of dozens of jobs
 def _said_of_fields(owner: type) -> dict[str, str]:
     """The fields that a class itself adds, each with the text that stands beneath it, where its source is at hand."""
     try:
