@@ -71,10 +71,10 @@ def main(settings: Config) -> None:
     (plan,) = build.build_rounds(settings, setup, [(len(dataset.train_labels), settings.epochs)])
     methods = {name: Method(scratch, 0, [plan._replace(setup=setup)]) for name, setup in setups.items()}
     outcome = run.run(
-        "shrink_only", settings, setup, [plan], methods, shrinking.summarize_shrinking,
+        "shrink_only", settings, setup, [plan], methods, shrinking.summarize,
         {name: NETWORKS[name] for name in settings.networks}, partial(measure, own, dataset),
     )  # fmt: skip
-    table, curves = shrinking.shrinking_table(outcome.summary), outcome.summary[run.MEASURED]
+    table, curves = shrinking.table(outcome.summary), outcome.summary[run.MEASURED]
     sentences = shrinking.verdict(outcome.summary)
     run.conclude(outcome, "After shrinking alone", table, shrink_plots.shrink_curves(curves), sentences)
 

@@ -132,10 +132,10 @@ def run_source(plan: Plan) -> None:
     from wsjax.results import panels
 
     source, settings, setup, trunk, methods, table = plan
-    outcome = run.run("transfer", settings, setup, trunk, methods, transfer.summarize_transfer, table)
+    outcome = run.run("transfer", settings, setup, trunk, methods, transfer.summarize, table)
     figure = panels.transfer_panels(source, outcome.summary["rows"], transfer.kinds(table))
-    sentences = transfer.transfer_sentences(outcome.summary, source)
-    run.conclude(outcome, f"From {source}", transfer.transfer_table(outcome.summary, table), figure, sentences)
+    sentences = transfer.verdict(outcome.summary, source)
+    run.conclude(outcome, f"From {source}", transfer.table(outcome.summary, table), figure, sentences)
 
 
 if __name__ == "__main__":

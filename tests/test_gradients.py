@@ -97,7 +97,7 @@ def rows(seeds=(0, 1), starts=STARTS, last=3):
 
 
 def test_summary_by_hand():
-    summary = gradients.summarize_gradients(rows(), METHODS)
+    summary = gradients.summarize(rows(), METHODS)
     assert summary["start"]["WS"]["mean"] == pytest.approx(4.05)
     assert summary["start"]["WS"]["low"] == pytest.approx(4.05 - 12.7062 * 0.05, abs=1e-4)
     assert summary["end"]["SP"]["mean"] == pytest.approx(1.3)
@@ -111,7 +111,7 @@ def test_summary_by_hand():
     )
     # Of 3.05 above 1, 2.5 are gone; 1.55 +- 0.64 holds 1.
     assert text[2].endswith("Of the warm start's difference 82% is gone and none can be told any more.")
-    table = gradients.gradients_table(summary)[1]
+    table = gradients.table(summary)[1]
     assert table[2][:4] == ["WS", "2", "4.05 ± 0.64", "2.05 ± 0.64"]
 
 
@@ -120,7 +120,7 @@ def test_summary_by_hand():
     [(0.2, "smaller here"), (1.0, "No difference between the halves can be told")],
 )
 def test_sentences_follow_the_numbers(warm, claim):
-    summary = gradients.summarize_gradients(rows((0, 1, 2), STARTS | {"WS": (warm, 1.0)}), METHODS)
+    summary = gradients.summarize(rows((0, 1, 2), STARTS | {"WS": (warm, 1.0)}), METHODS)
     told = gradients.verdict(summary)
     assert claim in told[1]
     assert "of the warm start's difference" not in " ".join(told).lower()
@@ -131,12 +131,12 @@ def test_what_was_not_measured_is_left_out():
     for row in own:
         if row["method"] == "SP":
             row["new_gradient"] = None
-    summary = gradients.summarize_gradients(own, METHODS)
+    summary = gradients.summarize(own, METHODS)
     assert summary["start"]["SP"] is None
     assert summary["evened"]["SP"] is None
     assert "so this says nothing sure" in " ".join(gradients.verdict(summary))
     bare = [{name: value for name, value in row.items() if not name.endswith("_gradient")} for row in own]
-    assert gradients.verdict(gradients.summarize_gradients(bare, METHODS)) == []
+    assert gradients.verdict(gradients.summarize(bare, METHODS)) == []
 
 
 OWN = {name: value for name, value in CONFIG.items() if name != "fraction"}

@@ -784,7 +784,7 @@ def killing(function, calls):
         (shelf, "finish", 0),
         (shelf, "settle", 1),
         (shelf, "_clear_up", 0),
-        (shelf, "_write_place", 0),
+        (shelf, "_write_standing", 0),
     ],
 )
 def test_a_call_killed_at_its_end_ends_in_the_same_folder(job, tmp_path, monkeypatch, module, name, calls):

@@ -198,7 +198,7 @@ def test_a_current_model_that_cannot_be_is_refused_and_another_can_be_chosen(fol
     assert state(folder) == before
     assert shelf.roll_back(folder, load_model, 1) == (None, 1)
     assert load_model(folder).lineage["model"] == 1
-    assert shelf.read_place(folder) == (1, 2)
+    assert shelf.read_standing(folder) == (1, 2)
 
 
 @pytest.mark.parametrize("text", ["", "null", "[]", "{", '{"current": 1, "current": 2}x'])
@@ -297,7 +297,7 @@ def test_a_damaged_model_that_is_not_decided_waits(folder):
     assert shelf.settle(folder) is None
     (folder / "models/0002/lineage.json").write_bytes(lineage)
     assert shelf.settle(folder)["model"] == 2
-    assert shelf.read_place(folder) == (2, 2)
+    assert shelf.read_standing(folder) == (2, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x93NUMPY\x01\x00", b"PK\x03\x04"])

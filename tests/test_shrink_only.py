@@ -233,14 +233,14 @@ def test_where_accuracy_holds_by_hand():
 
 def test_summary_and_sentences_by_hand():
     other = curve(seed=1, accuracies=(0.1, 0.895, 0.9, 0.9, 0.9))
-    summary = shrinking.summarize_shrinking([], {}, [curve(), other])
+    summary = shrinking.summarize([], {}, [curve(), other])
     (own,) = summary["curves"]
     assert own["holds_from"]["mean"] == 0.375  # 0.5 and 0.25
     assert own["holds_from"]["low"] == pytest.approx(0.375 - 12.7062 * 0.125, abs=1e-4)
     assert shrinking.verdict(summary) == [
         "MLP, tanh: from shrink 0.38 (0.00 to 1.00) on, accuracy stays within a point of the unshrunk network's 85.0%."
     ]
-    assert shrinking.shrinking_table(summary)[1] == [["MLP, tanh", "2", "85.00%", "0.38 (0.00 to 1.00)"]]
+    assert shrinking.table(summary)[1] == [["MLP, tanh", "2", "85.00%", "0.38 (0.00 to 1.00)"]]
     json.dumps(summary, allow_nan=False)
 
 

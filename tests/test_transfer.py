@@ -201,7 +201,7 @@ def with_seconds(rows):
 
 def test_the_summary_by_hand():
     rows, methods = made_up("cifar10", ["svhn"])
-    summary = transfer.summarize_transfer(with_seconds(rows), methods)
+    summary = transfer.summarize(with_seconds(rows), methods)
     half, whole = summary["pairs"]
     assert (half["target"], half["fraction"], half["samples"]) == ("svhn", 0.5, 50)
     assert whole["gap"]["mean"] == pytest.approx(0.03)  # of 0.02, 0.02 and 0.05
@@ -209,10 +209,10 @@ def test_the_summary_by_hand():
     assert whole["gain"]["SP"]["mean"] == pytest.approx(0.01)
     assert (whole["gain"]["SP"]["minuend"], whole["gain"]["SP"]["subtrahend"]) == ("SP", "RI")
     assert len(summary["first_round"]) == 3
-    columns, lines = transfer.transfer_table(summary, methods)
+    columns, lines = transfer.table(summary, methods)
     assert columns[:6] == ["target", "share", "images", "RI %", "WS %", "SP %"]
     assert lines[1] == ["svhn", "1", "100", "80.00", "77.00", "81.00", "+3.00 ± 4.30", "+1.00 ± 0.00"]
-    gap, gain = transfer.transfer_sentences(summary, "cifar10")
+    gap, gain = transfer.verdict(summary, "cifar10")
     assert gap == (
         "cifar10 to svhn, RI - WS (points, by share of the target) 0.5: +3.00 ± 4.30; 1: +3.00 ± 4.30. "
         "No difference can be told at 0.5, 1."
@@ -227,7 +227,7 @@ def test_a_kind_that_is_behind_at_a_share_is_not_taken_for_another():
         own = [row for row in rows if row["method"] == f"SP svhn {share}"]
         rows += [row | {"method": f"L2 svhn {share}", "test_accuracy": row["test_accuracy"] - 0.3} for row in own]
     behind = [row for row in rows if row["method"] != "SP svhn 0.5"]
-    told = transfer.transfer_sentences(transfer.summarize_transfer(with_seconds(behind), methods), "cifar10")
+    told = transfer.verdict(transfer.summarize(with_seconds(behind), methods), "cifar10")
     assert [sentence.split(")")[1] for sentence in told[1:]] == [
         " 0.5: -29.00 ± 0.00; 1: -29.00 ± 0.00. RI is better at 0.5, 1.",
         " 1: +1.00 ± 0.00. SP is better at 1.",
@@ -238,7 +238,7 @@ def test_seeds_that_diverged_have_no_mean_and_are_counted():
     rows, methods = made_up("cifar10", ["svhn"], fractions=(1.0,))
     lost = {("WS svhn 1", 0), *(("SP svhn 1", seed) for seed in range(3))}
     rows = [row | ({"test_accuracy": None} if (row["method"], row["seed"]) in lost else {}) for row in rows]
-    _, (line,) = transfer.transfer_table(transfer.summarize_transfer(with_seconds(rows), methods), methods)
+    _, (line,) = transfer.table(transfer.summarize(with_seconds(rows), methods), methods)
     assert line[3:6] == ["80.00", "76.50 (2 of 3)", "-"]
 
 

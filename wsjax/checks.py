@@ -6,6 +6,7 @@ import inspect
 import math
 import numbers
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -46,6 +47,12 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         )
     if not is_whole(value) or value < least:
         raise TaskError(f"{name} must be a whole number, {least} or more, not {value!r:.80}")
+
+
+def check_choice(name: str, value: Any, options: Iterable[str]) -> None:
+    """Raises a TaskError unless a setting is one of its options."""
+    if value not in (known := tuple(options)):
+        raise TaskError(f"unknown {name} '{value}'; available: {', '.join(known)}")
 
 
 def is_whole(value: Any) -> bool:

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wsjax.errors import ProcessLost
-from wsjax.trees import path_name
+from wsjax.trees import named_leaves
 
 DATA, REPLICAS = "data", "replicas"
 JOIN_WITHIN = 60
@@ -123,13 +123,13 @@ def placed(shapes: Any, mesh: Mesh | None) -> Any:
 
 def unlike(tree: Any) -> str | None:
     """The path of a leaf of which this process's devices hold copies that differ, where they should be the same."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named_leaves(tree):
         copies: dict[str, bytes] = {}
         shards = leaf.addressable_shards if jnp.issubdtype(leaf.dtype, jnp.number) else []
         for shard in shards if len(shards) > 1 else []:
             own = np.asarray(shard.data).tobytes()
             if copies.setdefault(str(shard.index), own) != own:
-                return path_name(path)
+                return name
     return None
 
 

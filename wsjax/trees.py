@@ -15,6 +15,11 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """The leaves with their names, in order."""
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf)]
+
+
 def nodes(tree: Any, kinds: type | tuple[type, ...]) -> list[Any]:
     """The nodes of those types, in the order of the leaves."""
     return [node for node in jax.tree.leaves(tree, is_leaf=_is(kinds)) if isinstance(node, kinds)]

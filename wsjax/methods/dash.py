@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from wsjax.checks import check_count, check_number
+from wsjax.checks import check_choice, check_count, check_number
 from wsjax.errors import TaskError
 from wsjax.methods.layouts import Axes, Layout, flax_layout, is_kernel, map_layers
 from wsjax.methods.reinit import check_match
@@ -53,8 +53,7 @@ def dash(
         leaf is named); or shrink or granularity is none.
     """
     check_number("shrink", shrink, least=0, most=1)
-    if granularity not in get_args(Granularity):
-        raise ValueError(f"unknown granularity '{granularity}'; available: {', '.join(get_args(Granularity))}")
+    check_choice("granularity", granularity, get_args(Granularity))
     check_match(params, direction, "direction")
 
     def shrunk(axes: Axes, weight: jax.Array, direction: jax.Array) -> jax.Array:

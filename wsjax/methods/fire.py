@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from wsjax.checks import check_count
+from wsjax.checks import check_choice, check_count
 from wsjax.methods.layouts import EXACT, Axes, Layout, flax_layout, kernels_of, map_layers
 from wsjax.methods.reinit import check_match
 from wsjax.training.singular import svd
@@ -71,8 +71,7 @@ def with_norms_of(
     Raises:
       ValueError: the trees differ, or what `fire` raises it for.
     """
-    if each not in ("kernel", "matrix"):
-        raise ValueError(f"unknown each '{each}'; available: kernel, matrix")
+    check_choice("each", each, ("kernel", "matrix"))
     check_match(params, like, "like")
     over = (-3, -2, -1) if each == "kernel" else (-2, -1)
 

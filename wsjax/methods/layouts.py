@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wsjax.methods.reinit import is_inexact, is_rounded, kernels_only, not_normalization
-from wsjax.trees import path_name, wide
+from wsjax.trees import named_leaves, wide
 
 
 class Axes(NamedTuple):
@@ -149,7 +149,7 @@ def axes_of(layout: Layout, path: str, leaf: Any, biases: bool = False) -> Axes 
 
 def _leaves(layout: Layout, params: Any, biases: bool = False) -> list[tuple[str, Any, Axes | None]]:
     """The leaves with their paths and axes; raises ValueError where none is a kernel."""
-    leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    leaves = named_leaves(params)
     found = [(path, leaf, axes_of(layout, path, leaf, biases)) for path, leaf in leaves]
     if not any(is_kernel(axes) for _, _, axes in found):
         name = getattr(layout, "__name__", "the layout")

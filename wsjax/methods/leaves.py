@@ -10,7 +10,7 @@ import optax
 
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import Where, chosen_by, function_fault
-from wsjax.trees import path_name, wide
+from wsjax.trees import named_leaves, wide
 
 
 def chosen(params: Any, where: Where | None = None, widened: bool = False) -> Any:
@@ -21,8 +21,8 @@ def chosen(params: Any, where: Where | None = None, widened: bool = False) -> An
     Raises:
       TaskError: `where` chooses none of them, or a leaf is a function.
     """
-    for path, leaf in _flat(params):
-        if fault := function_fault(path_name(path), leaf):
+    for name, leaf in _named(params):
+        if fault := function_fault(name, leaf):
             raise TaskError(fault)
 
     def copy(is_chosen: bool, leaf: Any) -> Any:
@@ -62,7 +62,7 @@ def need_params(who: str, params: Any) -> None:
 def check_params(who: str, params: Any, state: Any) -> None:
     """Raises a TaskError, which names the first such leaf, unless the params are those that a state was built for."""
     need_params(who, params)
-    old, new = ({path_name(path): leaf for path, leaf in _flat(tree)} for tree in (state, params))
+    old, new = (dict(_named(tree)) for tree in (state, params))
     for name, leaf in old.items():
         if name not in new:
             raise TaskError(
@@ -82,5 +82,5 @@ def is_left_out(node: Any) -> bool:
     return node is None or isinstance(node, optax.MaskedNode)
 
 
-def _flat(tree: Any) -> Any:
-    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: x is None)[0]
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    return named_leaves(tree, lambda leaf: leaf is None)

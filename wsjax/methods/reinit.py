@@ -20,7 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from wsjax.checks import check_number
 from wsjax.errors import TaskError
-from wsjax.trees import nodes, path_name, wide
+from wsjax.trees import named_leaves, nodes, path_name, wide
 
 Where = Callable[[str], bool]
 """Chooses leaves by their path, written as "block_0/conv/kernel"."""
@@ -164,7 +164,7 @@ def chosen_by(where: Where | None, params: Any, of: Callable[[Any], bool] | None
 
     chosen = jax.tree_util.tree_map_with_path(choice, params)
     if not any(jax.tree.leaves(chosen)):
-        paths = [path_name(path) for path, leaf in jax.tree_util.tree_leaves_with_path(params) if fits(leaf)]
+        paths = [path for path, leaf in named_leaves(params) if fits(leaf)]
         if paths and not _is_part(params):
             shown = ", ".join(f"'{path}'" for path in paths[:3]) + f" and {len(paths) - 3} more" * (len(paths) > 3)
             raise TaskError(f"where chooses none of the leaves; it is asked for their paths, {shown:.300}")

@@ -16,7 +16,7 @@ import optax
 from wsjax.checks import check_number
 from wsjax.errors import TaskError
 from wsjax.methods.leaves import need_params
-from wsjax.trees import norm_of, path_name
+from wsjax.trees import named_leaves, norm_of, path_name
 
 
 class Layer(NamedTuple):
@@ -48,7 +48,7 @@ def model_layers(params: Any) -> list[Layer]:
     In a ResNet the biases are those of normalisations, and the head's: the order within a block matters only in that
     the block's last normalisation comes last.
     """
-    names = list(_leaves(params))
+    names = list(dict(named_leaves(params)))
     modules = dict.fromkeys(name.rpartition("/")[0] for name in names)
     layers = []
     for module in sorted(modules, key=_depth):
@@ -105,7 +105,7 @@ def soft_weight_rescaling(
         check_number(f"{who}: {name}", value, least=0, most=1)
 
     def of(params: Any) -> tuple[dict[str, Any], Sequence[Layer]]:
-        leaves, own = _leaves(params), layers(params) if callable(layers) else layers
+        leaves, own = dict(named_leaves(params)), layers(params) if callable(layers) else layers
         for name in (name for layer in own for name in (layer.weight, layer.bias)):
             if name is not None and name not in leaves:
                 raise TaskError(f"{who}: the parameters have no leaf '{name}'; there is {', '.join(leaves):.200}")
@@ -139,7 +139,3 @@ def soft_weight_rescaling(
         return jax.tree_util.tree_map_with_path(rescaled, updates, moved), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _leaves(params: Any) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}

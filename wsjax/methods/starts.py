@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.checks import called, check_can_start, takes
+from wsjax.checks import called, check_can_start, check_choice, takes
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import Where, chosen_by
 from wsjax.training.schedules import restarted
@@ -109,10 +109,8 @@ def lifted(params: Callable[[Boundary], Any], batch_stats: BatchStatsChoice, opt
 
 def check_choices(batch_stats: str, opt_state: str) -> None:
     """Raises a TaskError where one is not among its choices."""
-    choices = {"batch_stats": (batch_stats, BatchStatsChoice), "opt_state": (opt_state, OptStateChoice)}
-    for name, (value, choice) in choices.items():
-        if value not in get_args(choice):
-            raise TaskError(f"unknown {name} '{value}'; available: {', '.join(get_args(choice))}")
+    check_choice("batch_stats", batch_stats, get_args(BatchStatsChoice))
+    check_choice("opt_state", opt_state, get_args(OptStateChoice))
 
 
 def anchored(start: Start) -> Start:

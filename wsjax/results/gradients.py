@@ -24,7 +24,7 @@ NOTES = (
 """What the text beside a picture of gradients says more."""
 
 
-def summarize_gradients(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
+def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     """The summary of a gradients run.
 
     Args:
@@ -85,14 +85,14 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
 
 def came(runs: Sequence[DrawnRun], which: str = "") -> str:
     """What a caption says came out: each method's ratio as the second round starts, of several runs side by side."""
-    starts = [summarize_gradients(run.rows, run.methods)["start"] for run in runs]
+    starts = [summarize(run.rows, run.methods)["start"] for run in runs]
     every = {name: spec for run in runs for name, spec in run.methods.items()}
     known = names.ordered(dict.fromkeys(name for start in starts for name in start if name != FIRST), every)
     values = [f"{names.label(name)} {' / '.join(_cell(start.get(name)) for start in starts)}" for name in known]
     return f"New / old half's norm as the second round starts{which}: {'; '.join(values)}." if values else ""
 
 
-def gradients_table(summary: Mapping[str, Any]) -> Table:
+def table(summary: Mapping[str, Any]) -> Table:
     """Columns and rows of a gradients summary's table, a row a method."""
     lines = []
     for name, start in summary["start"].items():

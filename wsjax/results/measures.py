@@ -204,5 +204,5 @@ SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
     "online": summarize_online,
     "early_stopping": early_stopping.summarize,
     "hyperparameters": hyperparameters.summarize,
-    "gradients": gradients.summarize_gradients,
+    "gradients": gradients.summarize,
 }

@@ -29,7 +29,7 @@ Curve = Mapping[str, Any]
 """{"network", "seed", "evaluation", "shrinks": [L], "accuracies": [L]}, the last shrink being 1."""
 
 
-def summarize_shrinking(rows: Sequence[Row], methods: Methods, curves: Sequence[Curve]) -> dict[str, Any]:
+def summarize(rows: Sequence[Row], methods: Methods, curves: Sequence[Curve]) -> dict[str, Any]:
     """The summary of a shrink-only run.
 
     Args:
@@ -88,7 +88,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def shrinking_table(summary: Mapping[str, Any]) -> Table:
+def table(summary: Mapping[str, Any]) -> Table:
     """Columns and rows of a shrink-only summary's table, a row a curve."""
     return ["network", "seeds", "test accuracy", "holds from shrink"], [
         [
@@ -105,7 +105,7 @@ def came(curves: Sequence[Curve]) -> str:
     """What a caption says came out."""
     values = [
         f"{_short(own['network'], own['evaluation'])} {own['holds_from']['mean']:.2f}"
-        for own in summarize_shrinking([], {}, curves)["curves"]
+        for own in summarize([], {}, curves)["curves"]
     ]
     return f"The smallest shrink that costs less than a point: {'; '.join(values)}."
 

@@ -70,7 +70,7 @@ def ends_by_kind(rows: Sequence[Row], methods: Methods) -> list[Row]:
     return ends
 
 
-def summarize_transfer(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
+def summarize(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     """The summary of the transfers from one source.
 
     Args:
@@ -111,10 +111,10 @@ def gap_and_gains(ends: Sequence[Row], table: Methods) -> dict[str, Any]:
     return {"gap": paired(ends, random, warm), "gain": {name: paired(ends, name, random) for name in others}}
 
 
-def transfer_table(summary: Mapping[str, Any], methods: Methods) -> Table:
+def table(summary: Mapping[str, Any], methods: Methods) -> Table:
     """Columns and rows of a summary's table: a row a target and fraction."""
-    unit, table = unit_of_summary(summary), kinds(methods)
-    columns = names.ordered(dict.fromkeys(end["method"] for end in summary["rows"]), table)
+    unit = unit_of_summary(summary)
+    columns = names.ordered(dict.fromkeys(end["method"] for end in summary["rows"]), kinds(methods))
     titles: dict[str, None] = {}
     lines = []
     for pair, own in zip(summary["pairs"], by_place(summary["rows"]).values(), strict=True):
@@ -129,7 +129,7 @@ def transfer_table(summary: Mapping[str, Any], methods: Methods) -> Table:
     ]
 
 
-def transfer_sentences(summary: Mapping[str, Any], source: str) -> list[str]:
+def verdict(summary: Mapping[str, Any], source: str) -> list[str]:
     """What the numbers say: for each target and difference, where it is above 0, below, or cannot be told."""
     unit, sentences = unit_of_summary(summary), []
     for target in dict.fromkeys(pair["target"] for pair in summary["pairs"]):

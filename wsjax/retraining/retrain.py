@@ -98,7 +98,7 @@ def retrain(
         if settled is not None:
             outcome = "is current" if settled["promoted"] else "is kept aside: it is worse than its parent"
             say(f"model {settled['model']}, which a stopped call had trained, {outcome}")
-        current, decided = shelf.read_place(folder)
+        current, decided = shelf.read_standing(folder)
         base = None if current is None else shelf.lineage_of(folder, current)
         if base is not None:
             _check_same(folder, base["settings"], recipe)

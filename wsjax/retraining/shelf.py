@@ -52,7 +52,7 @@ MakeTask = Callable[[int, tuple[int, ...], Sequence[float], Sequence[float], str
 """`(num_classes, image_shape, mean, std, axis_name) -> Task`, whose batch statistics are taken over that axis too."""
 
 
-class Place(NamedTuple):
+class Standing(NamedTuple):
     """What current.json says: the current model, None where there is none, and up to which one that is decided."""
 
     current: int | None
@@ -131,7 +131,7 @@ def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
     """
     folder = expanded(folder)
     if number is None:
-        number = read_place(folder).current
+        number = read_standing(folder).current
         if number is None:
             raise RunError(f"{folder} has no model yet")
     taken = numbers(folder)
@@ -169,7 +169,7 @@ def roll_back(
     with hold(folder):
         try:
             settle(folder)
-            current, decided = read_place(folder)
+            current, decided = read_standing(folder)
         except RunError:
             if number is None:
                 raise
@@ -184,7 +184,7 @@ def roll_back(
             load(folder, number)
         except RunError as error:
             raise RunError(f"{error} (model {current} stays current)") from error
-        _write_place(folder, Place(number, decided))
+        _write_standing(folder, Standing(number, decided))
         return current, number
 
 
@@ -207,11 +207,11 @@ def part_folder(folder: Path, number: int) -> Path:
     return model_folder(folder, number).with_suffix(".part")
 
 
-def read_place(folder: Path) -> Place:
+def read_standing(folder: Path) -> Standing:
     """Reads current.json. Raises RunError where it does not fit the models that there are."""
     path, taken = folder / CURRENT, numbers(folder)
     if not path.exists():
-        return Place(None, 0)
+        return Standing(None, 0)
     values = _read(path, folder)
     current, decided = values.get("current"), values.get("decided")
     if current is not None and (type(current) is not int or current not in taken):
@@ -219,7 +219,7 @@ def read_place(folder: Path) -> Place:
     if type(decided) is not int or not (current or 0) <= decided < _MOST:
         least = f"a whole number from {current or 0} on"
         raise RunError(f"{path}: decided is {decided!r:.60}, not {least}; {_way_out(folder)}")
-    return Place(current, decided)
+    return Standing(current, decided)
 
 
 def _read(path: Path, folder: Path, number: int | None = None) -> dict[str, Any]:
@@ -235,15 +235,15 @@ def settle(folder: Path) -> dict[str, Any] | None:
 
     A model that cannot be read waits: nothing depends on it yet.
     """
-    place, settled = read_place(folder), None
+    standing, settled = read_standing(folder), None
     for number in numbers(folder):
-        if number > place.decided:
+        if number > standing.decided:
             with contextlib.suppress(RunError):
                 settled = lineage_of(folder, number)
                 _clear_up(model_folder(folder, number))
-                place = Place(number if settled["promoted"] else place.current, number)
+                standing = Standing(number if settled["promoted"] else standing.current, number)
     if settled is not None:
-        _write_place(folder, place)
+        _write_standing(folder, standing)
     return settled
 
 
@@ -314,9 +314,9 @@ def _clear_up(model: Path) -> None:
     (model / LOCK).unlink(missing_ok=True)
 
 
-def _write_place(folder: Path, place: Place) -> None:
+def _write_standing(folder: Path, standing: Standing) -> None:
     with _written(folder):
-        write_json(folder / CURRENT, place._asdict())
+        write_json(folder / CURRENT, standing._asdict())
 
 
 @contextlib.contextmanager

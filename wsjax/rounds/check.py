@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wsjax import parallel
-from wsjax.checks import called, check_count, is_whole, parameters, takes
+from wsjax.checks import called, check_choice, check_count, is_whole, parameters, takes
 from wsjax.errors import RunError, TaskError
 from wsjax.methods.dash import dash, dash_start
 from wsjax.methods.hare_tortoise import tortoise_kept
@@ -31,7 +31,7 @@ from wsjax.storage.rows import DIVERGED, FIRST, OTHER_RUN, Row, name_of
 from wsjax.training import anchors
 from wsjax.training.task import Task, correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState, init_state
-from wsjax.trees import path_name
+from wsjax.trees import named_leaves, path_name
 
 
 def check(
@@ -67,7 +67,7 @@ def check(
         if options is int:
             check_count(name, value)
         else:
-            _require(value in get_args(options), f"unknown {name} '{value}'; available: {', '.join(get_args(options))}")
+            check_choice(name, value, get_args(options))
 
 
 def check_given(methods: Any, initial: Any, records: Any, settings: Any, mesh: Any, observe: Any) -> None:
@@ -286,10 +286,10 @@ def _check_setup(setup: Setup) -> int:
         isinstance(drawn, tuple | list) and len(drawn) == 2,
         f"the task's init must give a pair (params, batch_stats), not a {type(drawn).__name__}; {{}} for no statistics",
     )
-    for path, leaf in jax.tree_util.tree_flatten_with_path(drawn[0])[0]:
+    for name, leaf in named_leaves(drawn[0]):
         _require(
             jnp.issubdtype(leaf.dtype, jnp.inexact),
-            f"the params' leaf '{path_name(path)}' is {leaf.dtype}; only floating-point leaves can be trained: keep "
+            f"the params' leaf '{name}' is {leaf.dtype}; only floating-point leaves can be trained: keep "
             "others out of params",
         )
     if setup.task.loss is cross_entropy or setup.task.score is correct:

@@ -19,7 +19,7 @@ from wsjax.training.schedules import ScheduleState
 from wsjax.training.singular import singular_values
 from wsjax.training.task import Activations
 from wsjax.training.train import Batch, Metrics, Samples, Setup, TrainState, batch_gradient, each, over_batches
-from wsjax.trees import nodes, path_name, wide
+from wsjax.trees import named_leaves, nodes, wide
 
 OLD, NEW = "old_gradient", "new_gradient"
 SAMPLES = 1000
@@ -58,8 +58,8 @@ def weights(power: int = 2, invariant: Callable[[str], bool] | None = None) -> P
 
     def probe(setup: Setup, state: TrainState, samples: Samples, key: jax.Array) -> Metrics:
         del key
-        named = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)]
-        norms = {name.removesuffix("/kernel"): _norm(leaf) for name, leaf in named if leaf.ndim > 1}
+        kernels = [(name, leaf) for name, leaf in named_leaves(state.params) if leaf.ndim > 1]
+        norms = {name.removesuffix("/kernel"): _norm(leaf) for name, leaf in kernels}
         measured = {f"weight_norm/{name}": norm for name, norm in norms.items()}
         if setup.learning_rate is None or invariant is None:
             return measured

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.checks import check_count, check_number
+from wsjax.checks import check_choice, check_count, check_number
 from wsjax.errors import TaskError
 from wsjax.trees import map_nodes
 
@@ -73,8 +73,7 @@ def scale_by_schedule(
     """
     if not isinstance(schedule, Schedule):
         raise TaskError(f"a schedule is a wsjax.training.schedules.Schedule, not {schedule!r:.60}")
-    if schedule.kind not in KINDS:
-        raise TaskError(f"unknown schedule '{schedule.kind}'; available: {', '.join(KINDS)}")
+    check_choice("schedule", schedule.kind, KINDS)
     if schedule.kind == "steps" and not schedule.milestones:
         raise TaskError("the schedule 'steps' needs milestones: the epochs at which the rate falls")
     check_count("a schedule's epochs", schedule.epochs)

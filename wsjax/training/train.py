@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.checks import check_count, check_number
+from wsjax.checks import check_choice, check_count, check_number
 from wsjax.errors import TaskError
 from wsjax.kept import kept
 from wsjax.parallel import apart, total
@@ -134,8 +134,7 @@ def make_optimizer(
     """
     rules = {"sgd": optax.identity, "msgd": lambda: optax.trace(0.9), "adam": optax.scale_by_adam}
     rules["adamw"] = optax.scale_by_adam
-    if name not in rules:
-        raise TaskError(f"unknown optimizer '{name}'; available: {', '.join(rules)}")
+    check_choice("optimizer", name, rules)
     for what, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay), ("clip_norm", clip_norm)):
         if value is not None:
             check_number(what, value, least=0)
