@@ -244,8 +244,8 @@ def reproduce(*arguments):
     return subprocess.run([sys.executable, str(REPRODUCE), *map(str, arguments)], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("scale", ["digits", "cpu", "full"])
-def test_the_whole_grid_is_planned_without_jax(tmp_path, scale):
+@pytest.mark.parametrize(("scale", "least"), [("digits", 11), ("cpu", 11), ("long", 4), ("full", 11)])
+def test_the_whole_grid_is_planned_without_jax(tmp_path, scale, least):
     code = (
         "import runpy, sys; sys.modules['jax'] = None;"
         f"sys.argv = ['x', '--scale={scale}', '--dry_run', '--workdir={tmp_path}'];"
@@ -255,7 +255,7 @@ def test_the_whole_grid_is_planned_without_jax(tmp_path, scale):
     assert done.returncode == 0, done.stderr
     first, *lines = done.stdout.splitlines()
     assert re.fullmatch(rf"0 of {len(lines)} jobs are complete; {len(lines)} to run, about .*", first)
-    assert len(lines) > 10
+    assert len(lines) >= least
     command = r"python .*/experiments/\w+\.py .*--run=\w+.*  # about [\d,]+ steps, \d+"
     assert all(re.match(command, line) for line in lines)
     assert list(tmp_path.iterdir()) == []
