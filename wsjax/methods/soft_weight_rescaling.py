@@ -48,7 +48,7 @@ def model_layers(params: Any) -> list[Layer]:
     In a ResNet the biases are those of normalisations, and the head's: the order within a block matters only in that
     the block's last normalisation comes last.
     """
-    names = list(dict(named_leaves(params)))
+    names = [name for name, _ in named_leaves(params)]
     modules = dict.fromkeys(name.rpartition("/")[0] for name in names)
     layers = []
     for module in sorted(modules, key=_depth):
