@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from wsjax.scripts import cli, process
-from wsjax.scripts.cli import check
 from wsjax.scripts.console import print_table, say
 
 BYTES = {"f64": 8, "i64": 8, "ui64": 8, "f32": 4, "i32": 4, "ui32": 4, "bf16": 2, "f16": 2, "i8": 1, "ui8": 1, "i1": 1}
@@ -70,7 +69,8 @@ class Config:
 
 def main(config: Config) -> list[str]:
     """Prints a table, and returns what is wrong with the programs."""
-    check(config.platform in PLATFORMS, f"unknown platform '{config.platform}'; available: {', '.join(PLATFORMS)}")
+    known = config.platform in PLATFORMS
+    cli.check(known, f"unknown platform '{config.platform}'; available: {', '.join(PLATFORMS)}")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     process.use_devices(config.devices)
     from wsjax import parallel

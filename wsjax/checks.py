@@ -55,6 +55,15 @@ def check_choice(name: str, value: Any, options: Iterable[str]) -> None:
         raise TaskError(f"unknown {name} '{value}'; available: {', '.join(known)}")
 
 
+def check_epoch_steps(who: str, epoch_steps: Any) -> None:
+    """Raises a TaskError where an update was not given the number of steps of an epoch."""
+    if epoch_steps is None:
+        raise TaskError(
+            f"{who} needs the steps of an epoch: make_train_step(..., epoch_steps=n) and run_rounds give them, and "
+            "what wraps the optimiser must hand them on, which optax.MultiSteps does not"
+        )
+
+
 def is_whole(value: Any) -> bool:
     """Whether it is one whole number: Python's own, no bool, or one of an array of shape []."""
     try:

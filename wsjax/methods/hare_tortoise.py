@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.checks import check_can_start, check_count, check_number
+from wsjax.checks import check_can_start, check_count, check_epoch_steps, check_number
 from wsjax.errors import TaskError
 from wsjax.methods.leaves import check_params, chosen, map_chosen, towards
 from wsjax.methods.starts import Boundary, Start
@@ -67,11 +67,8 @@ def hare_tortoise(
         updates: Any, state: Any, params: Any = None, *, epoch_steps: Any = None, **_: Any
     ) -> tuple[Any, TortoiseState]:
         check_params(who, params, state.slow)
-        if in_epochs and epoch_steps is None:
-            raise TaskError(
-                f"{who}: in_epochs needs the steps of an epoch: update(..., epoch_steps=n), as make_train_step and "
-                "run_rounds call it; what wraps the optimiser must hand them on, which optax.MultiSteps does not"
-            )
+        if in_epochs:
+            check_epoch_steps(f"{who}: in_epochs", epoch_steps)
         unit, count = epoch_steps if in_epochs else 1, state.steps + 1
         back = (count >= offset * unit) & ((count - offset * unit) % (every * unit) == 0)
         fast = optax.apply_updates(params, updates)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.checks import check_choice, check_count, check_number
+from wsjax.checks import check_choice, check_count, check_epoch_steps, check_number
 from wsjax.errors import TaskError
 from wsjax.trees import map_nodes
 
@@ -90,11 +90,7 @@ def scale_by_schedule(
         updates: Any, state: Any, params: Any = None, *, epoch_steps: Any = None, **_: Any
     ) -> tuple[Any, ScheduleState]:
         del params
-        if epoch_steps is None:
-            raise TaskError(
-                "a schedule needs the steps of an epoch: make_train_step(..., epoch_steps=n) and run_rounds give them, "
-                "and what wraps the optimiser must hand them on, which optax.MultiSteps does not"
-            )
+        check_epoch_steps("a schedule", epoch_steps)
         rate = -learning_rate * factor(schedule, state.count, epoch_steps, warmup)
         updates = jax.tree.map(lambda update: (rate * update).astype(update.dtype), updates)
         return updates, ScheduleState(jnp.asarray(state.count) + 1)
