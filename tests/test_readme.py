@@ -157,8 +157,8 @@ def test_what_size_alone_gains_is_told_as_the_records_have_it():
         f"new network that has SP's norms leaf by leaf (SPN) {exact:.1f} above RI and {exact_over_kept:.1f} above SP"
     ) in README
     assert (
-        f"Offline, at 0.3, SPN ends {small:.1f} points above RI, and {-kept:.1f} above SP, which cannot be told from 0; "
-        f"at 0.1 it ends {smaller:.1f} above RI, and SP {kept_most:.1f} above that"
+        f"Offline, at 0.3, SPN ends {small:.1f} points above RI, and {-kept:.1f} above SP, which cannot be told from 0"
+        f"; at 0.1 it ends {smaller:.1f} above RI, and SP {kept_most:.1f} above that"
     ) in README
     first = [row for row in summarize_drawn(online)["rounds"] if row["round"] == 1]
     ends = {(row["method"], row["seed"]): row for row in first}
