@@ -111,7 +111,7 @@ def test_the_head_and_the_rows_say_what_the_verdicts_are():
         f"Of {len(CLAIMS) - own} claims of the report: 1 reproduced, {len(CLAIMS) - own - 1} not run; of {own} of our"
     )
     assert f"{counts} own: {own} not run. Each verdict holds at the scale" in text
-    assert "below random initialisation, by SGD in rounds of a fixed length: yes. RI - WS = +10.00 points" in text
+    assert "below random initialisation, by SGD in rounds of a fixed length: yes. RI - WS = +10.0 points" in text
     assert "CIFAR-10, width 64, 50,000 images, 3 epochs, 3 seeds" in text
 
 
@@ -217,20 +217,20 @@ def test_the_table_of_verdicts():
     assert len(sheet.rows) == len(CLAIMS)
     first, second = sheet.rows[:2]
     assert first[:2] == [CLAIMS[0]["short"], "reproduced"]
-    assert first[2].startswith("RI - WS = +9.67 points (")
+    assert first[2].startswith("RI - WS = +9.7 points (")
     assert first[3] == CLAIMS[0]["published"]
     assert "3 seeds" in first[4]
     assert (second[1:3], second[4]) == (["not run", ""], "")
     (part,) = parts_of(CLAIMS[0])
     contradicted = {**CLAIMS[0], "parts": [part, {**part, "lies_in": [None, 0]}]}
     (row,) = page.verdict_table(verdicts([contradicted], runs)).rows
-    assert re.fullmatch(r"(RI - WS = \+9\.67 points \(\S+ to \S+\)(; |$)){2}", row[2])
+    assert re.fullmatch(r"(RI - WS = \+9\.7 points \(\S+ to \S+\)(; |$)){2}", row[2])
     assert row[1] == "not reproduced"
     more = {**CLAIMS[0], "parts": [part] * 5 + [{**part, "runs": [{**part["runs"][0], "dataset": "none"}]}]}
     (row,) = page.verdict_table(verdicts([more], runs)).rows
-    assert row[2] == "5 parts, +9.67 to +9.67 points, +9.67 in the mean: 5 reproduced; 1 more not run"
+    assert row[2] == "5 parts, +9.7 to +9.7 points, +9.7 in the mean: 5 reproduced; 1 more not run"
     (row,) = page.verdict_table(verdicts([{**more, "together": True}], runs)).rows
-    assert row[2] == "5 parts, +9.67 to +9.67 points, +9.67 in the mean: 5 within the range, 0 outside; 1 more not run"
+    assert row[2] == "5 parts, +9.7 to +9.7 points, +9.7 in the mean: 5 within the range, 0 outside; 1 more not run"
 
 
 def test_what_a_wider_network_leaves_open_stands_below_what_a_narrower_one_decides():
@@ -254,5 +254,7 @@ def test_the_interval_that_is_told_is_the_one_that_decides():
     (estimate,) = gap.estimates
     low, high = estimate.interval
     assert low < estimate.low < estimate.high < high
-    assert page.measured(estimate).endswith(f"({100 * low:+.2f} to {100 * high:+.2f})")
+    assert page.measured(estimate).endswith(f"({100 * low:+.1f} to {100 * high:+.1f})")
+    small = estimate._replace(mean=0.0004, low=0.0001, high=0.0007)
+    assert page.measured(small._replace(looks=1)) == "RI - WS = +0.04 points (+0.01 to +0.07)"
     assert f",{100 * low:.10g}"[:8] in page.numbers([gap])

@@ -1,5 +1,6 @@
 """The Python of the README and of docs/ runs as it stands there, and links lead somewhere."""
 
+import functools
 import re
 import statistics
 from operator import itemgetter
@@ -13,7 +14,7 @@ from wsjax.results import hyperparameters
 from wsjax.results.claims import read_study, verdicts
 from wsjax.results.measures import Group, lately
 from wsjax.results.merge import merge_runs, summarize_drawn
-from wsjax.results.page import markdown
+from wsjax.results.page import markdown, sentences, verdict_table
 from wsjax.storage.files import read_json
 from wsjax.storage.records import read_run
 from wsjax.storage.rows import FIRST, grouped, round_ends
@@ -55,12 +56,31 @@ def test_links_lead_somewhere(page):
         assert not heading or heading in names, link
 
 
-def test_the_verdicts_are_what_the_records_come_to():
-    results = ROOT / "figures" / "results"
+@functools.cache
+def judged():
     claims = read_json(ROOT / "figures" / "published" / "claims.json")["claims"]
-    text = markdown(verdicts(claims, read_study(results)))
-    assert (results / "verdicts.md").read_text() == text
-    assert text in PAGES[0].read_text()
+    return verdicts(claims, read_study(ROOT / "figures" / "results"))
+
+
+def test_the_verdicts_are_what_the_records_come_to():
+    assert (ROOT / "figures" / "results" / "verdicts.md").read_text() == markdown(judged())
+    assert sentences(judged())[0] in README
+    assert verdict_table(judged()).markdown in PAGES[0].read_text()
+
+
+def test_the_claims_among_the_findings_are_told_as_they_are_judged():
+    parts = {own.claim["id"]: own.estimates for own in judged()}
+    (online,), (matched,) = parts["online-gap"], parts["matched-rate"]
+    table = sorted(percent(own.mean) for own in parts["gap-table"])
+    low, high = map(percent, online.interval)
+    assert (
+        f"ends {table[0]} to {table[-1]} points below random initialisation in the six rows of Table 1 (three "
+        f"optimisers, two data sets), and {percent(online.mean)} below it online ({low} to {high})"
+    ) in README
+    most, more = (percent(own.mean) for own in parts["shrink-perturb"])
+    assert f"It ends {most} points above random initialisation at a shrink of 0.1 and {more} at 0.3" in README
+    low, high = map(percent, matched.interval)
+    assert f"ends {percent(matched.mean)} points above RI at the best of three rates ({low} to {high})" in README
 
 
 def test_what_a_stop_looks_at_is_told_as_the_records_have_it():

@@ -244,7 +244,7 @@ def _of_scale(run: DrawnRun) -> tuple[Any, ...]:
 
 
 def _stop(own: Mapping[str, Any]) -> str:
-    rules = {"accuracy": f"{own.get('threshold', 1):.4g} train accuracy", "plateau": "a plateau"}
+    rules = {"accuracy": f"{100 * own.get('threshold', 1):.4g} % train accuracy", "plateau": "a plateau"}
     return " or ".join(text for rule, text in rules.items() if rule in own.get("stop", ()))
 
 
