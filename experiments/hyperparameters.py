@@ -28,7 +28,7 @@ from typing import Any
 import tyro
 
 from wsjax.results import hyperparameters, words
-from wsjax.scripts import build, cells, cli, config, run
+from wsjax.scripts import build, cli, config, grid, run
 
 METHODS = ("RI", "WS")
 
@@ -73,9 +73,9 @@ def main(settings: Config) -> None:
     sizes = words.share(total, settings.fraction), total
     setup = build.build_setup(settings, dataset)
     half, whole = build.build_rounds(settings, setup, [(size, settings.epochs) for size in sizes])
-    grid = list(itertools.product(settings.learning_rates, settings.batch_sizes))
-    setups = {cell: cells.build_setup(settings, setup, cell) for cell in grid}
-    planned = cells.plan(grid, settings.seeds, settings.chained)
+    cells = list(itertools.product(settings.learning_rates, settings.batch_sizes))
+    setups = {cell: grid.build_setup(settings, setup, cell) for cell in cells}
+    planned = grid.plan(cells, settings.seeds, settings.chained)
     methods, table = {}, {}
     for start, own, seeds in [method for method in planned if method[0] in settings.methods]:
         name = hyperparameters.name_of(start, own)

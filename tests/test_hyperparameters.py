@@ -10,7 +10,7 @@ from test_figures import CONFIG, FIGURES, command, draw, write_folder, write_onl
 
 from wsjax.errors import RunError
 from wsjax.results import hyperparameters, words
-from wsjax.scripts import cells
+from wsjax.scripts import grid
 from wsjax.storage.records import read_run
 
 TINY = (
@@ -130,23 +130,23 @@ GRID = [(0.1, 8), (0.1, 16), (0.01, 8), (0.01, 16)]
 def test_another_cell_is_drawn_each_about_as_often():
     counts = dict.fromkeys(GRID, 0)
     for seed in range(60):
-        counts[cells.draw(seed, GRID, 1)] += 1
+        counts[grid.draw(seed, GRID, 1)] += 1
     assert counts[GRID[1]] == 0
     assert all(count > 8 for cell, count in counts.items() if cell != GRID[1])  # 20 expected
-    assert cells.draw(7, GRID, 1) == cells.draw(7, GRID, 1)
-    assert cells.draw(3, GRID[:1], 0) == GRID[0]
-    assert len({tuple(cells.draw(seed, GRID, n) for seed in range(9)) for n in range(4)}) == 4
+    assert grid.draw(7, GRID, 1) == grid.draw(7, GRID, 1)
+    assert grid.draw(3, GRID[:1], 0) == GRID[0]
+    assert len({tuple(grid.draw(seed, GRID, n) for seed in range(9)) for n in range(4)}) == 4
 
 
 def test_the_plan_names_the_seeds_of_each_warm_start():
     seeds = (4, 5, 6)
-    plain, chained = (cells.plan(GRID, seeds, chained) for chained in (False, True))
+    plain, chained = (grid.plan(GRID, seeds, chained) for chained in (False, True))
     assert plain[:4] == chained[:4] == [("RI", [cell], None) for cell in GRID]
     for number, cell in enumerate(GRID):
         own = [(second, given) for _, (first, second), given in plain[4:] if first == cell]
         assert sorted(seed for _, given in own for seed in given) == [4, 5, 6]
-        assert all(cells.draw(seed, GRID, number) == second for second, given in own for seed in given)
-        assert chained[4 + number] == ("WS", [cell, *(cells.draw(seed, GRID, number) for seed in seeds)], None)
+        assert all(grid.draw(seed, GRID, number) == second for second, given in own for seed in given)
+        assert chained[4 + number] == ("WS", [cell, *(grid.draw(seed, GRID, number) for seed in seeds)], None)
 
 
 A, B = (0.1, 8), (0.01, 16)

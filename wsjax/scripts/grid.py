@@ -18,18 +18,18 @@ Planned = tuple[str, Sequence[Cell], Collection[int] | None]
 """A start, "RI" or "WS", the cell of each of its rounds, and the seeds that it is for, None for all."""
 
 
-def plan(grid: Sequence[Cell], seeds: Sequence[int], chained: bool) -> list[Planned]:
+def plan(cells: Sequence[Cell], seeds: Sequence[int], chained: bool) -> list[Planned]:
     """What trains: every cell from scratch and, from a first round with its settings, with those of another cell.
 
     Args:
-      grid: the cells.
+      cells: the grid's.
       seeds: the run's; for each of them and each cell the other cell is drawn.
       chained: one warm start a cell for all seeds, which goes through all that were drawn for it, in the seeds' order,
         as the report's code does; else one for each that was drawn, for those seeds for which it was.
     """
-    planned: list[Planned] = [("RI", [cell], None) for cell in grid]
-    for number, cell in enumerate(grid):
-        drawn = {seed: draw(seed, grid, number) for seed in seeds}
+    planned: list[Planned] = [("RI", [cell], None) for cell in cells]
+    for number, cell in enumerate(cells):
+        drawn = {seed: draw(seed, cells, number) for seed in seeds}
         if chained:
             planned.append(("WS", [cell, *drawn.values()], None))
         else:
@@ -38,13 +38,13 @@ def plan(grid: Sequence[Cell], seeds: Sequence[int], chained: bool) -> list[Plan
     return planned
 
 
-def draw(seed: int, grid: Sequence[Cell], number: int) -> Cell:
+def draw(seed: int, cells: Sequence[Cell], number: int) -> Cell:
     """The settings with which the warm start of a cell, by its number, goes on: another's, where there is another."""
     import jax
 
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _SECOND), number)
-    further = int(jax.random.randint(key, (), 1, max(len(grid), 2)))
-    return grid[(number + further) % len(grid)]
+    further = int(jax.random.randint(key, (), 1, max(len(cells), 2)))
+    return cells[(number + further) % len(cells)]
 
 
 def build_setup(config: Training, setup: Setup, cell: Cell) -> Setup:
