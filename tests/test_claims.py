@@ -269,6 +269,18 @@ def test_a_look_is_one_at_seeds_that_all_compared_methods_have():
     assert [verdict(*own).estimates[0].looks for own in ((alone, first, second), (first, alone, second))] == [2, 2]
 
 
+def test_every_run_is_a_look_where_a_part_names_no_method():
+    """Of more seeds than it tells of, for it may pick among them by what came out."""
+    rows = [
+        timed(curve("first", [0.5], seed) + curve("RI", [0.6], seed) + curve("WS", [0.5], seed)) for seed in range(4)
+    ]
+    more = timed(curve("RI", [0.6], 4))  # no pair
+    runs = [run(rows[0] + rows[1], seeds=[0, 1]), run(rows[2] + rows[3], seeds=[2, 3]), run(more, seeds=[4])]
+    part = {"runs": [{"experiment": "offline"}], "measure": "summary", "at": ["gap"], "of": None}
+    (found,) = verdict(*runs, **part).estimates
+    assert (found.seeds, found.looks) == (4, 3)
+
+
 def test_runs_of_seeds_that_are_not_compared_are_no_look():
     """Where two kinds of runs are paired by seed, those count that both have, whichever came first."""
 

@@ -29,7 +29,7 @@ from scipy.special import bdtrc, stdtr, stdtrit
 
 from wsjax.errors import RunError
 from wsjax.results import cells, names, words
-from wsjax.results.measures import MEASURES, OF_ENDS, Group, Part, lately, least_trained
+from wsjax.results.measures import MEASURES, Group, Part, lately, least_trained
 from wsjax.results.merge import DrawnRun, merge_runs, methods_of, unlike
 from wsjax.results.stats import CONFIDENCE
 from wsjax.storage.records import CONFIG, RunRecords, read_run, setting
@@ -273,9 +273,7 @@ def _toured(part: Part) -> Part:
 
 def _measure(part: Part, runs: Sequence[RunRecords]) -> Estimate | None:
     """What a part of a claim comes to; None where no run tells of it."""
-    among = [groups(runs, wanted) for wanted in part["runs"]]
-    if part["measure"] in OF_ENDS:
-        among = [[lately(group) for group in own] for own in among]
+    among = [[lately(group) for group in groups(runs, wanted)] for wanted in part["runs"]]
     compared = {name for wanted in part["runs"] for name in wanted}
 
     def distance(own: Sequence[Group]) -> int:
@@ -289,7 +287,7 @@ def _measure(part: Part, runs: Sequence[RunRecords]) -> Estimate | None:
         if found := MEASURES[part["measure"]](part, *own):
             told_of = set.intersection(*({row["seed"] for row in group.run.rows} for group in own))
             looks = max(
-                sum(_looks(each, _compared(part), told_of, found["seeds"]) for each in [group, *_shorter(group, known)])
+                sum(_looks(each, _compared(part), told_of) for each in [group, *_shorter(group, known)])
                 for group, known in zip(own, among, strict=True)
             )
             estimate = Estimate(
@@ -304,8 +302,10 @@ def _measure(part: Part, runs: Sequence[RunRecords]) -> Estimate | None:
     return told
 
 
-def _compared(part: Part) -> Sequence[names.Spec]:
-    """The methods that a part of a claim is about; none where it is about all."""
+def _compared(part: Part) -> Sequence[names.Spec | str]:
+    """The methods that a part of a claim is about, by what they are or by name; none where it is about all."""
+    if "network" in part:
+        return [part["network"]]
     return part.get("of") or [key for key in part.get("at", ()) if isinstance(key, Mapping)]
 
 
@@ -321,17 +321,16 @@ def _shorter(group: Group, known: Sequence[Group]) -> list[Group]:
     ]
 
 
-def _looks(group: Group, specs: Sequence[names.Spec], seeds: set[int], count: int) -> int:
-    """By how many runs one after another so many of some seeds came, which all of those methods have; any, if none is
-    named."""
+def _looks(group: Group, compared: Sequence[names.Spec | str], seeds: set[int]) -> int:
+    """By how many runs one after another some seeds came, which all of those methods have; any, if none is named."""
     looks, seen = 0, set()
-    have: list[set[int]] = [set() for _ in specs or (None,)]
+    have: list[set[int]] = [set() for _ in compared or (None,)]
     for run in group.each:
         table = methods_of(run)
-        for own, spec in zip(have, specs or (None,), strict=True):
-            name = spec and names.matching(table, spec)
-            own |= {row["seed"] for row in run.rows if spec is None or row["method"] == name}
+        for own, method in zip(have, compared or (None,), strict=True):
+            name = names.matching(table, method) if isinstance(method, Mapping) else method
+            own |= {row["seed"] for row in run.rows if method is None or row["method"] == name}
         shared = seeds.intersection(*have)
-        if shared - seen and len(seen) < count:
+        if shared - seen:
             looks, seen = looks + 1, shared
     return max(looks, 1)

@@ -197,8 +197,6 @@ MEASURES: dict[str, Callable[..., Found]] = {
     "left": _left,
     "less": _less,
 }
-OF_ENDS = ("difference", "change", "pair", "left")
-"""Those that look at the ends of rounds alone."""
 SUMMARIES: dict[str, Callable[..., dict[str, Any]]] = {
     "offline": summarize_offline,
     "online": summarize_online,

@@ -132,11 +132,11 @@ def measured(estimate: Estimate) -> str:
 
 
 def _number(estimate: Estimate, value: float) -> str:
-    """A value as it is told: of points a tenth is noise, unless all of the estimate is smaller than one."""
+    """A value as it is told: of points a tenth is noise, unless all of the estimate is smaller than half a point."""
     value *= _scale(estimate)
     if estimate.unit == "points":
         most = _scale(estimate) * max(map(abs, (estimate.mean, *(estimate.interval or ()))))
-        return f"{value:+.{1 if most >= 1 else 2}f}"
+        return f"{value:+.{1 if most > 0.5 else 2}f}"
     return f"{value:.{2 if abs(value) < 100 else 0}f}"
 
 

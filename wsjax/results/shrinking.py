@@ -58,10 +58,10 @@ def summarize(rows: Sequence[Row], methods: Methods, curves: Sequence[Curve]) ->
 
 
 def holds_from(curve: Curve) -> float:
-    """The smallest shrink from which on, up to 1, accuracy stays within a point of the unshrunk network's."""
+    """The smallest shrink from which on, up to 1, a network loses at most a point of its accuracy; it may gain some."""
     smallest = 1.0
     for shrink, accuracy in zip(reversed(curve["shrinks"]), reversed(curve["accuracies"]), strict=True):
-        if abs(accuracy - curve["accuracies"][-1]) > POINT + 1e-6:
+        if curve["accuracies"][-1] - accuracy > POINT + 1e-6:
             break
         smallest = shrink
     return smallest
@@ -82,8 +82,8 @@ def labels(networks: Collection[str]) -> str:
 def verdict(summary: Mapping[str, Any]) -> list[str]:
     """What the numbers say, in sentences; in brackets 95 % intervals over seeds."""
     return [
-        f"{title(own['network'], own['evaluation'])}: from shrink {_told(own['holds_from'])} on, accuracy stays within "
-        f"a point of the unshrunk network's {own['accuracy']['mean']:.1%}."
+        f"{title(own['network'], own['evaluation'])}: from shrink {_told(own['holds_from'])} on, at most a point is "
+        f"lost of the unshrunk network's {own['accuracy']['mean']:.1%}."
         for own in summary["curves"]
     ]
 
@@ -107,7 +107,7 @@ def came(curves: Sequence[Curve]) -> str:
         f"{_short(own['network'], own['evaluation'])} {own['holds_from']['mean']:.2f}"
         for own in summarize([], {}, curves)["curves"]
     ]
-    return f"The smallest shrink that costs less than a point: {'; '.join(values)}."
+    return f"The smallest shrink down to which at most a point is lost: {'; '.join(values)}."
 
 
 def _short(network: str, evaluation: str) -> str:
