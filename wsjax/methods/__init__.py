@@ -1,1 +1,1 @@
-"""What happens to a network between two rounds."""
+"""What happens to a network between two rounds, or at every step."""

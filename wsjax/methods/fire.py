@@ -1,4 +1,4 @@
-"""FIRE: kernels are replaced by the nearest isometries, which keeps what was learned and restores plasticity.
+"""FIRE: kernels are moved towards the nearest isometries, which keeps what was learned and restores plasticity.
 
 Han et al., "FIRE: Frobenius-Isometry Reinitialization for Balancing the Stability-Plasticity Tradeoff" (ICLR 2026).
 """

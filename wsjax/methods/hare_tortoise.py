@@ -1,4 +1,4 @@
-"""Hare and Tortoise: a slow copy of the parameters follows those that are trained, and they go back to it at times.
+"""Hare and Tortoise: a slow copy follows the trained parameters, and at times they are set back to it.
 
 Lee et al., "Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks" (ICML 2024,
 https://arxiv.org/abs/2406.02596).

@@ -3,7 +3,7 @@
 | where it ran | what is added to λθ | here | leaves | statistics |
 |---|---|---|---|---|
 | Ash and Adams 2020, their code | 0.1 of a new network; λ 0.4 | `shrink_perturb` | all | reset |
-| the report | 0.01 of a new network; λ 0.3 to 0.6 | `shrink_perturb` | all | kept |
+| the report | 0.01 of a new network; λ 0.1 to 0.6 | `shrink_perturb` | all | kept |
 | DASH's comparison (Shin et al. 2024) | N(0, 0.01²); λ 0.3 | `gaussian_perturb` | no normalisation | kept |
 | Lee et al. 2024, Han et al. 2026 (FIRE) | 0.8 of the first network; λ 0.2 | `toward_initial` | all | kept |
 
