@@ -38,7 +38,7 @@ class Config(config.Common):
     max_rounds: int | None = None
     """Stop after this many rounds. Default: when the pool is used up."""
     at_once: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Shrink and perturb before the first round too, as the report and the paper did."""
+    """Whether to shrink and perturb before the first round too, as the report and the paper did."""
     protocol: str | None = None
     """Published settings as defaults: dash or dash-tuned."""
 

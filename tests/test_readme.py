@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import wsjax
 from wsjax.results import hyperparameters
 from wsjax.results.claims import read_study, verdicts
 from wsjax.results.measures import Group, lately
@@ -42,6 +43,13 @@ def test_all_examples_are_found():
     assert len(EXAMPLES) == 9
     for name in ("def retrain(", "metrics"):  # what an example's run is asked for above
         assert sum(name in code for code in EXAMPLES) == 1
+
+
+def test_every_public_name_has_its_place():
+    text = (ROOT / "docs" / "library.md").read_text()
+    index = set(re.findall(r"`(\w+)`", text.split("## Every name")[1]))
+    assert set(wsjax.__all__) <= index
+    assert all(hasattr(wsjax, name) for name in index - {"where"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
