@@ -21,7 +21,7 @@ from wsjax.storage.records import read_run
 from wsjax.storage.rows import FIRST, grouped, round_ends
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 TEXT = "\n".join(page.read_text() for page in PAGES)
 README = " ".join(PAGES[0].read_text().split())  # whatever its lines are
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -52,7 +52,7 @@ def test_every_public_name_has_its_place():
     assert all(hasattr(wsjax, name) for name in index - {"where"})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_links_lead_somewhere(page):
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if not link.startswith("http")]
     for link in links:
