@@ -82,7 +82,8 @@ def test_the_claims_among_the_findings_are_told_as_they_are_judged():
     table = sorted(percent(own.mean) for own in parts["gap-table"])
     told = (
         "ends {} to {} points below random initialisation in the six rows of Table 1 (three optimisers, two data "
-        "sets), {} below it online ({} to {}), and {} below it after 30 epochs a round at a small rate (Figure 1; {} to {})"
+        "sets), {} below it online ({} to {}), and {} below it after 30 epochs a round at a small rate (Figure 1; {} "
+        "to {})"
     )
     numbers = (online.mean, *online.interval, gap.mean, *gap.interval)
     assert told.format(table[0], table[-1], *map(percent, numbers)) in README

@@ -5,6 +5,7 @@ import os
 import shutil
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +13,12 @@ import optax
 import pytest
 
 from wsjax import parallel
-from wsjax.errors import DataError, LeftOut, RunError, UsageError
+from wsjax.errors import DataError, LeftOut, RunError, TaskError, UsageError
 from wsjax.methods.dash import dash
 from wsjax.methods.fire import fire
 from wsjax.methods.layouts import wsjax_layout
 from wsjax.methods.reinit import shrink_perturb
-from wsjax.methods.starts import grown
+from wsjax.methods.starts import grown, new_heads
 from wsjax.networks import models
 from wsjax.retraining import incoming, shelf
 from wsjax.retraining import retrain as retraining
@@ -906,6 +907,23 @@ def test_what_a_killed_clearing_left_is_cleared(job):
     (part / "records.jsonl").write_text("{}\n")
     job.add("a")
     assert job.call()["model"] == 1
+
+
+def test_models_whose_nodes_tell_sizes_grow_and_take_new_heads():
+    """An Equinox layer's sizes are part of the tree's structure."""
+    old, fresh = (eqx.nn.Linear(4, count, key=jax.random.key(seed)) for seed, count in enumerate((2, 3)))
+    wider = grown(lambda params, _: params)(old, fresh)
+    assert (wider.out_features, wider.weight.shape) == (3, (3, 4))
+    assert jnp.array_equal(wider.weight, jnp.concatenate([old.weight, fresh.weight[2:]]))
+    headed = new_heads(partial(shrink_perturb, shrink=0.5, perturb=0.0))(old, fresh)
+    assert jnp.array_equal(headed.weight, fresh.weight)
+
+
+def test_a_network_that_cannot_be_grown_is_refused():
+    with pytest.raises(TaskError, match=r"grown: the fresh 'b' is \[2\], too small for \[3\]"):
+        grown(lambda old, _: old)({"b": np.ones(3)}, {"b": np.zeros(2)})
+    with pytest.raises(TaskError, match="the old parameters have no leaf 'c', which the fresh ones have"):
+        grown(lambda old, _: old)({"b": np.ones(3)}, {"b": np.ones(3), "c": np.ones(1)})
 
 
 def test_a_grown_network_keeps_each_leaf_as_it_was():

@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from wsjax.errors import NonFiniteLoss, RunError, TaskError
 from wsjax.methods.dash import dash, dash_start
 from wsjax.methods.fire import fire
+from wsjax.methods.hare_tortoise import tortoise
 from wsjax.methods.reinit import random_init, shrink_perturb, warm_start
 from wsjax.methods.starts import forgotten, mixed, new_heads, scratch
 from wsjax.methods.variants import gaussian_perturb
@@ -26,7 +29,7 @@ from wsjax.parallel import data_mesh, replica_mesh
 from wsjax.rounds import loop
 from wsjax.rounds.legs import Method, Round, Settings, make_legs
 from wsjax.rounds.loop import run_rounds
-from wsjax.rounds.programs import Compiler
+from wsjax.rounds.programs import MOST, Compiler, Program
 from wsjax.storage import checkpoint
 from wsjax.storage.records import Records
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
@@ -1134,3 +1137,80 @@ def test_a_leg_without_a_mesh_is_one_method():
     methods = {"a": Method(scratch, seeds=(0,)), "b": Method(mixed(warm_start))}
     legs = make_legs(TWO_ROUNDS, methods, (0, 1, 2), True, None)
     assert [leg.name for leg in legs] == ["first-seeds-0-1-2", "a-seeds-0", "b-seeds-0-1-2"]
+
+
+def test_checkpoints_of_another_run_are_refused(tmp_path):
+    rounds, methods = [Round(8, max_epochs=2), Round(16, max_epochs=2)], {"WS": warm_start}
+    run(rounds, methods, records=Records(tmp_path / "one.jsonl"), checkpoints=tmp_path / "saved")
+    with pytest.raises(RunError, match=r"holds checkpoints, and .*two\.jsonl no row of theirs: they are another run's"):
+        run(rounds, methods, records=Records(tmp_path / "two.jsonl"), checkpoints=tmp_path / "saved")
+
+
+def test_data_may_lie_on_the_devices_in_any_way_at_each_call():
+    mesh = jax.make_mesh((2,), ("x",), (AxisType.Auto,), devices=jax.devices()[:2])
+    given, losses = setup(), []
+    for spec in (P(), P("x"), P()):
+        train = tuple(jax.device_put(leaf, NamedSharding(mesh, spec)) for leaf in data())
+        own = given._replace(train=train, test=data(10, seed=1))
+        losses.append([row["train_loss"] for row in run_rounds(own, [Round(30, max_epochs=2)], {}).rows])
+    assert losses[0] == losses[2]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_programs_of_many_shapes_are_not_all_kept():
+    program = Program(lambda x: x + 1)
+    for length in range(1, 2 * MOST):
+        assert program(jnp.zeros(length)).shape == (length,)
+    assert len(program.executables) == MOST
+    seconds = program.compile_seconds
+    program(jnp.zeros(2 * MOST - 1))
+    assert program.compile_seconds == seconds
+
+
+def test_an_optimiser_that_takes_no_further_arguments_trains():
+    """As `optax.contrib.sam`, which is one of those that may take some."""
+    adversary = optax.chain(optax.contrib.normalize(), optax.sgd(0.05))
+    rows = run(
+        [Round(30, max_epochs=3)], {}, optimizer=optax.contrib.sam(optax.sgd(0.1), adversary, sync_period=2)
+    ).rows
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_numbers_of_jax_are_numbers_of_epochs():
+    assert [row["epoch"] for row in run([Round(8, max_epochs=jnp.int32(2))], {}).rows] == [1, 2]
+
+
+def test_data_of_texts_are_refused():
+    own = setup()._replace(train=(np.array(["a", "b"]), np.zeros(2, np.int32)))
+    with pytest.raises(TaskError, match="train inputs and targets must be arrays of numbers, not of <U1"):
+        run_rounds(own, [Round(2, max_epochs=1)], {})
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (
+            {"task": mlp_task()._replace(score=lambda outputs, targets: jnp.zeros(3))},
+            "score must give one value a sample",
+        ),
+        ({"probe": lambda setup, state, samples, key: {"seed": jnp.zeros(())}}, "a probe cannot be named 'seed'"),
+        ({"judged": tortoise}, "the optimiser keeps no slow copy"),
+    ],
+)
+def test_what_a_later_round_cannot_run_is_found_before_the_first(second, message):
+    seen = []
+    rounds = [Round(8, max_epochs=2), Round(16, max_epochs=2, setup=setup(**second))]
+    with pytest.raises(TaskError, match=message):
+        run(rounds, {"WS": warm_start}, observe=seen.append, settings=Settings(evaluate="round"))
+    assert seen == []
+
+
+def test_looking_first_traces_nothing_twice():
+    traced, task = [], mlp_task()
+
+    def apply(*arguments):
+        traced.append(1)
+        return task.apply(*arguments)
+
+    run([Round(8, max_epochs=1), Round(16, max_epochs=1)], {"WS": warm_start}, (0, 1), task._replace(apply=apply))
+    assert len(traced) == 3  # the check of labels, the epoch, the test

@@ -6,7 +6,7 @@ import inspect
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -84,6 +84,18 @@ def takes(function: Any, count: int) -> bool:
     except ValueError:  # it does not tell
         pass
     return True
+
+
+def taken(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some named arguments that a function takes: all where it takes any, or does not tell."""
+    try:
+        own = inspect.signature(function).parameters.values()
+    except ValueError:
+        return dict(arguments)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+        return dict(arguments)
+    names = {parameter.name for parameter in own}
+    return {name: value for name, value in arguments.items() if name in names}
 
 
 def parameters(function: Any) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from wsjax.errors import ProcessLost
+from wsjax.errors import ProcessLost, TaskError
 from wsjax.trees import named_leaves
 
 DATA, REPLICAS = "data", "replicas"
@@ -190,11 +190,13 @@ def _put(x: Any, sharding: NamedSharding) -> Any:
     return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
 
 
-def _mesh(axis: str, devices: int | None) -> Mesh:
+def _mesh(axis: str, devices: Any) -> Mesh:
+    if devices is not None and not isinstance(devices, int | np.integer):
+        raise TaskError(f"devices must be a whole number, how many, not {devices!r:.60}")
     available = jax.devices()
     count = len(available) if devices is None else devices
     if not 1 <= count <= len(available):
-        raise ValueError(
+        raise TaskError(
             f"{count} devices asked for; there are {len(available)} ({available[0].platform}); "
             "on a CPU, JAX_NUM_CPU_DEVICES says how many it passes for"
         )

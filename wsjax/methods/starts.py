@@ -6,6 +6,7 @@ starts from. Most are re-initialisers of parameters (`wsjax.methods.reinit`), li
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -19,7 +20,7 @@ from wsjax.methods.reinit import Where, chosen_by
 from wsjax.training.schedules import restarted
 from wsjax.training.statistics import reestimated
 from wsjax.training.train import Samples, Setup, TrainState
-from wsjax.trees import norm_of
+from wsjax.trees import named_leaves, norm_of
 
 Reinit = Callable[[Any, Any], Any]
 """`(params, fresh) -> params`, of two pytrees of one structure."""
@@ -197,8 +198,27 @@ def _headed(old: Any, fresh: Any, where: Where | None = None) -> Callable[[Any],
         return jnp.shape(old) == jnp.shape(new) and not is_head
 
     heads = chosen_by(where, old, lambda leaf: where is not None)  # none, where there is no `where`
-    kept = jax.tree.map(is_kept, heads, old, fresh)
-    return lambda params: jax.tree.map(lambda keep, own, new: own if keep else new, kept, params, fresh)
+    news, structure = jax.tree.flatten(fresh)
+    kept = list(map(is_kept, jax.tree.leaves(heads), _leaves_of(old, fresh), news))
+
+    def headed(params: Any) -> Any:
+        own = _leaves_of(params, fresh)
+        return structure.unflatten([mine if keep else new for keep, mine, new in zip(kept, own, news, strict=True)])
+
+    return headed
+
+
+def _leaves_of(tree: Any, like: Any) -> list[Any]:
+    """A tree's leaves, of the same names as those of another; of nodes whose own fields tell sizes, these may differ.
+
+    Raises:
+      TaskError: a leaf is missing in one of them.
+    """
+    own, there = ({name for name, _ in named_leaves(each)} for each in (tree, like))
+    for name in sorted(own ^ there):
+        missing, which = ("old", "fresh") if name in there else ("fresh", "old")
+        raise TaskError(f"the {missing} parameters have no leaf '{name}', which the {which} ones have")
+    return jax.tree.leaves(tree)
 
 
 def grown(reinit: Reinit) -> Reinit:
@@ -207,8 +227,13 @@ def grown(reinit: Reinit) -> Reinit:
     What is beyond it, the units of classes that have come since, stays newly drawn.
     """
 
-    def corner(new: Any, old: Any) -> Any:
-        return new[_within(old)] if hasattr(old, "shape") else new
+    def corner(name: str, new: Any, old: Any) -> Any:
+        if not hasattr(old, "shape"):
+            return new
+        larger = np.ndim(new) == old.ndim and all(map(operator.ge, np.shape(new), old.shape))
+        if not larger:
+            raise TaskError(f"grown: the fresh '{name}' is {list(np.shape(new))}, too small for {list(old.shape)}")
+        return new[_within(old)]
 
     def put(new: Any, old: Any) -> Any:
         if not hasattr(old, "shape"):
@@ -220,8 +245,11 @@ def grown(reinit: Reinit) -> Reinit:
         return jnp.asarray(new, old.dtype).at[_within(old)].set(old)
 
     def reinitialise(params: Any, fresh: Any) -> Any:
-        within = reinit(params, jax.tree.map(corner, fresh, params))
-        return jax.tree.map(put, fresh, within)
+        olds, news = _leaves_of(params, fresh), jax.tree.leaves(fresh)
+        names = [name for name, _ in named_leaves(fresh)]
+        corners = jax.tree.structure(params).unflatten(map(corner, names, news, olds))
+        within = jax.tree.leaves(reinit(params, corners))
+        return jax.tree.structure(fresh).unflatten(map(put, news, within))
 
     return reinitialise
 

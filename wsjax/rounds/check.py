@@ -151,7 +151,13 @@ def whole_rounds(rounds: Sequence[Round], of: str) -> list[Round]:
     for number, here in enumerate(rounds, 1):
         size = here.num_samples
         _require(is_whole(size), f"{of}round {number}: num_samples must be a whole number, not {size!r:.60}")
-    return [here._replace(num_samples=operator.index(here.num_samples)) for here in rounds]
+
+    def whole(here: Round) -> Round:
+        cap: Any = here.max_epochs
+        most = operator.index(cap) if is_whole(cap) else cap
+        return here._replace(num_samples=operator.index(here.num_samples), max_epochs=most)
+
+    return list(map(whole, rounds))
 
 
 def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
@@ -329,6 +335,9 @@ def _count(name: str, data: Data) -> int:
         f"{name} inputs and targets must be arrays of NumPy or JAX, not of type "
         f"{', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}: give numpy.asarray(...) of them",
     )
+    for leaf in leaves:
+        of_numbers = not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind in "?biufcV"
+        _require(of_numbers, f"{name} inputs and targets must be arrays of numbers, not of {leaf.dtype}")
     lengths = {leaf.shape[0] if leaf.shape else 0 for leaf in leaves}
     _require(
         len(lengths) == 1 and 0 not in lengths,

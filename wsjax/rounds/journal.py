@@ -9,6 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wsjax.errors import RunError
 from wsjax.rounds.legs import Leg
 from wsjax.storage import checkpoint
 from wsjax.storage.records import Records
@@ -50,11 +51,16 @@ class Journal:
           need_state: whether rows do not suffice.
 
         Raises:
-          RunError: there are checkpoints, none of them can be read, and the leg is not done.
+          RunError: there are checkpoints, none of them can be read, and the leg is not done; or no row tells of them.
         """
         done, reached = self._is_done(), None
         if done and not need_state:
             return Reached(self.leg.end, 0, None)
+        if self._folder is not None and not self._own() and self._folder.steps():  # rows are written first
+            raise RunError(
+                f"{self._folder.path} holds checkpoints, and {self._records.path or 'the records'} no row of theirs: "
+                f"they are another run's; restore its rows, or give a new folder"
+            )
         try:
             reached = self._restored(template)
         except checkpoint.UnreadableError:

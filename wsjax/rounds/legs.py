@@ -53,7 +53,8 @@ class Method(NamedTuple):
     """A way to go from round to round.
 
     Attributes:
-      start: gives the state that each of its rounds starts from.
+      start: gives the state that each of its rounds starts from; compiled once, so that later changes of what it
+        looks up outside of itself are not seen.
       after: how many of the run's rounds it shares with all other methods; its own begin after these. With 0 it shares
         none, as where methods train round 1 differently; all begin with the same network of a seed all the same.
       rounds: its own rounds, which come behind the `after` shared ones: of the run's own R rounds it would train
@@ -95,7 +96,8 @@ class Settings(NamedTuple):
       diverged: what a loss or score that is not finite does: "raise", or "end" that replica's round there. The next
         round begins as ever, and ends likewise where its start goes on from what diverged.
       order: which samples a round's are: the first ones in a "random" order, each seed's own, or of the data as they
-        lie there, by "arrival".
+        lie there, by "arrival". A run that goes on when the data have grown needs the latter: a random order is
+        another one then.
     """
 
     evaluate: Literal["epoch", "round"] = "epoch"

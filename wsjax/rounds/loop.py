@@ -146,6 +146,10 @@ def run_rounds(
         setup, made, settings, Compiler(mesh), _lengths(setup, legs), initial,
         records, None if checkpoints is None else Path(checkpoints), observe, {},
     )  # fmt: skip
+    if not records.rows:  # what cannot run is found before anything has
+        for leg in legs:
+            for number in range(leg.begin, leg.end):
+                run.compiler.check(leg.round(number).setup or setup, len(leg.replicas), run.lengths)
 
     last: dict[tuple[str, int], TrainState] = {}
     shared: dict[int, tuple[Leg, TrainState | None]] = {}  # by the number of the next round

@@ -6,7 +6,7 @@ They outlive a run: one that is given again, or the next with the same task and 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,12 +22,15 @@ from wsjax.storage.rows import CRC, FIELDS
 from wsjax.training import anchors
 from wsjax.training.train import Data, Samples, Setup, TrainState, evaluate, init_state, options_to_draw, train_epoch
 
+MOST = 16
+"""Sets of shapes whose programs are kept of a function, the last ones compiled: data that grow have ever new ones."""
+
 
 class Program:
     """Compiles a pure function once for each set of argument shapes.
 
     Attributes:
-      executables: the compiled programs, by the arguments' shapes, dtypes and devices.
+      executables: the compiled programs, by the arguments' shapes, dtypes and places on the devices.
       compile_seconds: what tracing and compiling took so far.
     """
 
@@ -39,11 +42,13 @@ class Program:
     def prepare(self, *arguments: Any) -> Callable[..., Any]:
         """Returns the program for such arguments, compiled now where it is the first time."""
         leaves, structure = jax.tree.flatten(arguments)
-        shapes = (structure, tuple((leaf.shape, leaf.dtype, _devices(leaf)) for leaf in leaves))
+        shapes = (structure, tuple((leaf.shape, leaf.dtype, _placement(leaf)) for leaf in leaves))
         if shapes not in self.executables:
             begin = time.perf_counter()
             self.executables[shapes] = self.compile(*arguments)
             self.compile_seconds += time.perf_counter() - begin
+            if len(self.executables) > MOST:
+                del self.executables[next(iter(self.executables))]
         return self.executables[shapes]
 
     def compile(self, *arguments: Any) -> Callable[..., Any]:
@@ -55,17 +60,22 @@ class Program:
         return self._jit.trace(*arguments)
 
     def shapes(self, *arguments: Any) -> Any:
-        """The shapes and dtypes of its results; nothing is compiled, and nothing runs."""
-        return jax.eval_shape(self._jit, *arguments)
+        """The shapes and dtypes of its results; it is traced, where it was not, and nothing is compiled or runs."""
+        begin = time.perf_counter()
+        shapes = jax.eval_shape(self._jit, *arguments)
+        self.compile_seconds += time.perf_counter() - begin
+        return shapes
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the program for such arguments."""
         return self.prepare(*arguments)(*arguments)
 
 
-def _devices(leaf: Any) -> frozenset[Any] | None:
-    """Where an array lies that JAX has put there."""
-    return frozenset(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else None
+def _placement(leaf: Any) -> Any:
+    """On which devices an array lies that JAX has put there and, where they hold parts of it, which."""
+    if not isinstance(leaf, jax.Array):
+        return None
+    return frozenset(leaf.sharding.device_set), None if leaf.sharding.is_fully_replicated else leaf.sharding
 
 
 class Programs(NamedTuple):
@@ -99,6 +109,7 @@ class Compiler:
         self._made: dict[Program, float] = {}  # with what each had taken to compile before this run
         self._programs: dict[tuple[int, int], tuple[Setup, Programs]] = {}
         self._placed: dict[tuple[int, Mesh | None], jax.Array] = {}
+        self._checked: set[tuple[int, int]] = set()
 
     @property
     def compile_seconds(self) -> float:
@@ -111,6 +122,20 @@ class Compiler:
         if key not in self._programs:  # the setup is kept, so that no other one takes its identity
             self._programs[key] = setup, self._make(setup, parallel.fit(self._mesh, replicas))
         return self._programs[key][1]
+
+    def check(self, setup: Setup, replicas: int, lengths: Mapping[tuple[int, ...], int]) -> None:
+        """Traces what a round of a setup runs, by shapes alone; raises what cannot run. No program is traced twice."""
+        own, known = self.programs(setup, replicas), (id(setup), replicas)
+        if known in self._checked:
+            return
+        self._checked.add(known)
+        keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((replicas,), jnp.uint32))
+        state, data = own.draw.shapes(keys), (own.setup.train, own.setup.test)
+        order = jax.ShapeDtypeStruct((replicas, lengths[identity(setup.train)]), jnp.int32)
+        counts = (jax.ShapeDtypeStruct((), jnp.int32),) * 2
+        own.epoch.shapes(state, jax.ShapeDtypeStruct((replicas,), bool), *data, order, counts, keys)
+        for measure in filter(None, (own.evaluate, own.fit)):
+            measure.shapes(state, *data, order, counts)
 
     def _make(self, given: Setup, mesh: Mesh | None) -> Programs:
         data = {"train": self._place(given.train, mesh), "test": self._place(given.test, mesh)}

@@ -79,7 +79,7 @@ class Records:
     """
 
     def __init__(self, path: Path | str | None = None, rows: Iterable[Row] = ()):
-        self.path = None if path is None else user_path(path)
+        self.path = None if path is None else user_path(path).absolute()
         self.rows: list[Row] = list(rows)
         self._size: int | None = None  # the file's, as this process knows it; None where there is none
         self._made = self.path is None or self.path.parent.is_dir()

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wsjax.checks import check_choice, check_count, check_number
+from wsjax.checks import check_choice, check_count, check_number, taken
 from wsjax.errors import TaskError
 from wsjax.kept import kept
 from wsjax.parallel import apart, total
@@ -188,9 +188,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         grads, batch_stats, metrics = batch_gradient(task, state, batch, axis_name)
         value = metrics["loss"] / metrics["samples"]  # which some rules of the learning rate look at
-        updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, epoch_steps=epoch_steps, value=value
-        )
+        extra = taken(optimizer.update, {"epoch_steps": epoch_steps, "value": value})
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, batch_stats, opt_state, state.step + 1), metrics
 
