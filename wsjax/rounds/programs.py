@@ -37,19 +37,12 @@ class Program:
     def __init__(self, function: Callable[..., Any], **options: Any):
         self.executables: dict[Any, Any] = {}
         self.compile_seconds = 0.0
+        self._shapes: dict[Any, Any] = {}
         self._jit = jax.jit(function, **options)
 
     def prepare(self, *arguments: Any) -> Callable[..., Any]:
         """Returns the program for such arguments, compiled now where it is the first time."""
-        leaves, structure = jax.tree.flatten(arguments)
-        shapes = (structure, tuple((leaf.shape, leaf.dtype, _placement(leaf)) for leaf in leaves))
-        if shapes not in self.executables:
-            begin = time.perf_counter()
-            self.executables[shapes] = self.compile(*arguments)
-            self.compile_seconds += time.perf_counter() - begin
-            if len(self.executables) > MOST:
-                del self.executables[next(iter(self.executables))]
-        return self.executables[shapes]
+        return self._once(self.executables, self.compile, arguments)
 
     def compile(self, *arguments: Any) -> Callable[..., Any]:
         """Compiles it for such arguments, whether it was or not."""
@@ -61,10 +54,19 @@ class Program:
 
     def shapes(self, *arguments: Any) -> Any:
         """The shapes and dtypes of its results; it is traced, where it was not, and nothing is compiled or runs."""
-        begin = time.perf_counter()
-        shapes = jax.eval_shape(self._jit, *arguments)
-        self.compile_seconds += time.perf_counter() - begin
-        return shapes
+        return self._once(self._shapes, partial(jax.eval_shape, self._jit), arguments)
+
+    def _once(self, made: dict[Any, Any], make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """What is made for such arguments, now where it is the first time; the last `MOST` are kept."""
+        leaves, structure = jax.tree.flatten(arguments)
+        known = structure, tuple((leaf.shape, leaf.dtype, _placement(leaf)) for leaf in leaves)
+        if known not in made:
+            begin = time.perf_counter()
+            made[known] = make(*arguments)
+            self.compile_seconds += time.perf_counter() - begin
+            if len(made) > MOST:
+                del made[next(iter(made))]
+        return made[known]
 
     def __call__(self, *arguments: Any) -> Any:
         """Runs the program for such arguments."""
