@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from wsjax.checks import is_whole
 from wsjax.errors import ProcessLost, TaskError
 from wsjax.trees import named_leaves
 
@@ -191,7 +192,7 @@ def _put(x: Any, sharding: NamedSharding) -> Any:
 
 
 def _mesh(axis: str, devices: Any) -> Mesh:
-    if devices is not None and not isinstance(devices, int | np.integer):
+    if devices is not None and not is_whole(devices):
         raise TaskError(f"devices must be a whole number, how many, not {devices!r:.60}")
     available = jax.devices()
     count = len(available) if devices is None else devices

@@ -245,11 +245,10 @@ def grown(reinit: Reinit) -> Reinit:
         return jnp.asarray(new, old.dtype).at[_within(old)].set(old)
 
     def reinitialise(params: Any, fresh: Any) -> Any:
-        olds, news = _leaves_of(params, fresh), jax.tree.leaves(fresh)
-        names = [name for name, _ in named_leaves(fresh)]
-        corners = jax.tree.structure(params).unflatten(map(corner, names, news, olds))
-        within = jax.tree.leaves(reinit(params, corners))
-        return jax.tree.structure(fresh).unflatten(map(put, news, within))
+        olds, named = _leaves_of(params, fresh), named_leaves(fresh)
+        corners = [corner(name, new, old) for (name, new), old in zip(named, olds, strict=True)]
+        within = jax.tree.leaves(reinit(params, jax.tree.structure(params).unflatten(corners)))
+        return jax.tree.structure(fresh).unflatten(map(put, jax.tree.leaves(fresh), within))
 
     return reinitialise
 

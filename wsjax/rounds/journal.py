@@ -59,7 +59,7 @@ class Journal:
         if self._folder is not None and not self._own() and self._folder.steps():  # rows are written first
             raise RunError(
                 f"{self._folder.path} holds checkpoints, and {self._records.path or 'the records'} no row of theirs: "
-                f"they are another run's; restore its rows, or give a new folder"
+                "they are another run's; restore its rows, or give a new folder"
             )
         try:
             reached = self._restored(template)

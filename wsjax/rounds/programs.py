@@ -111,7 +111,6 @@ class Compiler:
         self._made: dict[Program, float] = {}  # with what each had taken to compile before this run
         self._programs: dict[tuple[int, int], tuple[Setup, Programs]] = {}
         self._placed: dict[tuple[int, Mesh | None], jax.Array] = {}
-        self._checked: set[tuple[int, int]] = set()
 
     @property
     def compile_seconds(self) -> float:
@@ -126,11 +125,13 @@ class Compiler:
         return self._programs[key][1]
 
     def check(self, setup: Setup, replicas: int, lengths: Mapping[tuple[int, ...], int]) -> None:
-        """Traces what a round of a setup runs, by shapes alone; raises what cannot run. No program is traced twice."""
-        own, known = self.programs(setup, replicas), (id(setup), replicas)
-        if known in self._checked:
+        """Traces what a round of a setup runs, by shapes alone, before it is; raises what cannot run.
+
+        What one device runs is not traced again.
+        """
+        if (id(setup), replicas) in self._programs:  # another round has asked
             return
-        self._checked.add(known)
+        own = self.programs(setup, replicas)
         keys = jax.eval_shape(jax.vmap(jax.random.key), jax.ShapeDtypeStruct((replicas,), jnp.uint32))
         state, data = own.draw.shapes(keys), (own.setup.train, own.setup.test)
         order = jax.ShapeDtypeStruct((replicas, lengths[identity(setup.train)]), jnp.int32)
