@@ -959,6 +959,8 @@ def test_what_is_no_setup_or_no_reason_to_stop_is_named():
     for rule in (lambda accuracies: False, lambda accuracies: "", lambda accuracies: accuracies[-1] > 2):
         with pytest.raises(TaskError, match="a stop rule gives the reason to stop, a text, or None to go on, not"):
             run([Round(10, rule, max_epochs=2)], {})
+    with pytest.raises(TaskError, match="a stop rule cannot give 'diverged', which tells of a loss that is not finite"):
+        run([Round(10, lambda accuracies: "diverged", max_epochs=2)], {})
 
 
 def test_a_method_has_the_states_of_its_own_seeds():
@@ -992,16 +994,58 @@ def test_rows_of_other_rounds_are_refused():
     assert len(run(capped, {"WS": warm_start}, records=records).rows) == 5
 
 
+def giving(change, batch_stats=None):
+    """A task whose apply gives what `change` makes of the outputs and the batch statistics."""
+    task = mlp_task()
+
+    def apply(*arguments):
+        return change(*task.apply(*arguments))
+
+    return task._replace(init=lambda key: (task.init(key)[0], batch_stats or {}), apply=apply)
+
+
+def test_without_jit_the_loop_says_that_it_cannot_run():
+    with jax.disable_jit(), pytest.raises(TaskError, match="runs what it has compiled: unset jax_disable_jit"):
+        run(TWO_ROUNDS, {})
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [
         (mlp_task()._replace(init=lambda key: {"w": jnp.ones(3)}), r"init must give a pair \(params, batch_stats\)"),
         (stateless_task(lambda key: jnp.ones(3), lambda w, x: (x, w)), "outputs must be one array of logits"),
+        (mlp_task()._replace(init=lambda: {}), r"^init must be a function \(key\) -> \(params, batch_stats\), not "),
+        (mlp_task()._replace(apply=lambda params, x: x), r"^apply must be a function \(params, batch_stats, inputs, w"),
+        (mlp_task()._replace(score=None), r"^score must be a function \(outputs, targets\) -> \[B\], not None$"),
+        (mlp_task()._replace(activations=3), r"^activations must be a function \(params, batch_stats, inputs\) -> Act"),
+        (
+            giving(lambda logits, stats: logits),
+            r"^the task's apply must give a pair .*, not an array; wsjax\.stateless_",
+        ),
+        (
+            giving(lambda logits, stats: {"logits": logits}),
+            r"^the task's apply must give a pair .*, not a dict; wsjax\.",
+        ),
+        (
+            giving(lambda logits, stats: (logits, {"mean": jnp.ones(2)})),
+            r"^the task's apply gives float32 \[2\] at 'mean' of batch_stats, where it was given no leaf",
+        ),
+        (
+            giving(lambda logits, stats: (logits, {"mean": jnp.ones(2)}), {"mean": jnp.ones(3)}),
+            r"^the task's apply gives float32 \[2\] at 'mean' of batch_stats, where it was given float32 \[3\]",
+        ),
+        (
+            giving(lambda logits, stats: (logits, {}), {"mean": jnp.ones(3)}),
+            r" gives no leaf at 'mean' of batch_stats,",
+        ),
+        (giving(lambda logits, stats: (logits, None)), r" gives batch_stats of another structure: .*None.* given .*{}"),
     ],
 )
-def test_tasks_that_are_none_are_named(task, said):
+def test_tasks_that_are_none_are_named_before_anything_trains(task, said):
+    seen = []
     with pytest.raises(TaskError, match=said):
-        run(TWO_ROUNDS, {}, task=task)
+        run(TWO_ROUNDS, {}, task=task, observe=seen.append)
+    assert not seen
 
 
 @pytest.mark.parametrize(
@@ -1017,6 +1061,15 @@ def test_tasks_that_are_none_are_named(task, said):
         ({"test": (*data(), 1)}, r"^test must be a pair \(inputs, targets\), not of type tuple$"),
         ({"judged": 3}, r"^judged must be a function \(setup, state, samples\) -> state, not 3$"),
         ({"probe": lambda setup: {}}, r"^probe must be a function \(setup, state, samples, key\) -> "),
+        ({"probe": lambda *_: [1.0]}, r"^a probe must give {name: scalar}, not a list"),
+        (
+            {"judged": lambda setup, state, samples: state.params},
+            r"^the setup's judged must give a wsjax\.TrainState, n",
+        ),
+        (
+            {"fit": lambda setup, state, samples: {"loss": 0.0}},
+            "^the setup's fit must give a dict of loss and accuracy",
+        ),
     ],
 )
 def test_fields_of_a_setup_that_are_none_are_named(given, said):
@@ -1037,6 +1090,10 @@ def test_fields_of_a_setup_that_are_none_are_named(given, said):
         (lambda: image_task(None, (4, 4, 1), [0.5], [0]), r"^image_task: std must be 1 numbers above 0 for images of"),
         (lambda: models.mlp(10, hidden=100), r"^hidden must be sizes, such as \(100, 100\), not 100$"),
         (any_of, "^any_of: no rule is given"),
+        (
+            lambda: stateless_task(dict, lambda params: 1),
+            r"^stateless_task calls apply\(params, inputs\), which <lambda> ",
+        ),
         (lambda: make_optimizer("sgd", 0.1, schedule="cosine"), "^a schedule is a wsjax.*, not 'cosine'$"),
         (lambda: fire({"kernel": jnp.ones((2, 2))}, 5), "^trees differ: params has leaf "),
     ],

@@ -72,7 +72,7 @@ def test_the_reason_is_a_plain_word():
     ("make", "said"),
     [
         (lambda: at_accuracy(99), r"at_accuracy: threshold must lie in \(0, 1\], not 99: 99 % are 0\.99"),
-        *((lambda bad=bad: at_accuracy(bad), "at_accuracy: threshold must lie in") for bad in (1.5, 0, -1)),
+        *((lambda bad=bad: at_accuracy(bad), "at_accuracy: threshold must lie in") for bad in (1.5, 0, -1, 1e-50)),
         (lambda: at_accuracy(np.nan), "at_accuracy: threshold must be finite, not nan"),
         (lambda: at_accuracy("1"), "at_accuracy: threshold must be a real number, not '1'"),
         (lambda: at_plateau(-0.1), "at_plateau: tolerance must be 0 or more, not -0.1"),

@@ -29,7 +29,7 @@ from wsjax.rounds.programs import starting
 from wsjax.storage.records import Records
 from wsjax.storage.rows import DIVERGED, FIRST, OTHER_RUN, Row, name_of
 from wsjax.training import anchors
-from wsjax.training.task import Task, correct, cross_entropy
+from wsjax.training.task import Task, applied, correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState, init_state
 from wsjax.trees import named_leaves, path_name
 
@@ -83,6 +83,7 @@ def check_given(methods: Any, initial: Any, records: Any, settings: Any, mesh: A
     path = f"; give records=Records({str(records)!r:.60})" * isinstance(records, str | PathLike)
     known = records is None or isinstance(records, Records)
     _require(known, f"records must be wsjax.Records, not of type {type(records).__name__}{path}")
+    _require(not jax.config.jax_disable_jit, "run_rounds runs what it has compiled: unset jax_disable_jit")
     known = settings is None or isinstance(settings, Settings)
     _require(known, f"settings must be wsjax.Settings, not of type {type(settings).__name__}")
     known = mesh is None or (isinstance(mesh, Mesh) and mesh.axis_names in ((parallel.DATA,), (parallel.REPLICAS,)))
@@ -314,17 +315,24 @@ def _check_fields(setup: Setup) -> None:
         pair = isinstance(data, tuple | list) and len(data) == 2
         _require(pair, f"{name} must be a pair (inputs, targets), not of type {type(data).__name__}")
     for name, (count, form) in _FUNCTIONS.items():
-        function = getattr(setup, name)
-        _require(function is None or takes(function, count), f"{name} must be a function {form}, not {function!r:.60}")
+        holder = setup if name in setup._fields else setup.task
+        function = getattr(holder, name)
+        left_out = function is None and name in holder._field_defaults
+        _require(left_out or takes(function, count), f"{name} must be a function {form}, not {function!r:.60}")
 
 
 _FUNCTIONS = {
+    "init": (1, "(key) -> (params, batch_stats)"),
+    "apply": (6, "(params, batch_stats, inputs, weights, train, keys) -> (outputs, batch_stats)"),
+    "loss": (2, "(outputs, targets) -> [B]"),
+    "score": (2, "(outputs, targets) -> [B]"),
+    "activations": (3, "(params, batch_stats, inputs) -> Activations"),
     "judged": (3, "(setup, state, samples) -> state"),
     "fit": (3, "(setup, state, samples) -> metrics"),
     "probe": (4, "(setup, state, samples, key) -> {name: scalar}"),
     "learning_rate": (2, "(count, epoch_steps) -> []"),
 }
-"""A setup's functions, with how many arguments they take."""
+"""The functions of a task and of a setup, with how many arguments they take."""
 
 
 def _count(name: str, data: Data) -> int:
@@ -373,7 +381,7 @@ def _outputs(setup: Setup, drawn: Any) -> Any:
     """The shape of the task's outputs for one sample, of a newly drawn network's (params, batch_stats)."""
 
     def outputs(params: Any, batch_stats: Any, inputs: Any) -> Any:
-        return setup.task.apply(params, batch_stats, inputs, jnp.ones(1), False, None)[0]
+        return applied(setup.task, params, batch_stats, inputs, jnp.ones(1), False, None)[0]
 
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, 1, *x.shape[1:]), x.dtype), setup.train[0])
     return jax.eval_shape(jax.vmap(outputs, (None, None, 0), axis_name=setup.axis_name), *drawn, one)

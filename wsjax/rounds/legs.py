@@ -17,7 +17,7 @@ from wsjax import parallel
 from wsjax.errors import TaskError
 from wsjax.methods.reinit import random_init
 from wsjax.methods.starts import Reinit, Start, mixed, scratch
-from wsjax.storage.rows import CAP, FIRST, Row
+from wsjax.storage.rows import CAP, DIVERGED, FIRST, Row
 from wsjax.training.stopping import StopRule
 from wsjax.training.train import Setup
 
@@ -40,11 +40,13 @@ class Round(NamedTuple):
     def reason(self, accuracies: Sequence[float]) -> str | None:
         """Why the round ends after epochs of these train accuracies; None where it goes on.
 
-        Raises a TaskError where the rule gives anything but a text or None.
+        Raises a TaskError where the rule gives anything but a text or None, or says that the loss diverged.
         """
         reason = self.stop(accuracies) if self.stop is not None else None
         if reason is not None and not (isinstance(reason, str) and reason):
             raise TaskError(f"a stop rule gives the reason to stop, a text, or None to go on, not {reason!r:.60}")
+        if reason == DIVERGED:
+            raise TaskError(f"a stop rule cannot give '{DIVERGED}', which tells of a loss that is not finite")
         capped = self.max_epochs is not None and len(accuracies) >= self.max_epochs
         return CAP if reason is None and capped else reason
 

@@ -248,7 +248,10 @@ def _measure_program(
     own = _on_mesh(setup, mesh)
 
     def measured(state: TrainState, train: Data, test: Data, order: Any, counts: Any) -> Any:
-        return measure(own._replace(train=train, test=test), state, Samples(order, *counts))
+        metrics = measure(own._replace(train=train, test=test), state, Samples(order, *counts))
+        if not isinstance(metrics, Mapping) or {"loss", "accuracy"} - set(metrics):
+            raise TaskError(f"the setup's fit must give a dict of loss and accuracy, not {metrics!r:.60}")
+        return metrics
 
     return _over(measured, (0, None, None, 0, None), mesh)
 
@@ -269,6 +272,8 @@ def identity(data: Data) -> tuple[int, ...]:
 
 def _check_probes(probes: Any) -> None:
     """Raises a TaskError where what a probe measures cannot be fields of a row."""
+    if not isinstance(probes, Mapping):
+        raise TaskError(f"a probe must give {{name: scalar}}, not a {type(probes).__name__}")
     for name, value in probes.items():
         if name in FIELDS or name == CRC:
             raise TaskError(f"a probe cannot be named '{name}': every row has a field of that name")

@@ -35,9 +35,9 @@ def at_accuracy(threshold: float) -> StopRule:
       TaskError: it is no such number. For a score with another range a rule of your own is a line.
     """
     check_number("at_accuracy: threshold", threshold)
-    if not 0 < threshold <= 1:
-        raise TaskError(f"at_accuracy: threshold must lie in (0, 1], not {threshold}: 99 % are 0.99")
     least = np.float32(threshold)
+    if not (least > 0 and threshold <= 1):
+        raise TaskError(f"at_accuracy: threshold must lie in (0, 1], not {threshold}: 99 % are 0.99")
     return lambda accuracies: "accuracy" if len(accuracies) and np.float32(accuracies[-1]) >= least else None
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 
+from wsjax.checks import called, takes
 from wsjax.errors import TaskError
 from wsjax.kept import kept
 from wsjax.networks.models import BN_MOMENTUM, FEATURES, RELU
+from wsjax.trees import named_leaves
 
 Params = Any
 BatchStats = Any
@@ -58,6 +60,40 @@ class Task(NamedTuple):
     activations: Callable[[Params, BatchStats, Any], Activations] | None = None
 
 
+def applied(
+    task: Task, params: Params, batch_stats: BatchStats, inputs: Any, weights: Any, train: bool, keys: Any
+) -> tuple[Any, BatchStats]:
+    """What a task's `apply` gives.
+
+    Raises:
+      TaskError: when traced, where it is no pair, or gives batch statistics of another structure, shape or dtype.
+    """
+    given = task.apply(params, batch_stats, inputs, weights, train, keys)
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        kind = "an array" if hasattr(given, "dtype") else f"a {type(given).__name__}"
+        hint = "wsjax.stateless_task makes a task of a model without batch_stats"
+        raise TaskError(f"the task's apply must give a pair (outputs, batch_stats), not {kind}; {hint}")
+    outputs, new = given
+    if train:
+        _check_kept(batch_stats, new)
+    return outputs, new
+
+
+def _check_kept(batch_stats: BatchStats, new: BatchStats) -> None:
+    """Raises a TaskError where batch statistics are not like those that they were made of."""
+    given, made = (
+        {name: f"{leaf.dtype} {list(leaf.shape)}" for name, leaf in named_leaves(jax.tree.map(jnp.asarray, tree))}
+        for tree in (batch_stats, new)
+    )
+    for name in given | made:
+        was, now = (leaves.get(name, "no leaf") for leaves in (given, made))
+        if was != now:
+            raise TaskError(f"the task's apply gives {now} at '{name}' of batch_stats, where it was given {was}")
+    was, now = map(jax.tree.structure, (batch_stats, new))
+    if was != now:
+        raise TaskError(f"the task's apply gives batch_stats of another structure: {now}, where it was given {was}")
+
+
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """1 where the largest of logits [B, K] is at the label [B], else 0."""
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
@@ -72,7 +108,14 @@ def stateless_task(
     loss: Callable[[Any, Any], jax.Array] = cross_entropy,
     score: Callable[[Any, Any], jax.Array] = correct,
 ) -> Task:
-    """Makes a Task of a model without batch statistics: `init(key) -> params`, `apply(params, inputs) -> outputs`."""
+    """Makes a Task of a model without batch statistics: `init(key) -> params`, `apply(params, inputs) -> outputs`.
+
+    Raises:
+      TaskError: init or apply cannot be called so.
+    """
+    for name, function, count, form in (("init", init, 1, "(key)"), ("apply", apply, 2, "(params, inputs)")):
+        if not takes(function, count):
+            raise TaskError(f"stateless_task calls {name}{form}, which {called(function)} does not take")
     return Task(
         init=lambda key: (init(key), {}),
         apply=lambda params, batch_stats, inputs, weights, train, keys: (apply(params, inputs), batch_stats),

@@ -19,7 +19,7 @@ from wsjax.errors import TaskError
 from wsjax.kept import kept
 from wsjax.parallel import apart, total
 from wsjax.training.schedules import Schedule, scale_by_schedule
-from wsjax.training.task import BatchStats, Params, Task
+from wsjax.training.task import BatchStats, Params, Task, applied
 from wsjax.trees import wide
 
 Metrics = dict[str, Any]
@@ -209,7 +209,7 @@ def batch_gradient(
     samples = summed(jnp.sum(batch.weights))
 
     def mean_loss(params: Params) -> tuple[jax.Array, Any]:
-        outputs, batch_stats = task.apply(params, state.batch_stats, batch.inputs, batch.weights, True, batch.keys)
+        outputs, batch_stats = applied(task, params, state.batch_stats, batch.inputs, batch.weights, True, batch.keys)
         loss, scores = _sums(task, outputs, batch)
         return loss / samples, (batch_stats, loss, scores)
 
@@ -308,8 +308,13 @@ def evaluate(setup: Setup, state: TrainState, samples: Samples) -> Metrics:
       setup: its batch size matters to the result only where a batch's own statistics are used.
       state: what is tested, or what the setup's `judged` makes it of.
       samples: those of the round, for `judged`.
+
+    Raises:
+      TaskError: when traced, where `judged` gives no state.
     """
     judged = state if setup.judged is None else setup.judged(setup, state, samples)
+    if not isinstance(judged, TrainState):
+        raise TaskError(f"the setup's judged must give a wsjax.TrainState, not a {type(judged).__name__}")
     return _means(setup, judged, setup.test, all_samples(setup.test), train=False)
 
 
@@ -326,7 +331,7 @@ def _means(setup: Setup, state: TrainState, data: Data, samples: Samples, train:
     """The mean "loss" and "accuracy" over samples of the data."""
 
     def body(_: jax.Array, sums: Any, batch: Batch) -> Any:
-        outputs, _ = setup.task.apply(state.params, state.batch_stats, batch.inputs, batch.weights, train, None)
+        outputs, _ = applied(setup.task, state.params, state.batch_stats, batch.inputs, batch.weights, train, None)
         return jax.tree.map(jnp.add, sums, _sums(setup.task, outputs, batch))
 
     zeros = (jnp.zeros(()), jnp.zeros(()))
