@@ -83,7 +83,8 @@ def check_given(methods: Any, initial: Any, records: Any, settings: Any, mesh: A
     path = f"; give records=Records({str(records)!r:.60})" * isinstance(records, str | PathLike)
     known = records is None or isinstance(records, Records)
     _require(known, f"records must be wsjax.Records, not of type {type(records).__name__}{path}")
-    _require(not jax.config.jax_disable_jit, "run_rounds runs what it has compiled: unset jax_disable_jit")
+    without = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+    _require(not without, "run_rounds runs what it has compiled: unset jax_disable_jit")
     known = settings is None or isinstance(settings, Settings)
     _require(known, f"settings must be wsjax.Settings, not of type {type(settings).__name__}")
     known = mesh is None or (isinstance(mesh, Mesh) and mesh.axis_names in ((parallel.DATA,), (parallel.REPLICAS,)))
