@@ -197,7 +197,12 @@ def test_what_size_alone_gains_is_told_as_the_records_have_it():
 
 
 def test_the_board_is_told_as_the_records_have_it():
-    (sp, sp_steps), *others = against_random(["board"], 4, dict.fromkeys(("SP 0.3", "DASH", "FIRE", "RI@0.01"), 3))
+    own = dict.fromkeys(("SP 0.3", "DASH", "FIRE", "RI@0.01", "SPN 0.3"), 3)
+    (sp, sp_steps), *others, (size, size_steps) = against_random(["board", "board-2"], 4, own)
+    told = (
+        f"SPN 0.3 ends {size:.1f} above RI, but for {size_steps:.0f} %: what SP keeps is worth {sp - size:.1f} points"
+    )
+    assert told in README
     told = (
         "SP 0.3 ends {:.1f} points above RI for {:.0f} % of its steps, DASH {:.1f} for {:.0f} %, FIRE {:.1f} for "
         "{:.0f} %, and RI at ten times the rate {:.1f} for {:.0f} %"
@@ -276,6 +281,38 @@ def test_the_second_round_at_full_width_is_told_as_the_records_and_the_report_ha
     ri, ws = (percent(last[name][epoch]) for name in ("ri", "ws"))
     assert f"By epoch {epoch} RI has passed WS, {ri} and {ws};" in README
     assert last["ri"][16] < last["ws"][16]
+
+
+def test_eight_weeks_of_retraining_are_told_as_they_were_measured():
+    stored = read_json(ROOT / "figures" / "results" / "retraining" / "eight-weeks.json")["rows"]
+    rows = {(row["models"], row["week"]): row for row in stored}
+    page = " ".join((ROOT / "docs" / "retraining.md").read_text().split())
+    methods = ("shrink-perturb", "scratch", "continue")
+    for week in range(1, 9):
+        own = [rows[method, week] for method in methods]
+        tested = " | ".join(f"{100 * row['test_accuracy'] + 1e-9:.1f}" for row in own)  # 47.25 is 47.3
+        steps = " | ".join(f"{row['steps']:,}" for row in own)
+        assert f"| {week} | {tested} | {steps} |" in page
+    totals = [sum(rows[method, week]["steps"] for week in range(1, 9)) for method in methods]
+    assert "| all | | | | {:,} | {:,} | {:,} |".format(*totals) in page
+    assert f"for {totals[0] / totals[1]:.0%}".replace("%", " %") + " of its steps" in page
+    last = {
+        name: (f"{100 * row['test_accuracy'] + 1e-9:.1f}", row["steps"])
+        for (name, week), row in rows.items()
+        if week == 8
+    }
+    raised, most, shrunk = (
+        last[name] for name in ("scratch, rate 0.003", "scratch, rate 0.01", "shrink-perturb, rate 0.003")
+    )
+    assert (
+        f"{raised[0]} % at `--learning_rate=0.003` ({raised[1]:,} steps) and at {most[0]} % at 0.01 ({most[1]:,}"
+        in page
+    )
+    assert f"shrink-perturb at 0.003 end at {shrunk[0]} % ({shrunk[1]:,} steps in the last)" in page
+    by, scratch, on = (last[method] for method in methods)
+    assert f"leave {by[0]} % by shrink-perturb, {scratch[0]} from scratch and {on[0]} by going on" in README
+    shares = [f"{own[1] / by[1]:.1f}" for own in (raised, most)]
+    assert f"ends at {raised[0]} and {most[0]}, for {shares[0]} and {shares[1]} times shrink-perturb's steps" in README
 
 
 def test_the_times_on_a_gpu_are_told_as_they_were_measured():
