@@ -1,5 +1,6 @@
 """Tables 1 and 2: cells, marks, Markdown and LaTeX."""
 
+import json
 import math
 import runpy
 import subprocess
@@ -114,6 +115,17 @@ def test_table2_goes_by_weight_decay(tmp_path):
     assert list(sheet.rows[0][4:]) == ["81.5 ± 0.5", "81.4", "80.0", "81.2", "+1.0", "2/1"]
     assert "1 of 3 published cells ran" in caption.ran
     assert caption.differs == "Settings as published."
+
+
+def test_where_it_ran_is_told_once_each(tmp_path):
+    folders = [write_cell(tmp_path / name, weight_decay=decay) for name, decay in (("a", 0.1), ("b", 0.01), ("c", 0.1))]
+    records = folders[2] / "records.jsonl"
+    records.write_text(records.read_text().replace('"seed": 4', '"seed": 5'))  # more seeds of the first cell
+    for folder, device in zip(folders, ("cpu one", "cpu two", "cpu two"), strict=True):
+        about = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(about | {"devices": [device]}))
+    places = "; ".join(f"cpu {own}, jax 0.10.1, commit abcdef012" for own in ("one", "two"))
+    assert draw(2, *folders)[1].notes.endswith(f" Ran on {places}.")
 
 
 def test_what_is_no_table_is_refused_in_one_line(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from wsjax.errors import RunError
 from wsjax.results import claims, names, speedup, words
 from wsjax.results.captions import Caption, seeds_told
-from wsjax.results.merge import DrawnRun, check_experiment
+from wsjax.results.merge import DrawnRun, check_experiment, ran_on
 from wsjax.results.sheets import Sheet
 from wsjax.results.stats import ACCURACY, Unit, unit_of
 from wsjax.results.summary import interval, paired, shares_of, side, summarize_online, with_bounds, with_half
@@ -139,9 +139,8 @@ def caption(boards: Sequence[Block]) -> Caption:
         missing += [f"{title}{'; '.join(block.missing)}."] * bool(block.missing)
         if told := _came(block):
             came.append(f"{title}{told}." if several else f"{told[0].upper()}{told[1:]}.")
-    about = "; ".join(dict.fromkeys(block.run.about for block in boards if block.run.about))
     sources = [f"Published numbers, diamonds, {block.title}: {block.source}." for block in boards if block.source]
-    notes = [_UNTIL if until else _NOTES, *sources, *([f"Ran on {about}."] if about else [])]
+    notes = [_UNTIL if until else _NOTES, *sources, *ran_on(*(block.run for block in boards))]
     return Caption(what, " ".join(ran), " ".join(missing), " ".join(came), " ".join(notes))
 
 

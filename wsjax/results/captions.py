@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from wsjax.errors import printable
 from wsjax.results import names, words
-from wsjax.results.merge import DrawnRun
+from wsjax.results.merge import DrawnRun, ran_on
 from wsjax.results.stats import ACCURACY, Unit, unit_of
 from wsjax.results.summary import interval, minus, paired, with_half
 from wsjax.storage.rows import CAP, FIRST, Row, grouped
@@ -127,13 +127,12 @@ def compose(
     if settings is not None and words.is_alike(run.settings, settings):
         differ = words.not_as_published(own, settings, capped=any(row["stop"] == CAP for row in run.rows))
         differs.append(f"Not as published: {'; '.join(differ)}." if differ else "Settings as published.")
-    about = [f"Ran on {run.about}."] if run.about else []
     return Caption(
         what,
         f"{'; '.join([words.ran(own), *names.told(run.methods, drawn), _seeds_by_method(run)])}.",
         " ".join(differs),
         came,
-        " ".join(filter(None, [bands(run) if means is None else means, notes.strip(), *about])),
+        " ".join(filter(None, [bands(run) if means is None else means, notes.strip(), *ran_on(run)])),
     )
 
 

@@ -12,7 +12,7 @@ from wsjax.errors import RunError
 from wsjax.results import names, words
 from wsjax.results.captions import Caption, progress, seeds_told
 from wsjax.results.groups import Key, merge_groups
-from wsjax.results.merge import DrawnRun
+from wsjax.results.merge import DrawnRun, ran_on
 from wsjax.results.sheets import MARK, Sheet
 from wsjax.results.stats import ACCURACY, unit_of
 from wsjax.results.summary import paired, side, with_half
@@ -217,13 +217,12 @@ def _caption(by: Sequence[str], made: Sequence[_Cell], known: int, whole: DrawnR
     ] * bool(means)
     if gaps:
         came.append(f"RI - WS is above 0 in {gaps.count(1)} of {len(gaps)} cells, below in {gaps.count(-1)}.")
-    about = [f"Ran on {whole.about}."] if whole.about else []
     return Caption(
         what,
         f"{there} of {known} published cells ran; {seeds}.",
         " ".join([*differs, *_not_as_published(by, made)]),
         " ".join(came),
-        " ".join([_MARKS, notes, *about]),
+        " ".join([_MARKS, notes, *ran_on(whole)]),
     )
 
 

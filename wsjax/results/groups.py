@@ -82,8 +82,8 @@ def _whole(merged: Mapping[Key, DrawnRun], by: Sequence[str], free: Collection[s
     for run in merged.values():
         own = "".join(f", {words.phrase(name, _value(run.settings, name))}" for name in vary)
         rows += [row | {"method": row["method"] + own} for row in run.rows]
-    about = "; ".join(dict.fromkeys(run.about for run in merged.values()))
-    return DrawnRun(settings, first.methods, rows, finished, about)
+    about = dict.fromkeys(place for run in merged.values() for place in run.about)
+    return DrawnRun(settings, first.methods, rows, finished, tuple(about))
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:

@@ -24,7 +24,7 @@ class DrawnRun(NamedTuple):
     methods: Methods
     rows: list[Row]
     finished: bool
-    about: str
+    about: tuple[str, ...]  # where it ran, each place once
 
     @property
     def ends(self) -> list[Row]:
@@ -82,9 +82,15 @@ def merge_runs(
     united = {name: sorted({value for own in settings for value in own.get(name) or ()}) for name in _UNITED}
     united["perturb"] = sorted(names.perturbs(drawn.get(name, {}) for name, _ in curves))
     drawn_of = [drawn.keys() & own.values() for own in renamed]
-    about = "; ".join(dict.fromkeys(_about(run.config) for run, own in zip(runs, drawn_of, strict=True) if own))
+    about = dict.fromkeys(_about(run.config) for run, own in zip(runs, drawn_of, strict=True) if own)
     finished = _have_ended(curves, drawn_of, runs)
-    return DrawnRun(settings[0] | united, drawn, rows, finished, about)
+    return DrawnRun(settings[0] | united, drawn, rows, finished, tuple(filter(None, about)))
+
+
+def ran_on(*runs: DrawnRun) -> list[str]:
+    """Where all of the runs ran, as a sentence; none where nothing is known."""
+    places = dict.fromkeys(place for run in runs for place in run.about)
+    return [f"Ran on {'; '.join(places)}."] if places else []
 
 
 def _longest(
