@@ -2,7 +2,7 @@
 
     python experiments/reproduce.py --scale=digits         the newcomer's tour: embedded data, every figure, minutes
     python experiments/reproduce.py --scale=cpu            real data, narrow networks and fewer images, hours
-    python experiments/reproduce.py --scale=long           of these Figures 1, 5 and 9, trained to the end
+    python experiments/reproduce.py --scale=long           of these Figures 1, 5, 9 and 11, trained to the end
     python experiments/reproduce.py --scale=full           the report's own settings; a GPU, or many
     python experiments/reproduce.py --scale=full --dry_run what would run, with estimates, and the commands
 
@@ -221,8 +221,12 @@ FULL["board"] += [f"{DASH} --methods SPN"]
 # To the end of training, and at the small steps: at STEPS what networks score still jumps when they fit everything.
 TO_THE_END = f"offline --dataset=cifar10 --num_train=10000 {NARROW} {SLOW}"
 LONG = {"figure1": [f"{TO_THE_END} {seeds} --methods RI WS --epochs=30" for seeds in EIGHT]}
-LONG["figure5"] = [*LONG["figure1"], f"{TO_THE_END} {FOUR} --methods SP --shrink 0.1 0.3 --epochs=30"]
+LONG["figure5"] = [
+    *LONG["figure1"],
+    *(f"{TO_THE_END} {FOUR} --methods {own} 0.1 0.3 --epochs=30" for own in ("SP --shrink", "SPN --shrink")),
+]
 LONG["figure9"] = [*LONG["figure1"], f"{TO_THE_END} {FOUR} --methods RI WS --augment --epochs=90"]
+LONG["figure11"] = [f"transfer --datasets cifar10 cifar100 {LESS} {SLOW} {FOUR} --epochs=30 --fractions 1"]
 GRIDS = {"digits": DIGITS, "cpu": CPU, "long": LONG, "full": FULL}
 
 
@@ -231,8 +235,8 @@ class Config:
     """Which part of the study to run, and where."""
 
     scale: str = "digits"
-    """digits (embedded data), cpu (CIFAR, as far as 2 cores go), long (of these Figures 1, 5 and 9 to the end of
-    training) or full (as the report ran)."""
+    """digits (embedded data), cpu (CIFAR, as far as 2 cores go), long (of these Figures 1, 5, 9 and 11 to the end
+    of training) or full (as the report ran)."""
     only: tuple[str, ...] = ()
     """Run only the jobs of these figures and tables, such as figure5 table2."""
     seeds: int | None = None
