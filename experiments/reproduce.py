@@ -226,7 +226,7 @@ LONG["figure5"] = [
     *(f"{TO_THE_END} {FOUR} --methods {own} 0.1 0.3 --epochs=30" for own in ("SP --shrink", "SPN --shrink")),
 ]
 LONG["figure9"] = [*LONG["figure1"], f"{TO_THE_END} {FOUR} --methods RI WS --augment --epochs=90"]
-LONG["figure11"] = [f"transfer --datasets cifar10 cifar100 {LESS} {SLOW} {FOUR} --epochs=30 --fractions 1"]
+LONG["figure11"] = [f"transfer --datasets cifar10 cifar100 {LESS} {SLOW} {THREE} --epochs=30 --fractions 1"]
 GRIDS = {"digits": DIGITS, "cpu": CPU, "long": LONG, "full": FULL}
 
 
