@@ -103,13 +103,33 @@ def test_the_table_and_what_is_said(tmp_path):
     assert [row["Steps, % of RI's"] for row in cells] == ["", "100 ± 0", "100 ± 0"]
     assert cells[1]["To RI's accuracy, times as fast"] == "1 of 3 seeds (at most 1.14)"
     assert cells[2]["To RI's accuracy, times as fast"].startswith("1.65 (")
-    assert "the same, published" not in sheet.columns
+    assert not {"the same, published", "in the last round"} & set(sheet.columns)
     assert "SP 0.3" in sheet.markdown
     assert r"\begin{tabular}" in sheet.latex
     caption = board.caption(found)
     assert caption.came == "Above RI: SP 0.3 (+6.0 ± 2.5); below RI: WS (-3.0 ± 0.0)."
     assert "seeds 0 to 2" in caption.ran
     assert caption.differs == ""
+
+
+def test_online_the_last_rounds_steps_stand_beside_those_of_all(tmp_path):
+    """The second round costs both three epochs, the third and last RI two and SP one."""
+    run = online(tmp_path / "a", {name: OFFLINE[name] for name in ("RI", "SP")}, rounds=2)
+    last = rows({"RI": [[0.5, 0.6]] * 3, "SP": [[0.7]] * 3}, 3, stop="accuracy")
+    with (run / "records.jsonl").open("a") as file:
+        file.writelines(
+            json.dumps(dict.fromkeys(("train_loss", "test_loss", "eval_seconds"), 0) | row) + "\n" for row in last
+        )
+    sheet = board.table(blocks(run))
+    cells = [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]
+    assert [row["in the last round"] for row in cells] == ["", "50 ± 0"]
+    assert [row["Steps, % of RI's"] for row in cells] != ["", "50 ± 0"]
+    assert cells[1]["To RI's accuracy, times as fast"] == "at least 2.00"
+    figure, caption = draw(run)
+    assert "one to the left the most" in caption.notes
+    (point,) = [line for line in figure.axes[2].lines if line.get_gid() == "most"]
+    assert point.get_xdata()[0] == pytest.approx(50)
+    assert figure.axes[2].get_xlim()[0] < 50
 
 
 def test_published_numbers_stand_beside_the_very_settings_only(tmp_path):

@@ -35,6 +35,7 @@ class Entry(NamedTuple):
       score: its test score at the end.
       win: that less random initialisation's, paired by seed; None of random initialisation itself, or without it.
       cost: its steps as a share of random initialisation's: offline of the second round, online of all rounds.
+      last_cost: the same of the last round alone; None offline.
       until: how soon it has random initialisation's accuracy, as `speedup.speedups` has it.
       published: its accuracy less random initialisation's, in points, as published; None where nothing was.
       published_cost: its steps as a share of random initialisation's, as published.
@@ -44,6 +45,7 @@ class Entry(NamedTuple):
     score: Interval
     win: Interval | None
     cost: Interval | None
+    last_cost: Interval | None
     until: Mapping[str, Any] | None
     published: float | None = None
     published_cost: float | None = None
@@ -102,7 +104,7 @@ def tells_until(boards: Sequence[Block]) -> bool:
 def table(boards: Sequence[Block]) -> Sheet:
     """The board as a table: means with half of their 95 % intervals."""
     columns = ["Protocol", "Method", "Test", "Method - RI", "the same, published", "Steps, % of RI's"]
-    columns += ["To RI's accuracy, times as fast", "Seeds"]
+    columns += ["in the last round", "To RI's accuracy, times as fast", "Seeds"]
     rows = [
         [
             block.title,
@@ -110,16 +112,17 @@ def table(boards: Sequence[Block]) -> Sheet:
             with_half(entry.score, block.unit, sign=False),
             "" if entry.win is None else with_half(entry.win, block.unit),
             "" if entry.published is None else f"{entry.published:+.1f}",
-            "" if entry.cost is None else with_half(entry.cost, ACCURACY, 0, sign=False),
+            *("" if own is None else with_half(own, ACCURACY, 0, sign=False) for own in (entry.cost, entry.last_cost)),
             "" if entry.until is None else _until(entry.until),
             str(entry.score["seeds"]),
         ]
         for block in boards
         for entry in block.entries
     ]
-    if not any(block.source for block in boards):  # nothing was published of these
-        place = columns.index("the same, published")
-        columns, *rows = [[*line[:place], *line[place + 1 :]] for line in (columns, *rows)]
+    empty = {"the same, published": not any(block.source for block in boards)}
+    empty["in the last round"] = not any(entry.last_cost for block in boards for entry in block.entries)
+    kept = [place for place, name in enumerate(columns) if not empty.get(name)]
+    columns, *rows = [[line[place] for place in kept] for line in (columns, *rows)]
     return Sheet(columns, rows, 2)
 
 
@@ -150,9 +153,10 @@ _NOTES = (
 )
 _UNTIL = (
     f"{_NOTES} Steps until RI's accuracy: those of the last round until a test first shows the accuracy with which RI "
-    "of the same seed ends it, as a share of those that RI itself took until then, their intervals on logarithms; an "
-    "arrow is the least that it can be, where seeds ended without it: how many reached it stands beside. Nothing is "
-    "told of runs that were tested at rounds' ends only."
+    "of the same seed ends it, as a share of those that RI itself took until then, their intervals on logarithms. An "
+    "arrow to the right is the least that it can be, where seeds ended without it: how many reached it stands beside; "
+    "one to the left the most, where half of the seeds or more show it at their first test. Nothing is told of runs "
+    "that were tested at rounds' ends only."
 )
 
 
@@ -171,11 +175,9 @@ def _block(experiment: str, run: DrawnRun, title: str, protocols: Sequence[Mappi
         for row in run.rows
         if row["round"] <= last and (row["method"] == FIRST or (row["method"], row["seed"]) in there)
     ]
-    costs = (
-        summarize_online(rows, run.methods)["steps_of_RI"]
-        if experiment == "online"
-        else shares_of(final, random, "steps")
-    )
+    of_last = shares_of(final, random, "steps")
+    online = experiment == "online"
+    costs = summarize_online(rows, run.methods)["steps_of_RI"] if online else of_last
     untils = speedup.speedups(rows, run.methods)
     protocol = _protocol(experiment, run.settings, protocols)
     known = _published(protocol, run, last) if protocol and not _smaller(run.settings, protocol) else {}
@@ -185,6 +187,7 @@ def _block(experiment: str, run: DrawnRun, title: str, protocols: Sequence[Mappi
             interval([end["test_accuracy"] for end in final if end["method"] == name]),
             paired(final, name, random) if name != random else None,
             costs.get(name),
+            of_last.get(name) if online else None,
             untils.get(name),
             *known.get(name, (None, None)),
         )
@@ -278,8 +281,10 @@ def _published(protocol: Mapping[str, Any], run: DrawnRun, last: int) -> dict[st
 
 
 def _until(own: Mapping[str, Any]) -> str:
-    """How many times as fast, with its interval; of censored seeds how many reached it."""
+    """How many times as fast, with its interval or as a bound; of censored seeds how many reached it."""
     ratio = own["steps"]
+    if own["at_least"] and ratio is not None:
+        return f"at least {ratio['mean']:.2f}"
     if own["at_most"] or ratio is None:
         most = "" if ratio is None or not own["reached"] else f" (at most {ratio['mean']:.2f})"
         return f"{own['reached']} of {own['seeds']} seeds{most}"

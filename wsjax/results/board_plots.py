@@ -19,6 +19,7 @@ ROW = 0.19  # inches of a method
 HEAD, FOOT = 0.34, 0.5  # inches of a protocol's title, and of what stands below all
 LABELS = ("Test accuracy less RI's (points)", "Steps (% of RI's)", "Steps until RI's accuracy\n(% of RI's)")
 PUBLISHED = "#555555"
+LEAST, MOST = "least", "most"  # what a point is that an arrow begins at
 LONGEST = 84  # characters of a title that fit
 
 
@@ -67,15 +68,16 @@ def _entry(line: Sequence[Axes], y: float, entry: Entry, block: Block, style: St
     if until is None or until["steps"] is None:
         return
     share = _inverse(until["steps"])
-    if not until["at_most"]:
+    if not (until["at_most"] or until["at_least"]):
         _point(line[2], y, share, 100, style.color)
         return
-    # At least so many: an arrow from there on.
+    # At least so many, or at most: an arrow from there on.
     x = 100 * share["mean"]
-    line[2].plot(x, y, "|", color=style.color, markersize=6, markeredgewidth=1.4)
-    text, arrow = f"{until['reached']}/{until['seeds']}", {"arrowstyle": "<-", "color": style.color, "shrinkB": 0}
+    text, way, bound = (f"{until['reached']}/{until['seeds']}", 18, LEAST) if until["at_most"] else ("", -14, MOST)
+    line[2].plot(x, y, "|", color=style.color, markersize=6, markeredgewidth=1.4, gid=bound)
+    arrow = {"arrowstyle": "<-", "color": style.color, "shrinkB": 0}
     line[2].annotate(
-        text, (x, y), (18, 0), textcoords="offset points", va="center", fontsize=plots.SMALL - 1, arrowprops=arrow
+        text, (x, y), (way, 0), textcoords="offset points", va="center", fontsize=plots.SMALL - 1, arrowprops=arrow
     )
 
 
@@ -131,8 +133,12 @@ def _percent_ticks(column: Sequence[Axes]) -> None:
     points, ends = [x[0] for x in lines if len(x) == 1], [x for line in lines for x in line]
     low = min(max(min(ends), min([*points, 100]) / 3), 50) / 1.1
     high = max(min(max(ends), 3 * max([*points, 100])), 200) * 1.1
-    arrows = [np.max(line.get_xdata()) for axis in column for line in axis.lines if line.get_marker() == "|"]
-    high = max([high, *(x * (high / low) ** 0.35 for x in arrows)])  # room for an arrow and what stands behind
+    least, most = (
+        [np.max(line.get_xdata()) for axis in column for line in axis.lines if line.get_gid() == bound]
+        for bound in (LEAST, MOST)
+    )
+    high = max([high, *(x * (high / low) ** 0.35 for x in least)])  # room for an arrow and what stands behind
+    low = min([low, *(x / (high / low) ** 0.12 for x in most)])
     axis, wide = column[0], high / low
     axis.set_xlim(low, high)
     axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide > 60 else (1.0, 3.0) if wide > 12 else (1.0, 2.0, 5.0)))

@@ -3,7 +3,8 @@
 The measure of Verwimp et al. ("Same accuracy, twice as fast", https://arxiv.org/abs/2502.21147). What is looked at is
 the last round. Its target is the test accuracy that random initialisation ends it with, of the same seed; the first
 test that shows it counts, random initialisation's own too, which may show it before its end. A method that ends without
-it is censored: it would have taken longer than it ran.
+it is censored: it would have taken longer than it ran. One that shows it at its very first test may have had it any
+time before.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ COSTS = ("steps", "seconds")
 
 
 class Passage(NamedTuple):
-    """What one method and seed took until the target in the last round; where it was not `reached`, all that it ran."""
+    """What one method and seed took until the target in the last round; where it was not `reached`, all that it ran.
+
+    `at_first` says that its first test showed the target already.
+    """
 
     steps: float
     seconds: float
     reached: bool
+    at_first: bool = False
 
 
 def passages(rows: Sequence[Row], methods: Methods) -> dict[str, dict[int, Passage]]:
@@ -62,7 +67,8 @@ def speedups(rows: Sequence[Row], methods: Methods) -> dict[str, dict[str, Any]]
       By method: "of", random initialisation's name; "seeds", and how many of them "reached" the target; "steps" and
       "seconds": random initialisation's over the method's, the geometric mean over seeds, with the interval of the
       paired logarithms. Where a seed is censored, it counts as if it had reached the target when it ended: the mean is
-      then the most that it can be, "at_most" is true, and there is no interval.
+      then the most that it can be, "at_most" is true, and there is no interval. Nor is there one where half of the
+      seeds or more show the target at their first test: the mean is then the least, and "at_least" is true.
     """
     passed, random = passages(rows, methods), names.find(methods, names.RANDOM)
     found = {}
@@ -71,10 +77,12 @@ def speedups(rows: Sequence[Row], methods: Methods) -> dict[str, dict[str, Any]]
             continue
         pairs = [(passed[str(random)][seed], passage) for seed, passage in own.items()]
         reached = sum(passage.reached for passage in own.values())
-        found[name] = {"of": random, "seeds": len(own), "reached": reached, "at_most": reached < len(own)}
+        at_first = sum(passage.at_first for passage in own.values())
+        bounds = {"at_most": reached < len(own), "at_least": reached == len(own) and 2 * at_first >= len(own)}
+        found[name] = {"of": random, "seeds": len(own), "reached": reached, **bounds}
         for cost in COSTS:
             ratios = [(getattr(one, cost), getattr(other, cost)) for one, other in pairs]
-            found[name][cost] = _ratio(ratios, reached == len(own))
+            found[name][cost] = _ratio(ratios, not any(bounds.values()))
     return found
 
 
@@ -97,8 +105,8 @@ def _told(name: str, own: Mapping[str, Any]) -> str:
     if own["at_most"]:
         many = f"{own['reached']} of {many} reached it"
     bounds = "" if ratio["low"] is None else f"95 % interval {_times(ratio['low'])} to {_times(ratio['high'])}, "
-    most = "at most " * own["at_most"]
-    return f"{names.label(name)} {most}{_times(ratio['mean'])} times as fast ({bounds}{many})"
+    bound = "at most " * own["at_most"] + "at least " * own.get("at_least", False)  # which older summaries lack
+    return f"{names.label(name)} {bound}{_times(ratio['mean'])} times as fast ({bounds}{many})"
 
 
 def _tests(rows: Sequence[Row]) -> int:
@@ -107,11 +115,12 @@ def _tests(rows: Sequence[Row]) -> int:
 
 def _passage(rows: Sequence[Row], target: float) -> Passage:
     """A round's rows up to the first that was tested at the target or above."""
-    seconds = 0.0
+    seconds, tests = 0.0, 0
     for row in rows:
         seconds += row["train_seconds"]
+        tests += row["test_accuracy"] is not None
         if row["test_accuracy"] is not None and row["test_accuracy"] >= target:
-            return Passage(row["steps"], seconds, True)
+            return Passage(row["steps"], seconds, True, tests == 1)
     return Passage(rows[-1]["steps"], seconds, False)
 
 
