@@ -216,6 +216,22 @@ def test_published_curves_stand_behind_those_of_the_same_network_only(tmp_path, 
     assert dashed(8) == 0
 
 
+def test_figure5_has_controls_in_a_panel_of_their_own(tmp_path):
+    methods = names.from_settings(["RI", "WS", "SP"], [0.1, 0.3], [0.01]) | {
+        "RI x 0.1": {"reinit": "shrink_perturb", "shrink": 0.0, "perturb": 0.1},
+        "SPN 0.3": {"reinit": "size_of_shrink_perturb", "shrink": 0.3, "perturb": 0.01},
+    }
+    script = runpy.run_path(str(FIGURES / "figure5.py"))
+    report, controls = script["with_controls"](methods).values()
+    assert report == ["RI", "WS", "SP 0.1", "SP 0.3"]
+    assert controls == ["RI", "SP 0.1", "SP 0.3", "RI x 0.1", "SPN 0.3"]
+    assert script["with_controls"]({name: methods[name] for name in report}) == {}
+    rows = [{"method": name, "seed": 0, "round": 2, "epoch": 1, "samples": 100, "train_accuracy": 1.0,
+             "test_accuracy": 0.5, "stop": "epochs"} for name in methods]  # fmt: skip
+    figure = script["draw"]([read_run(write_folder(tmp_path / "run", "offline", CONFIG, rows, True, methods))])[0]
+    assert [axis.get_title() for axis in figure.axes] == ["as in the report", "and new networks as small"]
+
+
 def test_figure5_compares_every_shrink(tmp_path):
     text = draw(5, write_run(tmp_path / "run", seeds=[0]))
     assert "SP 0.1 80.0 (80.9); SP 0.3 65.0 (64.7); RI - WS 2.5 (1.6)." in text

@@ -164,6 +164,11 @@ def test_figure10_sets_augmentation_beside_none(tmp_path):
             "starts, without augmentation / with augmentation: RI 1.05 ± 0.64 / 1.05 ± 0.64; WS 4.05 ± 0.64 / 2.05"
             in text
         )
+    # What both share is told once.
+    assert text.count("width 8 instead of 64") == text.count("ResNet-18, width 8") == 1
+    assert (
+        "Without augmentation: 5 in the first instead of 100. With augmentation: 5 in the first instead of 350." in text
+    )
     alone = draw(10, augmented)
     assert "No run without augmentation is given." in alone
     with pytest.raises(RunError, match=r"^runs of different settings cannot share a figure: width 8 and 16$"):

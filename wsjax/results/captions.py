@@ -137,14 +137,28 @@ def compose(
 
 
 def joined(captions: Sequence[Caption], names: Sequence[str]) -> Caption:
-    """One caption of parts that are drawn together: what they have in common, and by its name each one's own."""
+    """One caption of parts that are drawn together: what they have in common, and after it by its name each one's own.
 
-    def told(*texts: str) -> str:
+    Settings and differences are lists, of which that is told item by item.
+    """
+
+    def told(field: str, *texts: str) -> str:
         if len(set(texts)) == 1:
             return texts[0]
-        return " ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True) if text)
+        shared: list[str] = []
+        separator = _LISTS.get(field, "")
+        if separator:
+            lists = [text.removesuffix(".").split(separator) for text in texts]
+            shared = [item for item in lists[0] if all(item in own for own in lists)]
+            texts = tuple(separator.join(item for item in own if item not in shared) for own in lists)
+        each = [f"{name}: {text}" for name, text in zip(names, texts, strict=True) if text]
+        return f"{separator.join(shared)}. {'. '.join(each)}." if shared else " ".join(each)
 
-    return Caption(*map(told, *captions))
+    return Caption(*map(told, Caption._fields, *captions))
+
+
+_LISTS = {"ran": ", ", "differs": "; "}
+"""What stands between the items of a caption's field."""
 
 
 def common_samples(rounds: Sequence[Row]) -> int | None:

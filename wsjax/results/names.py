@@ -127,6 +127,11 @@ def is_scaled(spec: Spec) -> bool:
     return spec.get("reinit") == SHRINK and spec.get("shrink") == 0
 
 
+def is_control(spec: Spec) -> bool:
+    """Whether a method is a control of shrink-perturb: a new network, as small as that makes the old one."""
+    return is_scaled(spec) or spec.get("reinit") == SIZE
+
+
 def perturbs(specs: Iterable[Spec]) -> set[float]:
     """The perturbs of shrink-perturbs, whose names tell them where there are several: a scaled one's has its own."""
     return {spec["perturb"] for spec in specs if "perturb" in spec and not is_scaled(spec)}

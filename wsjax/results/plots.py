@@ -7,7 +7,7 @@ any process, with or without a display. Records hold accuracies as fractions; fi
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from operator import itemgetter
 from pathlib import Path
@@ -89,6 +89,31 @@ def offline_curves(
     axes = figure.subplots(1, len(fields), squeeze=False)[0]
     drawn = draw_offline(axes, rows, methods, fields, styles, epochs=epochs, published=published)
     legend(figure, {method: styles[method] for method in drawn}, published=published or {})
+    return figure
+
+
+def grouped_curves(
+    rows: Sequence[Row],
+    methods: Methods,
+    groups: Mapping[str, Collection[str]],
+    *,
+    epochs: int | None = None,
+    published: Curves | None = None,
+) -> Figure:
+    """Draws test scores by epoch, like `offline_curves`, a panel for each group of methods, by its title."""
+    styles = names.styles(dict.fromkeys(row["method"] for row in rows), methods)
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    drawn: dict[str, None] = {}
+    for axis, (title, group) in zip(axes, groups.items(), strict=True):
+        own = [row for row in rows if row["method"] in group]
+        drawn |= dict.fromkeys(
+            draw_offline([axis], own, methods, ["test_accuracy"], styles, epochs=epochs, published=published)
+        )
+        axis.set_title(title, fontsize=FONT)
+    for axis in axes[1:]:
+        axis.set_ylabel("")
+    legend(figure, {name: styles[name] for name in names.ordered(drawn, methods)}, published=published or {})
     return figure
 
 
