@@ -208,6 +208,9 @@ CPU["figure5"] = [
     f"{MORE} {FOUR} --methods SPN --shrink 0.1 0.3",
 ]
 CPU["figure6"] += [f"{ONLINE} {FOUR} --train_accuracy=running {own} 0.4" for own in (SCALED, "--methods SPN --shrink")]
+# Nor did they try another learning rate: a new network may need a larger one than what was shrunk.
+RATES = ("RI@0.003 RI@0.01", "SP@0.003 --shrink 0.2 0.4")
+CPU["figure6"] += [f"{ONLINE} {FOUR} --train_accuracy=running --methods {own}" for own in RATES]
 CPU["board"] += [f"{DASH} {DASH_SMALL} --methods SPN"]
 FULL["figure5"] = [
     *FULL["figure5"],
@@ -223,7 +226,10 @@ TO_THE_END = f"offline --dataset=cifar10 --num_train=10000 {NARROW} {SLOW}"
 LONG = {"figure1": [f"{TO_THE_END} {seeds} --methods RI WS --epochs=30" for seeds in EIGHT]}
 LONG["figure5"] = [
     *LONG["figure1"],
-    *(f"{TO_THE_END} {FOUR} --methods {own} 0.1 0.3 --epochs=30" for own in ("SP --shrink", "SPN --shrink")),
+    *(
+        f"{TO_THE_END} {FOUR} --methods {own} --epochs=30"
+        for own in ("SP --shrink 0.1 0.3", "SPN --shrink 0.1", "SPN --shrink 0.3")
+    ),
 ]
 LONG["figure9"] = [*LONG["figure1"], f"{TO_THE_END} {FOUR} --methods RI WS --augment --epochs=90"]
 LONG["figure11"] = [f"transfer --datasets cifar10 cifar100 {LESS} {SLOW} {THREE} --epochs=30 --fractions 1"]

@@ -51,24 +51,11 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
     if words.is_alike(run.settings, own):
         ends = {name: report["figure5_final"][key] for name, key in published.by_method(FINALS, run.methods).items()}
     drawn = {"epochs": run.epochs, "published": curves}
-    if groups := with_controls(run.methods):
+    if groups := names.with_controls(run.methods):
         figure = plots.grouped_curves(run.rows, run.methods, groups, **drawn)
     else:
         figure = plots.offline_curves(run.rows, run.methods, ["test_accuracy"], **drawn)
     return figure, captions.offline_caption(run, what, own, ends, notes)
-
-
-def with_controls(methods: names.Methods) -> dict[str, list[str]]:
-    """The methods of the report, and beside them shrink-perturb's controls with what they stand for; none without."""
-    controls = {name: spec for name, spec in methods.items() if names.is_control(spec)}
-    shrinks = {spec["perturb"] if names.is_scaled(spec) else spec["shrink"] for spec in controls.values()}
-    kinds = [{"reinit": names.RANDOM}, *({"reinit": names.SHRINK, "shrink": shrink} for shrink in shrinks)]
-    beside = [name for name in (names.matching(methods, kind) for kind in kinds) if name is not None]
-    groups = {
-        "as in the report": [name for name in methods if name not in controls],
-        "and new networks as small": [*beside, *controls],
-    }
-    return groups if controls else {}
 
 
 def published_curves(curves: dict[str, Any], methods: names.Methods) -> published.Curves:

@@ -52,7 +52,9 @@ def draw(runs: Sequence[RunRecords], cost: str = "steps") -> tuple[Figure, Capti
             notes += " Published accuracies are those of its Figure 2a (+1,000 images a round) at as many images."
         points = published.accuracies_at(curves, captions.common_samples(ends["rounds"]))
     caption = captions.online_caption(run, what, ends, own, points, notes)
-    figure = plots.online_curves(ends["rounds"], run.methods, published=drawn, cost=cost)
+    figure = plots.online_curves(
+        ends["rounds"], run.methods, published=drawn, cost=cost, groups=names.with_controls(run.methods)
+    )
     return figure, caption
 
 

@@ -222,14 +222,27 @@ def test_figure5_has_controls_in_a_panel_of_their_own(tmp_path):
         "SPN 0.3": {"reinit": "size_of_shrink_perturb", "shrink": 0.3, "perturb": 0.01},
     }
     script = runpy.run_path(str(FIGURES / "figure5.py"))
-    report, controls = script["with_controls"](methods).values()
+    report, controls = names.with_controls(methods).values()
     assert report == ["RI", "WS", "SP 0.1", "SP 0.3"]
-    assert controls == ["RI", "SP 0.1", "SP 0.3", "RI x 0.1", "SPN 0.3"]
-    assert script["with_controls"]({name: methods[name] for name in report}) == {}
+    assert set(controls) == {"RI", "SP 0.1", "SP 0.3", "RI x 0.1", "SPN 0.3"}
+    assert names.with_controls({name: methods[name] for name in report}) == {}
     rows = [{"method": name, "seed": 0, "round": 2, "epoch": 1, "samples": 100, "train_accuracy": 1.0,
              "test_accuracy": 0.5, "stop": "epochs"} for name in methods]  # fmt: skip
     figure = script["draw"]([read_run(write_folder(tmp_path / "run", "offline", CONFIG, rows, True, methods))])[0]
-    assert [axis.get_title() for axis in figure.axes] == ["as in the report", "and new networks as small"]
+    assert [axis.get_title() for axis in figure.axes] == ["as in the report", "controls"]
+
+
+def test_figure6_has_controls_in_a_row_of_their_own(tmp_path):
+    """Other learning rates are controls too, of shrink-perturb of any shrink."""
+    methods = names.from_settings(["RI", "SP", "RI@0.003"], [0.2, 0.4], [0.01])
+    rows = [{"method": name, "seed": 0, "round": number, "epoch": 1, "samples": 1000 * number, "train_accuracy": 1.0,
+             "test_accuracy": 0.5, "stop": "accuracy"} for name in methods for number in (2, 3)]  # fmt: skip
+    run = write_folder(tmp_path / "more", "online", ONLINE | {"shrink": [0.2, 0.4], "seeds": [0]}, rows, True, methods)
+    figure = runpy.run_path(str(FIGURES / "figure6.py"))["draw"]([read_run(run)])[0]
+    above, _, below, _ = figure.axes
+    assert [axis.get_title() for axis in (above, below)] == ["as in the report", "controls"]
+    labels = [{line.get_label() for line in axis.lines if line.get_label()[0] != "_"} for axis in (above, below)]
+    assert labels == [{"RI", "SP 0.2", "SP 0.4"}, {"RI", "RI@0.003"}]
 
 
 def test_figure5_compares_every_shrink(tmp_path):

@@ -128,8 +128,22 @@ def is_scaled(spec: Spec) -> bool:
 
 
 def is_control(spec: Spec) -> bool:
-    """Whether a method is a control of shrink-perturb: a new network, as small as that makes the old one."""
-    return is_scaled(spec) or spec.get("reinit") == SIZE
+    """Whether a method is a control of shrink-perturb: a new network as small as it makes the old one, or another
+    learning rate."""
+    return is_scaled(spec) or spec.get("reinit") == SIZE or RATE in spec
+
+
+def with_controls(methods: Methods) -> dict[str, list[str]]:
+    """The methods by the panels of a figure: the report's, and controls beside those that they stand against.
+
+    Empty where there are no controls of shrink-perturb.
+    """
+    controls = {name: spec for name, spec in methods.items() if is_control(spec)}
+    shrinks = {spec["perturb"] if is_scaled(spec) else spec.get("shrink") for spec in controls.values()} - {None}
+    kinds = [{"reinit": RANDOM}, *({"reinit": SHRINK, "shrink": shrink} for shrink in shrinks)]
+    beside = [name for name in (matching(methods, kind) for kind in kinds) if name is not None]
+    plain = [name for name in methods if name not in controls]
+    return {"as in the report": plain, "controls": ordered({*beside, *controls}, methods)} if controls else {}
 
 
 def perturbs(specs: Iterable[Spec]) -> set[float]:

@@ -32,6 +32,8 @@ from wsjax.results.stats import Interval, Unit, mean_interval, unit_of
 from wsjax.storage.files import replacing, write_whole
 from wsjax.storage.rows import FIRST, Row, grouped
 
+Groups = Mapping[str, Collection[str]]
+"""Methods that share a panel, by its title."""
 COSTS = {"seconds": ("train_seconds", "Seconds a round"), "steps": ("steps", "Steps a round")}
 """What a round's cost can be drawn as: field and label."""
 
@@ -95,7 +97,7 @@ def offline_curves(
 def grouped_curves(
     rows: Sequence[Row],
     methods: Methods,
-    groups: Mapping[str, Collection[str]],
+    groups: Groups,
     *,
     epochs: int | None = None,
     published: Curves | None = None,
@@ -154,7 +156,12 @@ def draw_offline(
 
 
 def online_curves(
-    rounds: Sequence[Row], methods: Methods, *, published: Curves | None = None, cost: str = "steps"
+    rounds: Sequence[Row],
+    methods: Methods,
+    *,
+    published: Curves | None = None,
+    cost: str = "steps",
+    groups: Groups | None = None,
 ) -> Figure:
     """Draws test scores, and what a round costs, by the number of samples.
 
@@ -163,22 +170,30 @@ def online_curves(
         methods: what each method is, by name; see `names`.
         published: drawn dashed behind the measured curves: (field, method) to points (samples, percent or seconds).
         cost: one of `COSTS`: steps, or training seconds, which depend on the machine and on what else ran there.
+        groups: which methods have a row of panels of their own, by its title; None for one row of all.
     """
     published, unit = published or {}, unit_of(rounds)
     curves = _by_method(rounds, methods)
     styles = names.styles(curves, methods)
-    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    groups = groups or {"": list(curves)}
+    figure = Figure(figsize=(WIDTH, HEIGHT * (0.2 + 0.8 * len(groups))), layout="constrained")
     panels = (("test_accuracy", score_label("test_accuracy", unit), unit.scale), (*COSTS[cost], 1))
-    for axis, (field, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
-        for method, own in curves.items():
-            samples, values = by_seed(own, "samples", field)
-            mean_band(axis, samples, scale * values, label=names.label(method), style=styles[method])
-            if unit.percent and (field, method) in published:
-                x, y = np.asarray(published[field, method]).T
-                dashed(axis, x, y, max(samples), styles[method])
-        dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="Train images")
-        if field != "test_accuracy":  # an interval may reach below, a cost does not
-            axis.set_ylim(bottom=0)
+    grid = figure.subplots(len(groups), 2, squeeze=False, sharex=True, sharey="col")
+    for line, (title, group) in zip(grid, groups.items(), strict=True):
+        for axis, (field, label, scale) in zip(line, panels, strict=True):
+            for method, own in curves.items():
+                if method not in group:
+                    continue
+                samples, values = by_seed(own, "samples", field)
+                mean_band(axis, samples, scale * values, label=names.label(method), style=styles[method])
+                if unit.percent and (field, method) in published:
+                    x, y = np.asarray(published[field, method]).T
+                    dashed(axis, x, y, max(samples), styles[method])
+            dress(axis, label, max((row["samples"] for row in rounds), default=0), x_label="")
+            axis.set_title(title, fontsize=FONT)
+    for axis in grid[-1]:
+        axis.set_xlabel("Train images", fontsize=FONT)
+    grid[0, 1].set_ylim(bottom=0)  # an interval may reach below, a cost does not
     legend(figure, {method: styles[method] for method in curves}, published=published)
     return figure
 
