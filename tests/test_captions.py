@@ -57,7 +57,7 @@ def online(drawn, *more):
 
 
 def test_merging_joins_seeds_and_shrinks():
-    one = run(curve("first", [0.1]) + curve("SP", [0.3]))
+    one = run(curve("first", [0.1], stop=None) + curve("SP", [0.3]))  # its first round goes on
     two = run(curve("first", [0.1, 0.2]) + curve("SP", [0.5], seed=1), seeds=[1], shrink=[0.6])
     merged = merge_runs([one, two], "offline")
     assert [(row["method"], row["seed"], row["epoch"]) for row in merged.rows] == [
@@ -70,6 +70,14 @@ def test_merging_joins_seeds_and_shrinks():
     assert list(merged.methods) == ["RI", "WS", "SP 0.3", "SP 0.6"]
     assert merged.finished
     assert not merge_runs([one, run(curve("WS", [0.1]), finished=False)], "offline").finished
+
+
+def test_of_rounds_that_ended_in_several_runs_the_first_is_drawn():
+    """On another machine the same round may take an epoch more; drawn by length, luck would choose."""
+    runs = [run(curve("first", tests) + curve("SP", [0.3])) for tests in ([0.1], [0.2, 0.3])]
+    for pair in (runs, runs[::-1]):
+        kept = [row["test_accuracy"] for row in merge_runs(pair, "offline").rows if row["method"] == "first"]
+        assert kept == [row["test_accuracy"] for row in pair[0].rows if row["method"] == "first"]
 
 
 @pytest.mark.parametrize(

@@ -145,14 +145,14 @@ def joined(captions: Sequence[Caption], names: Sequence[str]) -> Caption:
     def told(field: str, *texts: str) -> str:
         if len(set(texts)) == 1:
             return texts[0]
-        shared: list[str] = []
-        separator = _LISTS.get(field, "")
-        if separator:
-            lists = [text.removesuffix(".").split(separator) for text in texts]
-            shared = [item for item in lists[0] if all(item in own for own in lists)]
-            texts = tuple(separator.join(item for item in own if item not in shared) for own in lists)
-        each = [f"{name}: {text}" for name, text in zip(names, texts, strict=True) if text]
-        return f"{separator.join(shared)}. {'. '.join(each)}." if shared else " ".join(each)
+        separator = _LISTS.get(field)
+        lists = [[text] if separator is None else text.removesuffix(".").split(separator) for text in texts]
+        shared = [item for item in lists[0] if all(item in own for own in lists)]
+        if separator is None or not shared:
+            return " ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True) if text)
+        own = [separator.join(item for item in items if item not in shared) for items in lists]
+        each = [f" {name}: {text}." for name, text in zip(names, own, strict=True) if text]
+        return f"{separator.join(shared)}.{''.join(each)}"
 
     return Caption(*map(told, Caption._fields, *captions))
 

@@ -75,7 +75,7 @@ def merge_runs(
 
     methods, renamed = names.merge([methods_of(run) for run in runs])
     drawn = {name: spec for name, spec in methods.items() if reinits is None or spec.get("reinit") in reinits}
-    curves = _longest(runs, renamed, {*drawn, *([FIRST] if first_round else [])})
+    curves = _furthest(runs, renamed, {*drawn, *([FIRST] if first_round else [])})
     rows = [row for found in curves.values() for row in found]
     if not rows:
         raise RunError("there are no epochs to draw yet: wait for the first one of the figure's methods")
@@ -93,18 +93,27 @@ def ran_on(*runs: DrawnRun) -> list[str]:
     return [f"Ran on {'; '.join(places)}."] if places else []
 
 
-def _longest(
+def _furthest(
     runs: Sequence[RunRecords], renamed: Sequence[Mapping[str, str]], wanted: Collection[str]
 ) -> dict[tuple[str, int], list[Row]]:
-    """The rows of each wanted method and seed, under its name in `renamed`, from the run that has most of them."""
+    """The rows of each wanted method and seed, under its name in `renamed`, from the run where it has come furthest.
+
+    Of several where it has ended as many rounds, the first: how many epochs a round took says nothing of which is best.
+    """
     curves: dict[tuple[str, int], list[Row]] = {}
     for run, own in zip(runs, renamed, strict=True):
         named = ((own.get(row["method"], FIRST), row) for row in run.rows)
         # Not copied where nothing changes: there may be a million.
         drawn = (row if name == row["method"] else row | {"method": name} for name, row in named if name in wanted)
         for key, rows in grouped(drawn, itemgetter("method", "seed")).items():
-            curves[key] = max(curves.get(key, []), rows, key=len)
+            curves[key] = max(curves.get(key, []), rows, key=_come)
     return curves
+
+
+def _come(rows: Sequence[Row]) -> tuple[int, int]:
+    """How far a curve has come: rounds that have ended, and epochs of one under way."""
+    ended = [number for number, row in enumerate(rows, 1) if row["stop"]]
+    return len(ended), len(rows) - (ended[-1] if ended else 0)
 
 
 def _have_ended(
