@@ -138,6 +138,70 @@ def test_every_cut_of_a_file_leaves_its_whole_rows(tmp_path):
         assert read_rows(path) == rows(whole[:size].count(b"\n"))
 
 
+FOREIGN = {
+    b'{"lr": 0.1, "seeds": [0, 1]}': "its only line is none that this program began",
+    b'{"method": "SP", "rate": 0.1}': "its only line is none that this program began",
+    b"my notes": "its only line is none that this program began",
+    b"\0\0\0\0": "its only line is none that this program began",
+    b'{\n "lr": 0.1,\n "seeds": [0, 1]\n}': "in line 1, Expecting property name",
+    b"method,seed\nRI,0\n": "in line 1, Expecting value",
+    b'{"lr": 0.1}\n': "in line 1, it has no field 'method'",
+    b"\n": "in line 1, Expecting value",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_of_another_program_is_refused_and_left_as_it_is(tmp_path, content):
+    path = tmp_path / "settings.json"
+    path.write_bytes(content)
+    for read in (read_rows, Records):
+        with pytest.raises(RunError) as refusal:
+            read(path)
+        text = str(refusal.value)
+        assert text.startswith(f"{path} is no file of records ({FOREIGN[content]}")
+        assert text.endswith("): give another name, or restore it from a copy where it was one")
+        assert "\n" not in text
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_cut_row_is_in_its_file_until_another_takes_its_place(tmp_path, count):
+    path = tmp_path / "records.jsonl"
+    Records(path).append(rows(3))
+    cut = b"".join(lines(path)[:count]) + lines(path)[count][:40]
+    path.write_bytes(cut)
+    path.chmod(0o444)
+    table = Records(path)
+    table.append([])
+    assert (table.rows, path.read_bytes()) == (rows(count), cut)
+    path.chmod(0o644)
+    table.append(rows(1, count + 1))
+    assert table.rows == Records(path).rows == rows(count + 1)
+
+
+def test_a_cut_row_that_another_process_finished_is_not_cut(tmp_path):
+    path = tmp_path / "records.jsonl"
+    Records(path).append(rows(2))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    table = Records(path)
+    path.write_bytes(whole)
+    for change in (lambda: table.append(rows(1, 3)), lambda: table.keep(lambda row: False)):
+        with pytest.raises(RunError, match="was removed or changed while this process was working with it"):
+            change()
+    assert path.read_bytes() == whole
+
+
+def test_rows_behind_which_one_was_cut_are_dropped_as_others_are(tmp_path):
+    path = tmp_path / "records.jsonl"
+    Records(path).append(rows(3))
+    path.write_bytes(path.read_bytes()[:-9])
+    table = Records(path)
+    assert table.keep(lambda row: row["epoch"] == 1) == rows(1, 2)
+    table.append(rows(1, 2))
+    assert Records(path).rows == rows(2)
+
+
 BROKEN = {
     b'{"epoch": 2, "te': "Unterminated string",
     b"": "Expecting value",

@@ -2,7 +2,7 @@
 
 Every write is whole or not at all: JSON files are replaced, rows are appended as whole lines with one write, and a
 last line that a crash cut short is no row. What was changed since it was written is refused, and no row is ever lost:
-one that is dropped is set aside.
+one that is dropped is set aside. Reading writes nothing: a file may be another program's, or read-only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from wsjax.errors import RunError
 from wsjax.storage.files import append_whole, parse, read_json, user_path, write_json, write_whole
 from wsjax.storage.lock import hold
-from wsjax.storage.rows import CRC, MEND, Key, Row, check_row, key_of, name_of
+from wsjax.storage.rows import CRC, FIELDS, MEND, Key, Row, check_row, key_of, name_of
 
 CONFIG, RECORDS, SUMMARY = "config.json", "records.jsonl", "summary.json"
 DROPPED = ".dropped"
@@ -81,12 +81,11 @@ class Records:
     def __init__(self, path: Path | str | None = None, rows: Iterable[Row] = ()):
         self.path = None if path is None else user_path(path).absolute()
         self.rows: list[Row] = list(rows)
-        self._size: int | None = None  # the file's, as this process knows it; None where there is none
+        self._size: int | None = None  # that of the file's whole rows; None where there is no file
+        self._cut = 0  # bytes behind them: a row that was cut short
         self._made = self.path is None or self.path.parent.is_dir()
         if self.path is not None and os.path.lexists(self.path):
-            self.rows, self._size = _read_rows(self.path)
-            if self.path.stat().st_size > self._size:
-                os.truncate(self.path, self._size)
+            self.rows, self._size, self._cut = _read_rows(self.path)
         # By method and seed, then round and epoch: a run may have a million rows, and hundreds of legs ask for theirs.
         self._curves: dict[tuple[str, int], dict[tuple[int, int], Row]] = {}
         self._index(self.rows)
@@ -119,6 +118,7 @@ class Records:
             if not self._made:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._made = True
+            self._remove_cut()
             self._size = append_whole(self.path, _lines(rows), self._size)
         self.rows.extend(rows)
         self._index(rows)
@@ -131,17 +131,31 @@ class Records:
         kept = [row for row in self.rows if wanted(row)]
         dropped = [row for row in self.rows if not wanted(row)]
         if dropped and self.path is not None:
-            if not self.path.exists() or self.path.stat().st_size != self._size:
-                raise RunError(f"{self.path} was removed or changed while this process was working with it")
+            self._check_same()
             aside = self.path.with_name(self.path.name + DROPPED)
             append_whole(aside, _lines(dropped), aside.stat().st_size if aside.exists() else None)
             text = _lines(kept)
             write_whole(self.path, text.decode())
-            self._size = len(text)
+            self._size, self._cut = len(text), 0
         if dropped:
             self.rows, self._curves = kept, {}
             self._index(kept)
         return dropped
+
+    def _remove_cut(self) -> None:
+        """Takes a last row that was cut short out of the file, for one is to be written in its place."""
+        if self.path is not None and self._size is not None and self._cut:
+            self._check_same()
+            os.truncate(self.path, self._size)
+            self._cut = 0
+
+    def _check_same(self) -> None:
+        """Raises RunError where the file is not as this process read or left it."""
+        if self.path is None:
+            return
+        size = self.path.stat().st_size if self.path.exists() else None
+        if size != (None if self._size is None else self._size + self._cut):
+            raise RunError(f"{self.path} was removed or changed while this process was working with it")
 
     def _index(self, rows: Iterable[Row]) -> None:
         for row in rows:
@@ -213,32 +227,57 @@ def read_rows(path: Path | str) -> list[Row]:
     """Reads a file of rows.
 
     A last line that was cut short is left out. Any other line that is no row, was changed, or repeats another's
-    method, seed, round and epoch raises RunError, which names it.
+    method, seed, round and epoch raises RunError, which names it; so does a file that does not begin as one of rows.
     """
     return _read_rows(user_path(path))[0]
 
 
-def _read_rows(path: Path) -> tuple[list[Row], int]:
-    """The rows of a file, and where the last whole line ends."""
+def _read_rows(path: Path) -> tuple[list[Row], int, int]:
+    """The rows of a file, where the last whole line ends, and how many bytes of one that was cut short follow."""
     rows: list[Row] = []
     lines: dict[Key, int] = {}
-    whole = 0
+    whole = cut = 0
     try:
         with path.open("rb") as file:  # line by line: a million take 300 MB
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
+                    cut = len(line)
+                    if not rows and not _is_cut_row(line):
+                        raise RunError(_foreign(path, "its only line is none that this program began"))
                     break
                 try:
                     row = _read_row(line[:-1])
                     if (first := lines.setdefault(key_of(row), number)) != number:
                         raise ValueError(f"line {first} has {name_of(row)} already")
                 except ValueError as error:
+                    if not rows and not _begins_like_row(line):
+                        raise RunError(_foreign(path, f"in line 1, {error}")) from error
                     raise RunError(f"{path}, line {number}, is damaged: {error}; {MEND}") from error
                 rows.append(row)
                 whole += len(line)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from error
-    return rows, whole
+    return rows, whole, cut
+
+
+def _begins_like_row(line: bytes) -> bool:
+    """Whether a line, or as much as there is of it, begins as every row that was ever written does."""
+    return line.startswith(_BEGIN) or _BEGIN.startswith(line)
+
+
+def _is_cut_row(line: bytes) -> bool:
+    """Whether a line without an end is what a crash left of a row: another program's JSON object is whole."""
+    if not _begins_like_row(line):
+        return False
+    try:
+        fields = parse(line.decode())
+    except ValueError:
+        return True
+    return FIELDS.keys() <= fields.keys()
+
+
+def _foreign(path: Path, reason: str) -> str:
+    return f"{path} is no file of records ({reason}): give another name, or restore it from a copy where it was one"
 
 
 def _read_row(line: bytes) -> Row:
@@ -276,6 +315,7 @@ def _sealed(body: bytes) -> bytes:
 
 
 _SEAL = len(_sealed(b""))
+_BEGIN = _body({"method": ""})[:-1]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
