@@ -282,6 +282,17 @@ def test_linear_kernel_and_bias_are_uniform():
     assert not jnp.array_equal(params["kernel"][:, 0], params["bias"])
 
 
+@pytest.mark.parametrize("model", [resnet18(3, width=2, stem_pool=False), mlp(3, hidden=(4,))])
+@pytest.mark.parametrize("x64", [False, True])
+def test_parameters_and_statistics_are_of_float32_whatever_jax_enable_x64_says(model, x64):
+    """A model's folder is read back under either."""
+    with jax.enable_x64(x64):
+        images = jnp.ones((2, 8, 8, 3), jnp.float32)
+        variables = model.init(jax.random.key(0), images, train=False)
+        _, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert {leaf.dtype for leaf in jax.tree.leaves([variables, new])} == {np.dtype(np.float32)}
+
+
 def test_batch_norm_starts_as_the_identity():
     variables = BatchNorm().init(jax.random.key(0), jnp.full((2, 1, 1, 3), 5.0), True)
     expected = {"params": {"scale": 1, "bias": 0}, "batch_stats": {"mean": 0, "var": 1}}

@@ -110,6 +110,14 @@ def test_a_moving_average_becomes_the_mean_over_batches_however_large(scale):
     assert own["seen"] == 0  # no number of the parameters
 
 
+@pytest.mark.parametrize("now", [0.0, 50.0])
+def test_a_maximum_is_no_average_and_is_let_be(now):
+    """Nothing of it depends on what was before where that is small, as of an average that forgets all."""
+    own = found(lambda stats, batch: {"max": jnp.maximum(stats["max"], jnp.max(batch))}, {"max": jnp.asarray(now)},
+                np.arange(8, dtype=np.float32))  # fmt: skip
+    assert own["max"] == now
+
+
 def test_a_leaf_that_another_moves_is_let_be():
     """An average without its bias, as Haiku keeps one: of the hidden one, over what a count of batches makes of 1."""
     values = np.arange(8, dtype=np.float32)

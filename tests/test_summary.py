@@ -228,9 +228,11 @@ def test_methods_that_did_not_run():
     assert verdict(summary(WS={0: 0.5, 1: 0.5}, SP={0: 0.6, 1: 0.6})) == [
         "SP - WS = +10.00 points (95 % interval +10.00 to +10.00, 2 seeds)."
     ]
-    result = summary(RI={0: 0.5}, SP={0: 0.6})
-    assert (result["gap"], result["gain"]) == (None, {"SP": None})
-    assert verdict(result) == []
+    result = summary(RI={0: 0.5, 1: 0.5}, SP={0: 0.6, 1: 0.6})  # without warm starts against training from scratch
+    assert result["gap"] is None
+    assert verdict(result) == ["SP - RI = +10.00 points (95 % interval +10.00 to +10.00, 2 seeds)."]
+    alone = summary(SP={0: 0.6})
+    assert (alone["gap"], alone["gain"], verdict(alone)) == (None, {"SP": None}, [])
 
 
 def test_table_by_hand():

@@ -20,7 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from wsjax.checks import check_number
 from wsjax.errors import TaskError
-from wsjax.trees import named_leaves, nodes, path_name, wide
+from wsjax.trees import difference, named_leaves, nodes, path_name, wide
 
 Where = Callable[[str], bool]
 """Chooses leaves by their path, written as "block_0/conv/kernel"."""
@@ -157,6 +157,8 @@ def chosen_by(where: Where | None, params: Any, of: Callable[[Any], bool] | None
       TaskError: there are such leaves, and `where` chooses none of them. A part of a tree, whose other leaves
         `optax.masked` has taken out, may be without any.
     """
+    if where is not None and not callable(where):
+        raise TaskError(f"where must be a function of a leaf's path, such as wsjax.kernels_only, not {where!r:.80}")
     fits = of or is_inexact
 
     def choice(path: Any, leaf: Any) -> bool:
@@ -218,8 +220,8 @@ def check_match(params: Any, fresh: Any, other: str = "fresh") -> None:
         longer, holder = (old, "params") if len(old) > len(new) else (new, other)
         path, leaf = longer[min(len(old), len(new))]
         raise ValueError(f"trees differ: only {holder} has leaf '{path_name(path)}'{_advice(path_name(path), leaf)}")
-    if (structure := jax.tree.structure(params)) != (there := jax.tree.structure(fresh)):
-        raise ValueError(f"trees differ in their nodes: {structure} in params, {there} in {other}")
+    if unlike := difference(fresh, params):
+        raise ValueError(f"trees differ: of {other}, compared with params, {unlike}")
 
 
 def function_fault(name: str, leaf: Any) -> str | None:

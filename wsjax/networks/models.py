@@ -22,6 +22,8 @@ from wsjax.networks.norm import batch_norm, normalise
 BN_MOMENTUM = 0.1
 """The new batch's share in BatchNorm's running statistics (PyTorch's convention)."""
 BN_EPSILON = 1e-5
+STORED = jnp.float32
+"""Of parameters and statistics, under jax_enable_x64 too: a model is read back whatever that was."""
 FEATURES, RELU = "features", "relu"
 """What networks call, among their intermediates, the last hidden layer's outputs, and how names of a ReLU's begin."""
 
@@ -186,7 +188,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", CONV_INITS[self.kernel_init], shape)
+        kernel = self.param("kernel", CONV_INITS[self.kernel_init], shape, STORED)
         return conv(x, kernel.astype(x.dtype), self.stride, self.size // 2)
 
 
@@ -201,9 +203,9 @@ class Linear(nn.Module):
         """Maps [B, C] to [B, features]."""
         init = _uniform(1 / math.sqrt(x.shape[-1]))
         # Stored as PyTorch does, [features, C]: the kernel's gradient is then the product that a CPU does faster.
-        kernel = self.param("kernel", init, (self.features, x.shape[-1])).astype(x.dtype)
+        kernel = self.param("kernel", init, (self.features, x.shape[-1]), STORED).astype(x.dtype)
         y = lax.dot_general(x, kernel, (((1,), (1,)), ((), ())))
-        return y + self.param("bias", init, (self.features,)).astype(x.dtype) if self.bias else y
+        return y + self.param("bias", init, (self.features,), STORED).astype(x.dtype) if self.bias else y
 
 
 class BatchNorm(nn.Module):
@@ -223,10 +225,10 @@ class BatchNorm(nn.Module):
         Adds the shortcut, images of the same shape, where there is one.
         """
         features = x.shape[-1]
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
-        var = self.variable("batch_stats", "var", jnp.ones, (features,))
-        scale = self.param("scale", nn.initializers.ones, (features,))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), STORED)
+        var = self.variable("batch_stats", "var", jnp.ones, (features,), STORED)
+        scale = self.param("scale", nn.initializers.ones, (features,), STORED)
+        bias = self.param("bias", nn.initializers.zeros, (features,), STORED)
         if not train:
             y: Any = normalise(x, mean.value, var.value, scale, bias, shortcut, BN_EPSILON, self.relu)
             if self.relu:
@@ -239,8 +241,8 @@ class BatchNorm(nn.Module):
             # A batch of padding alone says nothing.
             momentum = jnp.where(count > 0, BN_MOMENTUM, 0.0)
             unbiased_var = batch_var * count / jnp.maximum(count - 1, 1)
-            mean.value += momentum * (batch_mean - mean.value)
-            var.value += momentum * (unbiased_var - var.value)
+            for running, own in ((mean, batch_mean), (var, unbiased_var)):
+                running.value = (running.value + momentum * (own - running.value)).astype(STORED)
         return y
 
 

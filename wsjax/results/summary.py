@@ -25,16 +25,18 @@ def summarize_offline(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     Returns:
       "rows": each method's and seed's end; "first_round": each seed's; "gap": random initialisation minus warm start
       in test accuracy, paired over seeds, or None where one of them did not run; "gain": each other method minus warm
-      start, likewise; "from_scratch": how soon each method has random initialisation's accuracy, see `speedup`.
+      start, or minus random initialisation where no warm start ran, likewise; "from_scratch": how soon each method has
+      random initialisation's accuracy, see `speedup`.
     """
     ends = _with_factors(round_ends(rows), methods)
     final = [end for end in ends if end["method"] != FIRST and end["round"] > 1]  # some have a first one of their own
     random, warm = names.both(methods)
+    base = _base(final, random, warm)
     return {
         "rows": final,
         "first_round": [end for end in ends if end["method"] == FIRST],
         "gap": paired(final, random, warm),
-        "gain": {name: paired(final, name, warm) for name in _others(final, random, warm)},
+        "gain": {name: paired(final, name, base) for name in _others(final, random, warm)},
         "from_scratch": speedup.speedups(rows, methods),
     }
 
@@ -69,14 +71,14 @@ def summarize_online(rows: Sequence[Row], methods: Methods) -> dict[str, Any]:
     last = max((end["round"] for end in totals), default=1)
     ended = [end for end in totals if end["round"] == last]
     random, warm = names.both(methods)
-    others = _others(ended, random, warm)
+    others, base = _others(ended, random, warm), _base(ended, random, warm)
     return {
         "rows": totals,
         "rounds": rounds,
         "gap": paired(ended, random, warm),
-        "gain": {name: paired(ended, name, warm) for name in others},
+        "gain": {name: paired(ended, name, base) for name in others},
         "mean_gap": paired(ended, random, warm, "mean_test_accuracy"),
-        "mean_gain": {name: paired(ended, name, warm, "mean_test_accuracy") for name in others},
+        "mean_gain": {name: paired(ended, name, base, "mean_test_accuracy") for name in others},
         "gap_slope": _slope(by_seed, random, warm),
         "steps_of_RI": shares_of(ended, random, "steps"),
         "seconds_of_RI": shares_of(ended, random, "train_seconds"),
@@ -140,6 +142,11 @@ def _with_factors(ends: Sequence[Row], methods: Methods) -> list[Row]:
         return {name: own.get(name) for name in ("shrink", "perturb")}
 
     return [end | factors(methods.get(end["method"], {})) for end in ends]
+
+
+def _base(ends: Sequence[Row], random: str | None, warm: str | None) -> str | None:
+    """What other methods' gain is told over: warm starts, or random initialisation where there are none."""
+    return warm if any(end["method"] == warm for end in ends) else random
 
 
 def _others(ends: Sequence[Row], *but: str | None) -> list[str]:

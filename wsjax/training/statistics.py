@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from wsjax.parallel import total
 from wsjax.training.train import Batch, Samples, Setup, TrainState, over_batches, wide_zeros
 
+FAR = 1e6
+"""Statistics far from 0, where what is no moving average does not do as it does there."""
+
 
 def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState:
     """The state with BatchNorm statistics under its own parameters: the mean over the batches, by their samples.
@@ -40,17 +43,20 @@ def reestimated(setup: Setup, state: TrainState, samples: Samples) -> TrainState
     def keeps(_: jax.Array, shares: list[Any], batch: Batch) -> list[Any]:
         """What an update keeps of the statistics before it, as a derivative: a difference would drown in large ones.
 
-        1 of a leaf that others move too, which is then let be.
+        1 of a leaf that others move too, and of one whose derivative is another elsewhere, such as a maximum: these are
+        no moving averages, and are let be.
         """
         function = partial(updated, batch)
         alike = [jnp.ones_like(leaf) for leaf in zeros]
         each = [jnp.full_like(leaf, i) for i, leaf in enumerate(zeros, 1)]
         _, kept = jax.jvp(function, (zeros,), (alike,))
         _, own = jax.jvp(function, (zeros,), (each,))
+        _, far = jax.jvp(function, ([jnp.full_like(leaf, FAR) for leaf in zeros],), (alike,))
         found = []
-        for i, (share, one, other) in enumerate(zip(shares, kept, own, strict=True), 1):
-            one, other = jnp.mean(one.astype(share.dtype)), jnp.mean(other.astype(share.dtype))
-            found.append(jnp.where(jnp.isclose(other, i * one, rtol=1e-3), one, 1))
+        for i, (share, *derivatives) in enumerate(zip(shares, kept, own, far, strict=True), 1):
+            one, other, there = (jnp.mean(leaf.astype(share.dtype)) for leaf in derivatives)
+            is_average = jnp.isclose(other, i * one, rtol=1e-3) & jnp.isclose(there, one, rtol=1e-3)
+            found.append(jnp.where(is_average, one, 1))
         return found
 
     momentum: list[Any] = [setup.task.stats_momentum] * len(moving)

@@ -16,7 +16,7 @@ from wsjax.checks import called, takes
 from wsjax.errors import TaskError
 from wsjax.kept import kept
 from wsjax.networks.models import BN_MOMENTUM, FEATURES, RELU
-from wsjax.trees import named_leaves
+from wsjax.trees import difference, named_leaves
 
 Params = Any
 BatchStats = Any
@@ -89,9 +89,8 @@ def _check_kept(batch_stats: BatchStats, new: BatchStats) -> None:
         was, now = (leaves.get(name, "no leaf") for leaves in (given, made))
         if was != now:
             raise TaskError(f"the task's apply gives {now} at '{name}' of batch_stats, where it was given {was}")
-    was, now = map(jax.tree.structure, (batch_stats, new))
-    if was != now:
-        raise TaskError(f"the task's apply gives batch_stats of another structure: {now}, where it was given {was}")
+    if unlike := difference(new, batch_stats):
+        raise TaskError(f"the task's apply gives batch_stats of another structure than it was given: {unlike}")
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
