@@ -1,13 +1,14 @@
 """JSON files that tell whether they were changed, and paths as a user writes them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from wsjax.errors import RunError, UsageError
 from wsjax.storage import checkpoint
-from wsjax.storage.files import append_whole, read_json, user_path, write_json
+from wsjax.storage.files import append_whole, check_writable, read_json, user_path, write_json
 from wsjax.storage.records import Records, open_run, read_run
 
 VALUE = {
@@ -130,3 +131,17 @@ def test_no_such_home_is_one_line():
         said = "~no-such-user/run: there is no home folder for ~no-such-user; write the folder in full"
         assert str(refusal.value) == said
     assert user_path("./~no-such-user/run") == Path("~no-such-user/run")
+
+
+def test_what_cannot_be_written_is_told_by_the_folder_that_is_there(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for path in (file, tmp_path, tmp_path / "a" / "b"):
+        check_writable(path)
+    with pytest.raises(RunError, match=re.escape(f"cannot write {file / 'a' / 'b'}: {file} is a file, not a folder")):
+        check_writable(file / "a" / "b")
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(RunError, match=re.escape(f"{tmp_path} is read-only for this user; choose another place")):
+        check_writable(tmp_path / "a" / "b")
+    check_writable(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

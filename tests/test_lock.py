@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from wsjax.errors import RunError
-from wsjax.storage.lock import hold, is_held
+from wsjax.storage.lock import hold, hold_outputs, is_held
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -114,3 +114,47 @@ def test_who_looks_whether_a_folder_is_held_keeps_nobody_from_it(tmp_path):
     threading.Timer(0.05, os.close, [looking]).start()
     with hold(tmp_path):
         assert is_held(tmp_path)
+
+
+def outputs_refused(records, checkpoints):
+    with pytest.raises(RunError) as refusal, hold_outputs(records, checkpoints):
+        pass
+    return str(refusal.value)
+
+
+def test_records_and_checkpoints_are_held_each_for_itself(tmp_path):
+    one, two, c, d = (tmp_path / name for name in ("a/one.jsonl", "a/two.jsonl", "c", "d"))
+    own = f"is in use by pid {os.getpid()} on host "
+    with hold_outputs(one, c), hold_outputs(two, d), hold_outputs(None, None):
+        assert outputs_refused(one, None).startswith(f"{one} {own}")
+        assert outputs_refused(None, c).startswith(f"{c} {own}")
+        assert outputs_refused(None, c).endswith("; wait for it, or choose another name")
+        assert outputs_refused(tmp_path / "three.jsonl", d).startswith(f"{d} {own}")
+        (tmp_path / "link").symlink_to(one)
+        assert outputs_refused(tmp_path / "link", None).startswith(f"{one} {own}")
+    with hold_outputs(one, c):
+        pass
+
+
+def test_a_folder_that_is_held_holds_what_lies_in_it(tmp_path):
+    with hold(tmp_path), hold_outputs(tmp_path / "records.jsonl", tmp_path / "checkpoints"):
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    with hold_outputs(tmp_path / "records.jsonl", tmp_path / "checkpoints"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "lock", "records.jsonl.lock"]
+
+
+def test_what_cannot_be_written_needs_no_lock_and_what_is_no_lock_is_left_alone(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with hold_outputs(file / "records.jsonl", file):
+        pass
+    (tmp_path / "file.lock").write_text("my notes")
+    assert outputs_refused(file, None).startswith(f"{tmp_path / 'file.lock'} is not a lock of this program; move it")
+    assert (file.read_text(), (tmp_path / "file.lock").read_text()) == ("mine", "my notes")
+
+    def read_only(*arguments):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with hold_outputs(tmp_path / "records.jsonl", tmp_path):
+        pass

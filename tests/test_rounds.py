@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from wsjax.rounds.legs import Method, Round, Settings, make_legs
 from wsjax.rounds.loop import run_rounds
 from wsjax.rounds.programs import MOST, Compiler, Program
 from wsjax.storage import checkpoint
-from wsjax.storage.records import Records
+from wsjax.storage.records import Records, open_run
 from wsjax.training.stopping import after_epochs, any_of, at_accuracy
 from wsjax.training.task import image_task, stateless_task
 from wsjax.training.train import Setup, fit_after, make_optimizer, over_batches
@@ -1038,7 +1039,10 @@ def test_without_jit_the_loop_says_that_it_cannot_run():
             giving(lambda logits, stats: (logits, {}), {"mean": jnp.ones(3)}),
             r" gives no leaf at 'mean' of batch_stats,",
         ),
-        (giving(lambda logits, stats: (logits, None)), r" gives batch_stats of another structure: .*None.* given .*{}"),
+        (
+            giving(lambda logits, stats: (logits, None)),
+            r" gives batch_stats of another structure .* it has a NoneType where there is a dict",
+        ),
     ],
 )
 def test_tasks_that_are_none_are_named_before_anything_trains(task, said):
@@ -1201,6 +1205,60 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
     run(rounds, methods, records=Records(tmp_path / "one.jsonl"), checkpoints=tmp_path / "saved")
     with pytest.raises(RunError, match=r"holds checkpoints, and .*two\.jsonl no row of theirs: they are another run's"):
         run(rounds, methods, records=Records(tmp_path / "two.jsonl"), checkpoints=tmp_path / "saved")
+
+
+@pytest.mark.parametrize("which", ["records", "checkpoints"])
+def test_a_second_start_on_records_or_checkpoints_is_refused(tmp_path, which):
+    records, saved = tmp_path / "r.jsonl", tmp_path / "c"
+    others = {"records": (records, tmp_path / "d"), "checkpoints": (tmp_path / "other.jsonl", saved)}[which]
+    refusals = []
+
+    def second(rows):
+        with pytest.raises(RunError, match=r"is in use by pid .*; wait for it, or choose another name") as refusal:
+            run(TWO_ROUNDS, METHODS, records=Records(others[0]), checkpoints=others[1])
+        refusals.append(str(refusal.value))
+        run([Round(8, max_epochs=1)], {}, records=Records(tmp_path / "free.jsonl"), checkpoints=tmp_path / "free")
+
+    first = run(TWO_ROUNDS, METHODS, records=Records(records), checkpoints=saved, observe=second)
+    assert len(refusals) > 1
+    assert timeless(first.rows) == timeless(undisturbed().rows)
+    assert timeless(run(TWO_ROUNDS, METHODS, records=Records(records), checkpoints=saved).rows) == timeless(first.rows)
+
+
+def test_a_run_in_a_folder_that_its_caller_holds_needs_no_lock_of_its_own(tmp_path):
+    with open_run(tmp_path, {}, {}) as records:
+        run(TWO_ROUNDS, {}, records=records, checkpoints=tmp_path / "checkpoints")
+    assert [path.name for path in tmp_path.rglob("*lock")] == ["lock"]
+
+
+def test_records_that_another_run_went_on_with_are_refused_before_anything_trains(tmp_path):
+    stale, epochs = Records(tmp_path / "r.jsonl"), []
+    run(TWO_ROUNDS, {}, records=Records(tmp_path / "r.jsonl"))
+    with pytest.raises(RunError, match="was removed or changed while this process was working with it; start again"):
+        run(TWO_ROUNDS, {}, records=stale, observe=epochs.append)
+    assert epochs == []
+
+
+def test_where_nothing_can_be_written_it_is_said_before_anything_trains(tmp_path, monkeypatch):
+    file, epochs = tmp_path / "file", []
+    file.write_text("mine")
+
+    def refused(match, records, checkpoints=None):
+        with pytest.raises(RunError, match=match):
+            run(TWO_ROUNDS, {}, records=Records(records), checkpoints=checkpoints, observe=epochs.append)
+
+    said = re.escape(f"{file} is a file, not a folder; choose another place")
+    refused(f"^cannot write {re.escape(str(file / 'x'))}: {said}$", file / "x")
+    refused(said, tmp_path / "r.jsonl", file)
+    refused(said, tmp_path / "r.jsonl", file / "c")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: path != tmp_path)
+        said = re.escape(f"{tmp_path} is read-only for this user; choose another place")
+        refused(said, tmp_path / "r.jsonl")
+    assert (epochs, file.read_text()) == ([], "mine")
+    whole = run(TWO_ROUNDS, {}, records=Records(tmp_path / "r.jsonl"))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # what has ended is only read
+    assert run(TWO_ROUNDS, {}, records=Records(tmp_path / "r.jsonl"), states=False).rows == whole.rows
 
 
 def test_data_may_lie_on_the_devices_in_any_way_at_each_call():

@@ -9,9 +9,12 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wsjax import parallel
 from wsjax.errors import RunError
 from wsjax.rounds.legs import Leg
 from wsjax.storage import checkpoint
+from wsjax.storage.files import check_writable, user_path
+from wsjax.storage.lock import hold_outputs
 from wsjax.storage.records import Records
 from wsjax.storage.rows import Row, grouped
 from wsjax.training.train import TrainState
@@ -56,6 +59,8 @@ class Journal:
         done, reached = self._is_done(), None
         if done and not need_state:
             return Reached(self.leg.end, 0, None)
+        if not done:
+            self._check_writable()
         if self._folder is not None and not self._own() and self._folder.steps():  # rows are written first
             raise RunError(
                 f"{self._folder.path} holds checkpoints, and {self._records.path or 'the records'} no row of theirs: "
@@ -83,6 +88,12 @@ class Journal:
                 f"{self.leg.name}: no checkpoint reaches as far as its rows do; {lost} epochs are {again}", stacklevel=2
             )
         return reached
+
+    def _check_writable(self) -> None:
+        """Raises RunError where rows or checkpoints could not be written, before an epoch is trained for them."""
+        for path in (self._records.path, self._folder and self._folder.path):
+            if path is not None:
+                check_writable(path)
 
     def _own(self) -> list[Row]:
         """The leg's rows, replica by replica."""
@@ -167,3 +178,17 @@ def open_journal(
         return
     with checkpoint.Folder(checkpoints / leg.name) as folder:
         yield Journal(leg, records, folder, checkpoint_every, observe)
+
+
+@contextlib.contextmanager
+def hold_run(records: Records, checkpoints: Path | None) -> Iterator[None]:
+    """Holds a run's rows and checkpoints against other runs; of the processes of one run, the first does.
+
+    Raises RunError where another process holds them, or had its hand in the rows since they were read.
+    """
+    if not parallel.is_main():
+        yield
+        return
+    with hold_outputs(records.path, checkpoints and user_path(checkpoints)):
+        records.check_same()
+        yield

@@ -22,10 +22,11 @@ from wsjax.data.datasets import pool_order
 from wsjax.errors import NonFiniteLoss, TaskError
 from wsjax.methods.starts import Reinit
 from wsjax.rounds.check import check, check_given, check_rows_of, check_start, check_starts, whole_rounds, whole_seeds
-from wsjax.rounds.journal import Journal, Observer, Reached, open_journal
+from wsjax.rounds.journal import Journal, Observer, Reached, hold_run, open_journal
 from wsjax.rounds.legs import Leg, Method, Round, Settings, as_method, make_legs, planned
 from wsjax.rounds.metrics import epoch_row, not_finite, train_accuracies
 from wsjax.rounds.programs import Compiler, Program, Programs, identity
+from wsjax.rounds.stacks import joined, taken, unstacked
 from wsjax.storage.records import Records
 from wsjax.storage.rows import DIVERGED, Row, check_rows
 from wsjax.training.train import Setup, TrainState
@@ -120,7 +121,7 @@ def run_rounds(
       NonFiniteLoss: a loss was not finite, and the settings do not end a round with it. Rows and checkpoints written so
         far stay.
       TaskError: what was given cannot be trained; the message names the argument.
-      RunError: the records are not this run's, or its checkpoints cannot be read.
+      RunError: the records are not this run's, its checkpoints cannot be read, or another process works with either.
       OSError: a row or a checkpoint cannot be written.
     """
     check_given(methods, initial, records, settings, mesh, observe)
@@ -161,7 +162,7 @@ def run_rounds(
             shared[leg.end] = leg, state
             names = [name for name in made if not plan[name] and made[name].after == leg.end - 1]
         if states and state is not None:
-            for (method, seed), own in zip(leg.replicas, _unstacked(state), strict=True):
+            for (method, seed), own in zip(leg.replicas, unstacked(state), strict=True):
                 last.update({(name, seed): own for name in (method, *names) if name == method or made[name].runs(seed)})
 
     def before(leg: Leg) -> TrainState | None:
@@ -171,12 +172,13 @@ def run_rounds(
         trunk, state = shared[leg.begin]
         if state is None:
             keep(trunk, _run_leg(run, trunk, before, need_state=True))
-        return _taken(shared[leg.begin][1], np.array([trunk.seeds.index(seed) for seed in leg.seeds]))
+        return taken(shared[leg.begin][1], np.array([trunk.seeds.index(seed) for seed in leg.seeds]))
 
-    for leg in legs:
-        if leg.begin == 1 and leg.shared:
-            shared.clear()  # those were other seeds'
-        keep(leg, _run_leg(run, leg, before, states))
+    with hold_run(records, run.checkpoints):
+        for leg in legs:
+            if leg.begin == 1 and leg.shared:
+                shared.clear()  # those were other seeds'
+            keep(leg, _run_leg(run, leg, before, states))
     return Result(list(run.records.rows), last, run.compiler.compile_seconds)
 
 
@@ -289,7 +291,7 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
     for name, where in leg.parts:
         method, own = run.methods[name], (key, old, fresh, first, order)
         if len(leg.parts) > 1:
-            own = _taken(own, np.arange(len(leg.replicas))[where])
+            own = taken(own, np.arange(len(leg.replicas))[where])
         _, before, drawn, *_ = own
         if begins and not method.at_once:
             starts.append(before)
@@ -298,7 +300,7 @@ def _begun(run: _Run, leg: Leg, number: int, old: Any, samples: Any, keys: Mappi
         check_start(f"method '{name}'", starts[-1], drawn)
     if len(starts) > 1:  # parts may lie on devices of their own
         starts = jax.device_get(starts)
-    return parallel.place(_joined(starts), programs.mesh)
+    return parallel.place(joined(starts), programs.mesh)
 
 
 def _first_kept(run: _Run, leg: Leg, programs: Programs, keys: Mapping[int, jax.Array]) -> TrainState:
@@ -347,24 +349,6 @@ def _lengths(setup: Setup, legs: Sequence[Leg]) -> dict[tuple[int, ...], int]:
         data = identity((here.setup or setup).train)
         lengths[data] = max(lengths.get(data, 0), here.num_samples)
     return lengths
-
-
-@jax.jit
-def _taken(tree: Any, where: jax.Array) -> Any:
-    """A copy of some replicas of a stacked tree."""
-    return jax.tree.map(lambda x: x[where], tree)
-
-
-@jax.jit
-def _joined(states: Sequence[TrainState]) -> TrainState:
-    """Stacks of replicas as one, a copy: the next epoch donates it, and others start from the same arrays."""
-    return jax.tree.map(lambda *parts: jnp.copy(jnp.concatenate(parts)), *states)
-
-
-@jax.jit
-def _unstacked(state: TrainState) -> list[TrainState]:
-    replicas = jax.tree.leaves(state)[0].shape[0]
-    return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(replicas)]
 
 
 def _keys(seeds: Sequence[int]) -> dict[int, jax.Array]:

@@ -32,6 +32,18 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         raise UsageError(f"{path}: there is no home folder for {path.parts[0]}; write the folder in full") from error
 
 
+def check_writable(path: Path) -> None:
+    """Raises RunError where a file or folder, there or not, cannot be written."""
+    there = next(place for place in (path, *path.parents) if os.path.exists(place) or place == place.parent)
+    reason = None
+    if there != path and not there.is_dir():
+        reason = f"{there} is a file, not a folder"
+    elif not os.access(there, os.W_OK):
+        reason = f"{there} is read-only for this user"
+    if reason is not None:
+        raise RunError(f"cannot write {path}: {reason}; choose another place")
+
+
 def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     """Reads a JSON object, without its digest, which files of earlier versions lack.
 

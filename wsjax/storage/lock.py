@@ -1,4 +1,4 @@
-"""A folder held against other processes, by a lock that the system frees when its holder ends."""
+"""A folder or a file held against other processes, by a lock that the system frees when its holder ends."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ LOCK = "lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _LOOK = 0.2  # seconds, much longer than `is_held` takes
 _READ = 200  # bytes of a lock that are looked at: another process wrote them
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+_held: list[Path] = []  # the folders that this process holds
 
 
 @contextlib.contextmanager
@@ -38,8 +41,53 @@ def hold(folder: Path | str) -> Iterator[None]:
         lock = _open(folder / LOCK)
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+    place = folder.resolve()
+    with _taken(lock, folder, "folder"):
+        _held.append(place)
+        try:
+            yield
+        finally:
+            _held.remove(place)
+
+
+@contextlib.contextmanager
+def hold_outputs(records: Path | None, checkpoints: Path | None) -> Iterator[None]:
+    """Holds a file of records, by a lock beside it, and a folder of checkpoints, there or not.
+
+    What lies in a folder that this process holds needs no lock of its own; nor does what it cannot write.
+
+    Raises:
+      RunError: another process, which is named, holds one of them, or its lock is none of this program.
+    """
+    with contextlib.ExitStack() as stack:
+        if records is not None:
+            records = records.resolve()
+            stack.enter_context(_hold_output(records, records.with_name(f"{records.name}.{LOCK}")))
+        if checkpoints is not None:
+            checkpoints = checkpoints.resolve()
+            stack.enter_context(_hold_output(checkpoints, checkpoints / LOCK))
+        yield
+
+
+@contextlib.contextmanager
+def _hold_output(path: Path, place: Path) -> Iterator[None]:
+    lock = None
+    if not any(path.is_relative_to(folder) for folder in _held):
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock = _open(place)
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise RunError(f"cannot write to {path}: {error.strerror}; choose another name") from error
+    with contextlib.nullcontext() if lock is None else _taken(lock, path, "name"):
+        yield
+
+
+@contextlib.contextmanager
+def _taken(lock: int, what: Path, kind: str) -> Iterator[None]:
+    """Takes an open lock, and says in it who did; closes it at the end. `kind` is what else the user may choose."""
     try:
-        _take(lock, folder)
+        _take(lock, what, kind)
         with contextlib.suppress(OSError):  # who holds it is for people to read: a full disk may leave it out
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
@@ -77,7 +125,7 @@ def _open(path: Path) -> int:
     return lock
 
 
-def _take(lock: int, folder: Path) -> None:
+def _take(lock: int, what: Path, kind: str) -> None:
     try:
         import fcntl  # not on Windows
 
@@ -92,8 +140,8 @@ def _take(lock: int, folder: Path) -> None:
                 time.sleep(_LOOK / 10)  # another process may only be looking whether it is held
     except BlockingIOError as error:
         holder = printable(os.pread(lock, _READ, 0).decode(errors="replace").strip()) or "another process"
-        raise RunError(f"{folder} is in use by {holder}; wait for it, or choose another folder") from error
+        raise RunError(f"{what} is in use by {holder}; wait for it, or choose another {kind}") from error
     except (ImportError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise RunError(f"cannot lock {folder}: {error.strerror}; choose another folder") from error
-        warnings.warn(f"{folder} cannot be locked here: see to it that no other process works in it", stacklevel=4)
+            raise RunError(f"cannot lock {what}: {error.strerror}; choose another {kind}") from error
+        warnings.warn(f"{what} cannot be locked here: see to it that no other process works in it", stacklevel=6)

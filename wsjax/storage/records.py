@@ -131,7 +131,7 @@ class Records:
         kept = [row for row in self.rows if wanted(row)]
         dropped = [row for row in self.rows if not wanted(row)]
         if dropped and self.path is not None:
-            self._check_same()
+            self.check_same()
             aside = self.path.with_name(self.path.name + DROPPED)
             append_whole(aside, _lines(dropped), aside.stat().st_size if aside.exists() else None)
             text = _lines(kept)
@@ -142,20 +142,20 @@ class Records:
             self._index(kept)
         return dropped
 
-    def _remove_cut(self) -> None:
-        """Takes a last row that was cut short out of the file, for one is to be written in its place."""
-        if self.path is not None and self._size is not None and self._cut:
-            self._check_same()
-            os.truncate(self.path, self._size)
-            self._cut = 0
-
-    def _check_same(self) -> None:
+    def check_same(self) -> None:
         """Raises RunError where the file is not as this process read or left it."""
         if self.path is None:
             return
         size = self.path.stat().st_size if self.path.exists() else None
         if size != (None if self._size is None else self._size + self._cut):
-            raise RunError(f"{self.path} was removed or changed while this process was working with it")
+            raise RunError(f"{self.path} was removed or changed while this process was working with it; start again")
+
+    def _remove_cut(self) -> None:
+        """Takes a last row that was cut short out of the file, for one is to be written in its place."""
+        if self.path is not None and self._size is not None and self._cut:
+            self.check_same()
+            os.truncate(self.path, self._size)
+            self._cut = 0
 
     def _index(self, rows: Iterable[Row]) -> None:
         for row in rows:
