@@ -1,12 +1,14 @@
 """Checkpoints: bit for bit, two of them, and a damaged one is passed over."""
 
 import json
+import logging
 import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -478,3 +480,26 @@ def test_an_array_without_numbers_is_kept(tmp_path):
     assert not warned
     assert found[0] == 1
     assert_same(found[1], empty)
+
+
+def test_threads_save_and_restore_each_in_a_folder_of_its_own(tmp_path):
+    """Orbax alone waits forever; and what keeps its log back leaves the log as it was."""
+    logger = logging.getLogger("absl")
+    before, found, together = logger.level, {}, threading.Barrier(3)
+
+    def job(name):
+        together.wait()
+        for step in range(1, 6):
+            with checkpoint.Folder(tmp_path / name) as folder:
+                checkpoint.save(folder, step, {"w": jnp.full(3, step)})
+                found[name, step] = checkpoint.restore(folder, like({"w": jnp.zeros(3, int)}))
+
+    threads = [threading.Thread(target=job, args=(name,), daemon=True) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    values = {key: (step, state["w"].tolist()) for key, (step, state) in found.items()}
+    assert values == {(name, step): (step, [step] * 3) for name in "abc" for step in range(1, 6)}
+    assert logger.level == before

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ KEPT = 2
 # they cannot take at all. These characters were tried; all others are kept from them.
 _SAFE = re.compile(r"[\w .,=+@%~/-]*")
 _UNFINISHED = "*.orbax-checkpoint-tmp*"
+_ONE_AT_A_TIME = threading.RLock()  # Orbax counts its saves by names of the whole process: two at once wait forever
 STATE, FILE = "state", "state.safetensors"
 """A checkpoint's part, and the file in it."""
 
@@ -100,7 +102,7 @@ class Folder:
     def close(self) -> None:
         """Ends Orbax's threads. Raises nothing: what was saved is on the disk, and why it was not has been said."""
         if self._checkpointer is not None:
-            with _quiet(), contextlib.suppress(Exception):
+            with _orbax(), contextlib.suppress(Exception):
                 self._checkpointer.close()
             self._checkpointer = None
         self._links.close()
@@ -140,7 +142,7 @@ def save(folder: Folder, step: int, state: Any) -> None:
     """
     stored = _Stored(tensors.on_host(state), step)
     try:
-        with _quiet():
+        with _orbax():
             folder.opened().save_checkpointables(step, {STATE: stored}, overwrite=True, force=True)
             if not folder.read_back:
                 _check_written(folder, step, state)
@@ -175,7 +177,7 @@ def restore(
     steps, others = list(filter(wanted, folder.steps())), 0
     for step in steps:
         try:
-            with _quiet():
+            with _orbax():
                 return step, _load(folder, step, template(step))
         except Exception as error:  # whatever is wrong with the files, the one before may be whole
             if is_out_of_memory(_cause(error)):
@@ -235,15 +237,16 @@ def _check_written(folder: Folder, step: int, state: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax's log of a failure back, traceback by traceback: an error or a warning says it in one line."""
+def _orbax() -> Iterator[None]:
+    """Gives Orbax to one thread, and keeps its log of a failure back: an error or a warning says it in one line."""
     logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    with _ONE_AT_A_TIME:
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> BaseException:
