@@ -27,6 +27,7 @@ _SUMS = "crc32"
 _ALIGNED = 64  # an array that begins at such a place of memory is JAX's without a copy
 _LARGE = 2**20  # bytes from which on threads are worth their start
 _MOST_THREADS = 8
+_NAMED = 3  # arrays that a message names
 _DTYPES = {
     **{np.dtype(kind): name for kind, name in ((np.bool_, "BOOL"), (jnp.bfloat16, "BF16"), (np.complex64, "C64"))},
     **{np.dtype(kind): name for kind, name in ((jnp.float8_e5m2, "F8_E5M2"), (jnp.float8_e4m3fn, "F8_E4M3"))},
@@ -152,10 +153,21 @@ def _each(work: Callable[..., str], items: Iterable[Sequence[Any]], size: int) -
 
 
 def _difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The first array that is not as wanted, in words."""
-    name = min(name for name in there.keys() | wanted.keys() if there.get(name) != wanted.get(name))
-    said = [f"{own['dtype']} {own['shape']}" if (own := arrays.get(name)) else "none" for arrays in (there, wanted)]
-    return "its array {} is {}, not {}".format(name, *said)
+    """In what arrays are not as wanted, in words: the names that one side lacks, else the first of another kind."""
+    sides = ("lacks", sorted(wanted.keys() - there.keys())), ("has besides", sorted(there.keys() - wanted.keys()))
+    if words := [f"{verb} {_listed(names)}" for verb, names in sides if names]:
+        return "it " + " and ".join(words)
+    for name in sorted(wanted):
+        found, due = (f"{own[name]['dtype']} {own[name]['shape']}" for own in (there, wanted))
+        if found != due:
+            return f"its array {name} is {found}, not {due}"
+    return "its arrays lie in another order"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names in a message, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _size(entries: Mapping[str, Any]) -> int:
