@@ -304,11 +304,19 @@ def test_an_image_or_a_class_in_place_of_a_folder_is_told_what_to_give(photos):
     (photos / "cat" / "000.png").rename(photos / "cat" / "000.JPG")
     _, lines = job(photos, photos / "cat" / "000.JPG", photos / "cat", image_size=8)
     assert [line.removeprefix("left out: ") for line in lines] == [
+        f"{photos}/cat/000.JPG is one image; give the folder above the class folders, such as --data {photos}, where "
+        "cat is a class",
         f"{photos}/cat has no sub-folder; a folder of images has a sub-folder a class with PNG or JPEG files, perhaps "
         f"below train/ and test/; is {photos}/cat a class? Then give {photos}",
-        f"{photos}/cat/000.JPG is one image; give the folder above the class folders, such as {photos}, where cat is "
-        "its class",
     ]
+    with pytest.raises(DataError, match=r"there is no image to train on: 60 files for .*/\*/\*$"):
+        job(photos / "*" / "*")
+    pool, lines = job(write_archive(photos.parent / "a.npz"), photos / "*" / "*", image_size=4)
+    assert lines == [
+        f"left out: {photos}/cat/000.JPG and 59 more are images; give the folder above the class folders, such as "
+        f"--data {photos}, where cat is a class"
+    ]
+    assert pool.unused == (f"{photos}/cat/000.JPG and 59 more",)
 
 
 def test_classes_are_known_by_their_names(photos, tmp_path):

@@ -1,5 +1,6 @@
 """The data files of the retraining job: which there are, which are left out, and that neither stops a call."""
 
+import errno
 import os
 import re
 import subprocess
@@ -24,6 +25,7 @@ def make_images(count, seed=0):
 
 def write(path, count=40, seed=0, **more):
     images, labels = make_images(count, seed)
+    path.parent.mkdir(exist_ok=True)
     np.savez(path, **{"images": images, "labels": labels, **more})
     return path
 
@@ -117,8 +119,83 @@ def test_patterns_start_from_here_or_from_a_home(tmp_path, monkeypatch, folder):
         assert [each.resolve() for each in paths(read([pattern])[0])] == [path.resolve()]
     path.unlink()
     known = [{"path": str(path), "sha256": "0" * 64, "images": 40}]
-    for pattern in ("in/*.npz", "~/in/*.npz", "in/**/*.npz", path):
-        assert read([pattern], known)[0] is None  # what it matched is gone: that's told, and no error
+    assert read([path], known)[0] is None  # it is named, known and gone: that is told, and no error
+    for pattern in ("in/*.npz", "~/in/*.npz", "in/**/*.npz"):  # which match nothing any more
+        with pytest.raises(DataError, match=rf"no file matches {re.escape(pattern)}$"):
+            read([pattern], known)
+
+
+def refuse_to_look(monkeypatch, folder, number):
+    """Has the system refuse, by an error's number, to list a folder, and whatever is asked about files in it."""
+
+    def refusing(real, start):
+        def call(path, *args, **more):
+            if str(path).startswith(start):
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *args, **more)
+
+        return call
+
+    for name in ("stat", "lstat", "open"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), f"{folder}{os.sep}"))
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, refusing(getattr(os, name), str(folder)))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EIO])
+def test_a_known_file_that_cannot_be_looked_at_is_not_gone(tmp_path, monkeypatch, number):
+    first, second = write(tmp_path / "a" / "1.npz"), write(tmp_path / "2.npz", seed=1)
+    pool, _ = read([tmp_path / "**" / "*.npz"])
+    assert paths(pool) == [second, first]
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    refuse_to_look(monkeypatch, tmp_path / "a", number)
+    said = f"left out: cannot read {first}: {os.strerror(number)}; give the path of a .npz file"
+    for patterns in ([second], [first, second], [second, tmp_path / "a" / "*.npz"], [tmp_path / "*.npz"]):
+        again, lines = read(patterns, pool.files, base)
+        assert lines == [said]
+        assert (again.files, again.unused, size(again)) == (pool.files, (str(first),), 40)
+    with pytest.raises(LeftOut, match=r"unless in what could not be used \(.*/a/1\.npz\)"):
+        read([tmp_path / "a" / "*.npz"], pool.files[1:], base)
+    with pytest.raises(DataError, match=rf"no file matches .*/a/\*\.npz \(cannot read .*/a: {os.strerror(number)}\)$"):
+        read([tmp_path / "a" / "*.npz"])
+    new, lines = read([second, tmp_path / "a" / "3.npz"])
+    assert (paths(new), lines) == ([second], [said.replace("1.npz", "3.npz")])
+
+
+def test_a_known_link_to_nothing_is_left_out(tmp_path):
+    kept = write(tmp_path / "kept" / "1.npz")
+    link, other = tmp_path / "1.npz", write(tmp_path / "2.npz", seed=1)
+    link.symlink_to(kept)
+    pool, _ = read([tmp_path / "*.npz"])
+    kept.unlink()
+    again, lines = read([other], pool.files, {"class_names": pool.class_names, "image_shape": (4, 4, 1)})
+    assert paths(again) == [link, other]
+    assert lines == [f"left out: cannot read {link}: No such file or directory; give the path of a .npz file"]
+
+
+def test_a_file_counts_once_however_many_links_lead_to_it(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "z").mkdir(parents=True)
+    files = [write(folder / "b.npz"), write(folder / "z" / "c.npz", seed=1)]
+    (folder / "a").symlink_to(".")  # a loop
+    (folder / "latest.npz").symlink_to(files[1])
+    pool, lines = read([folder / "**" / "*.npz"])
+    assert (paths(pool), lines) == (files, [])
+    base = {"class_names": pool.class_names, "image_shape": (4, 4, 1)}
+    known = [{**row, "path": row["path"].replace("/in/", "/in/a/")} for row in pool.files]  # by another way
+    again, lines = read([folder / "**" / "*.npz"], known, base)
+    assert (again.files, lines) == (known, [])
+    again, lines = read([folder / "*.npz"], [*known, *pool.files], base)  # of a model that has each twice
+    assert (again.files, lines) == (pool.files, [])
+
+
+def test_many_files_that_are_left_out_do_not_fill_the_mail(tmp_path):
+    good = write(tmp_path / "good.npz")
+    for number in range(30):
+        (tmp_path / f"{number}.npz").touch()
+    pool, lines = read([tmp_path / "*.npz"])
+    assert (paths(pool), len(pool.unused), len(lines)) == ([good], 30, 21)
+    assert lines[-1] == "left out: 10 more files and folders"
 
 
 def test_a_pattern_that_matches_nothing(tmp_path):
@@ -250,14 +327,14 @@ def test_the_row_has_the_hash_of_what_was_read(tmp_path, monkeypatch):
 def test_a_file_that_vanishes_is_told(tmp_path, monkeypatch):
     path = write(tmp_path / "a.npz")
     write(tmp_path / "b.npz", seed=1)
-    real = incoming._in_order
+    real = incoming.in_order
 
     def in_order(*args):
         files = real(*args)
         path.unlink()
         return files
 
-    monkeypatch.setattr(incoming, "_in_order", in_order)
+    monkeypatch.setattr(incoming, "in_order", in_order)
     pool, lines = read([tmp_path / "*.npz"])
     assert paths(pool) == [tmp_path / "b.npz"]
     assert lines == [f"left out: cannot read {path}: No such file or directory; give the path of a .npz file"]
@@ -346,7 +423,10 @@ def test_a_file_is_one_however_it_is_written(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "in" / "deep")
     assert paths(read([f"{tmp_path}/link/../a.npz"])[0]) == [tmp_path / "link" / ".." / "a.npz"]
     path.unlink()
-    assert read(["../in/*.npz", other], stored)[1] == [f"{path} is gone: its 40 images are no longer trained on"]
+    assert read(["../in/*.npz", other], stored)[1] == [
+        "no file matches ../in/*.npz",
+        f"{path} is gone: its 40 images are no longer trained on",
+    ]
 
 
 def test_the_scripts_limit_reaches_the_files(tmp_path):

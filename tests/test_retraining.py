@@ -652,6 +652,11 @@ def test_all_known_files_gone_is_nothing_new(job):
     path.unlink()
     assert retrain(job.folder, [str(path)], recipe(), say=job.lines.append) is None
     assert "is gone" in job.lines[-1]
+    with pytest.raises(DataError, match=r"^there is no image to train on again: every file that models know is gone; "):
+        retrain(job.folder, [], recipe(again=True), say=job.lines.append)
+    with pytest.raises(DataError, match=r"no file matches .*/incoming/\*\.npz$"):
+        job.call()
+    assert read_json(job.folder / "current.json") == {"current": 1, "decided": 1}
 
 
 def test_two_sizes_in_the_first_call_are_the_users_to_decide(job):

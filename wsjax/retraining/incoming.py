@@ -6,13 +6,11 @@ comes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fnmatch
-import glob
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence, Set
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +20,9 @@ import numpy as np
 from wsjax.data.datasets import read_images
 from wsjax.data.folders import Refuse, folder_hash, has_image_name, is_held_out, read_labelled, stop
 from wsjax.data.image_files import IMAGE_SIZE
-from wsjax.data.sources import MAX_GIGABYTES, Images, expand_user, listed, read_bytes
+from wsjax.data.sources import MAX_GIGABYTES, Images, listed, read_bytes
 from wsjax.errors import DataError, LeftOut, printable
+from wsjax.retraining.matches import in_order, matched, one_spelling
 from wsjax.storage.rows import Row
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -106,9 +105,6 @@ class _Found:
         return {"path": str(path), "sha256": read.sha256, "images": len(digests)}
 
     def _read(self, path: Path, max_gigabytes: float, image_size: int | None, refuse: Refuse) -> Images:
-        if has_image_name(path) and not os.path.isdir(path):
-            parents = f"{path.parent.parent}, where {path.parent.name} is its class"
-            raise DataError(f"{path} is one image; give the folder above the class folders, such as {parents}")
         if not os.path.isdir(path):
             return read_images(path, max_gigabytes)
         size = image_size or (self.shape[0] if self.shape else IMAGE_SIZE)
@@ -153,29 +149,16 @@ def read_pool(
     def tell(line: str) -> None:  # what files are called, and classes in them, must not forge a line
         say(printable(line))
 
-    old = {_one_spelling(row["path"]): row for row in known}
-    matched, unused = _matched(patterns, old, tell)
+    old = {one_spelling(row["path"]): row for row in known}
+    present, unused = matched(patterns, old, tell)
     hashed = partial(_hash, max_gigabytes=max_gigabytes, class_names=tuple(base["class_names"]) if base else ())
-    files = _in_order(matched, old, hashed, tell)
+    files = in_order(present, old, hashed, tell)
     found = _Found(tuple(base["class_names"]), tuple(base["image_shape"]), "the model's are") if base else _Found()
     found.trained_on = frozenset(row["sha256"] for row in known)
-    rows = []
-    for path in files:
-        refused: list[DataError] = []
-        try:
-            row = found.add(path, max_gigabytes, image_size, refused.append)
-        except DataError as error:
-            if base is None and isinstance(error, _OtherSize):
-                raise  # which of two sizes is meant is the user's to say
-            refused.insert(0, error)
-            unused.append(str(path))
-            rows += [old[path]] if path in old else []
-            continue
-        finally:
-            _tell_refused(refused, path, tell)
-        if path in old and old[path]["sha256"] != row["sha256"]:
-            tell(f"{path} changed since it was trained on: its present images count")
-        rows.append(row)
+    add = partial(found.add, max_gigabytes=max_gigabytes, image_size=image_size)
+    # Which of two sizes a first call means is the user's to say.
+    rows, lost = _add_all(files, old, add, _OtherSize if base is None else (), tell)
+    unused += lost
     if not found.images:
         if known and unused:
             raise left_out(unused)
@@ -195,34 +178,58 @@ def left_out(unused: Sequence[str]) -> LeftOut:
     return LeftOut(f"no new data, unless in what could not be used ({names}): nothing changed")
 
 
-def _tell_refused(refused: Sequence[DataError], path: Path, tell: Callable[[str], None]) -> None:
+def _add_all(
+    files: Sequence[Path],
+    old: Mapping[Path, Row],
+    add: Callable[..., Row],
+    fatal: type[DataError] | tuple[()],
+    tell: Callable[[str], None],
+) -> tuple[list[Row], list[str]]:
+    """Adds all files that can be used and tells what is amiss; returns the rows, and what was left out as a whole.
+
+    A known file that is left out keeps its row. Raises errors that are `fatal`.
+    """
+    loose = [path for path in files if path not in old and has_image_name(path) and not os.path.isdir(path)]
+    rows, lost = [], _tell_loose(loose, tell)
+    for path in [path for path in files if path not in loose]:
+        refused: list[DataError] = []
+        try:
+            row = add(path, refuse=refused.append)
+        except fatal:
+            raise
+        except DataError as error:
+            row = None
+            lost.append(str(path))
+            refused = [error, *refused] if len(lost) <= _TOLD else []
+        _tell_refused(refused, f"files of {path}", tell)
+        if row is not None and path in old and old[path]["sha256"] != row["sha256"]:
+            tell(f"{path} changed since it was trained on: its present images count")
+        rows += [row or old[path]] if row or path in old else []
+    if len(lost) > _TOLD:
+        tell(f"left out: {len(lost) - _TOLD:,} more files and folders")
+    return rows, lost
+
+
+def _tell_loose(images: Sequence[Path], tell: Callable[[str], None]) -> list[str]:
+    """Tells of images that were given by themselves what to give instead; returns what they were given as."""
+    parents: dict[Path, list[Path]] = {}
+    for path in images:
+        parents.setdefault(path.parent.parent, []).append(path)
+    errors, given = [], []
+    for parent, own in parents.items():
+        what = f"{own[0]} is one image" if len(own) == 1 else f"{own[0]} and {len(own) - 1:,} more are images"
+        way_out = f"give the folder above the class folders, such as --data {shlex.quote(str(parent))}"
+        errors.append(DataError(f"{what}; {way_out}, where {own[0].parent.name} is a class"))
+        given.append(str(own[0]) if len(own) == 1 else f"{own[0]} and {len(own) - 1:,} more")
+    _tell_refused(errors, "folders of images", tell)
+    return given
+
+
+def _tell_refused(refused: Sequence[DataError], what: str, tell: Callable[[str], None]) -> None:
     for error in refused[:_TOLD]:
         tell(f"left out: {error}")
     if len(refused) > _TOLD:
-        tell(f"left out: {len(refused) - _TOLD:,} more files of {path}")
-
-
-def _in_order(
-    matched: Set[Path], old: Mapping[Path, Row], hashed: Callable[[Path], str], tell: Callable[[str], None]
-) -> list[Path]:
-    """The files there are: known ones at their old place, also where they have moved, then new ones by name."""
-    new = sorted(matched - set(old))
-    gone = {path for path in old if not (os.path.isfile(path) or os.path.isdir(path))}
-    moved: dict[str, Path] = {}
-    if gone:
-        for path in new:
-            with contextlib.suppress(DataError):
-                moved.setdefault(hashed(path), path)
-    known: dict[Path, None] = {}
-    for path, row in old.items():
-        place = moved.get(row["sha256"]) if path in gone else path
-        if place is None:
-            tell(f"{path} is gone: its {row['images']} images are no longer trained on")
-        elif place not in known:
-            known[place] = None
-            if place != path:
-                tell(f"{path} is now {place}")
-    return list(dict.fromkeys([*known, *new]))
+        tell(f"left out: {len(refused) - _TOLD:,} more {what}")
 
 
 def _hash(path: Path, max_gigabytes: float, class_names: Sequence[str]) -> str:
@@ -232,48 +239,6 @@ def _hash(path: Path, max_gigabytes: float, class_names: Sequence[str]) -> str:
         if os.path.isdir(path)
         else hashlib.sha256(read_bytes(path, max_gigabytes)).hexdigest()
     )
-
-
-def _matched(
-    patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[str], None]
-) -> tuple[set[Path], list[str]]:
-    """The files that patterns match, now or earlier, and the patterns that match none: all that do is an error."""
-    found = {pattern: _expand(pattern, old) for pattern in patterns}
-    empty = [pattern for pattern, paths in found.items() if not paths]
-    if empty and len(empty) == len(found):
-        raise DataError(f"there is no image to train on: no file matches {', '.join(empty)}")
-    for pattern in empty:
-        tell(f"no file matches {pattern}")
-    return {path for paths in found.values() for path in paths}, empty
-
-
-def _expand(pattern: str, old: Mapping[Path, Row]) -> list[Path]:
-    """The path itself where it exists or is known, whatever brackets it holds; else the files that a glob matches."""
-    if not pattern.strip():  # an unset variable of a shell, which is not the present folder
-        raise DataError("--data has an empty name; it takes files, folders and patterns such as 'incoming/*.npz'")
-    path = expand_user(pattern).absolute()
-    one = _one_spelling(path)
-    if one in old or os.path.lexists(path):
-        return [one]
-    if not glob.has_magic(pattern):
-        raise DataError(f"no such data file: {pattern}")
-    # The folders that the user did not write, of the home or the present one, may hold brackets of their own.
-    written = Path(pattern).parts[pattern.startswith("~") :]
-    folders = path.parts[: len(path.parts) - len(written)]
-    whole = os.path.join(glob.escape(os.path.join("", *folders)), *written)
-    found = [_one_spelling(path) for path in glob.glob(whole, recursive=True)]
-    gone = os.path.normpath(whole.replace("**/", "*"))
-    return found or [path for path in old if fnmatch.fnmatchcase(str(path), gone)]
-
-
-def _one_spelling(path: str | Path) -> Path:
-    """The path without "." and "..", so that a file is one however it is written.
-
-    Behind a link ".." leads elsewhere than its letters say: there the path stays as it is.
-    """
-    plain = Path(os.path.abspath(path))
-    same = os.path.lexists(plain) and os.path.realpath(plain) == os.path.realpath(path)
-    return plain if same or not os.path.lexists(path) else Path(path).absolute()
 
 
 def _merge_classes(

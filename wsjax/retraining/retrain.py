@@ -25,7 +25,7 @@ import numpy as np
 from wsjax import parallel
 from wsjax.data.datasets import channel_statistics
 from wsjax.data.sources import listed
-from wsjax.errors import NonFiniteLoss, RunError, printable
+from wsjax.errors import DataError, NonFiniteLoss, RunError, printable
 from wsjax.retraining import methods, places, shelf
 from wsjax.retraining.incoming import Pool, left_out, read_pool
 from wsjax.retraining.lineage import SCRATCH
@@ -86,7 +86,7 @@ def retrain(
       LeftOut: nothing is new, but something was given that could not be used.
       RunError: another process works in the folder, it cannot be written, its model is of another architecture or
         cannot be read.
-      DataError: there is no image to train on, or none is held out.
+      DataError: there is no image to train on, or none is held out; with `recipe.again` also where all known are gone.
     """
     folder = shelf.expanded(folder)
     patterns = [os.fspath(pattern) for pattern in ([patterns] if isinstance(patterns, str | os.PathLike) else patterns)]
@@ -106,6 +106,9 @@ def retrain(
         pool = None if known else first
         files = places.known_files(folder, known, say) if known else ()
         pool = pool or read_pool(patterns, files, base, recipe.holdout, say, *limits)
+        if pool is None and recipe.again and settled is None:
+            way_out = "bring them back, or give others with --data"
+            raise DataError(f"there is no image to train on again: every file that models know is gone; {way_out}")
         if pool and known:  # a file that moved is known at its new place, also where nothing is trained
             places.keep(folder, known["model"], files, pool.files)
         is_new = not known or (pool is not None and np.setdiff1d(pool.samples, samples).size > 0)
