@@ -1010,6 +1010,12 @@ def test_without_jit_the_loop_says_that_it_cannot_run():
         run(TWO_ROUNDS, {})
 
 
+@pytest.mark.parametrize("name", ["jax_debug_nans", "jax_debug_infs"])
+def test_numbers_that_are_not_finite_are_for_the_loop_to_find(name):
+    with getattr(jax, name.removeprefix("jax_"))(True), pytest.raises(TaskError, match=f"is not finite: unset {name}$"):
+        run(TWO_ROUNDS, {})
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [
@@ -1223,6 +1229,32 @@ def test_a_second_start_on_records_or_checkpoints_is_refused(tmp_path, which):
     assert len(refusals) > 1
     assert timeless(first.rows) == timeless(undisturbed().rows)
     assert timeless(run(TWO_ROUNDS, METHODS, records=Records(records), checkpoints=saved).rows) == timeless(first.rows)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (1, 0)])
+def test_other_seeds_than_those_that_trained_together_are_refused(tmp_path, seeds):
+    def start(seeds, **options):
+        records = Records(tmp_path / "r.jsonl")
+        return run(TWO_ROUNDS, METHODS, seeds, records=records, checkpoints=tmp_path / "c", **options)
+
+    whole = start((0, 1))
+    written = (tmp_path / "r.jsonl").read_bytes()
+    said = f"seeds 0, 1 were trained together, and those given are {', '.join(map(str, seeds))}: give the same"
+    with pytest.raises(RunError, match=re.escape(said)) as refusal:
+        start(seeds)
+    assert "\n" not in str(refusal.value)
+    assert (tmp_path / "r.jsonl").read_bytes() == written
+    assert start((0, 1)).rows == whole.rows
+
+
+def test_seeds_that_train_one_after_the_other_may_become_more(tmp_path):
+    def start(seeds):
+        records = Records(tmp_path / "r.jsonl")
+        return run(TWO_ROUNDS, METHODS, seeds, stack=False, records=records, checkpoints=tmp_path / "c")
+
+    first, more = start((0, 1)), start((2, 1, 0))
+    assert more.rows[: len(first.rows)] == first.rows
+    assert {row["seed"] for row in more.rows} == {0, 1, 2}
 
 
 def test_a_run_in_a_folder_that_its_caller_holds_needs_no_lock_of_its_own(tmp_path):

@@ -85,6 +85,8 @@ def check_given(methods: Any, initial: Any, records: Any, settings: Any, mesh: A
     _require(known, f"records must be wsjax.Records, not of type {type(records).__name__}{path}")
     without = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
     _require(not without, "run_rounds runs what it has compiled: unset jax_disable_jit")
+    for name in ("jax_debug_nans", "jax_debug_infs"):
+        _require(not getattr(jax.config, name), f"run_rounds says itself where a loss is not finite: unset {name}")
     known = settings is None or isinstance(settings, Settings)
     _require(known, f"settings must be wsjax.Settings, not of type {type(settings).__name__}")
     known = mesh is None or (isinstance(mesh, Mesh) and mesh.axis_names in ((parallel.DATA,), (parallel.REPLICAS,)))

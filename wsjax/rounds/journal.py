@@ -54,7 +54,8 @@ class Journal:
           need_state: whether rows do not suffice.
 
         Raises:
-          RunError: there are checkpoints, none of them can be read, and the leg is not done; or no row tells of them.
+          RunError: there are checkpoints, none of them can be read, and the leg is not done; no row tells of them; or
+            they are there for other seeds.
         """
         done, reached = self._is_done(), None
         if done and not need_state:
@@ -71,7 +72,9 @@ class Journal:
         except checkpoint.UnreadableError:
             if not done:
                 raise
-        reached = reached or Reached(self.leg.begin, 0, None)
+        if reached is None:
+            self._check_seeds()
+            reached = Reached(self.leg.begin, 0, None)
         stay = done and len(self._own()) < len(self._records.rows)
         if stay:  # a kill meanwhile must not leave other legs' rows without these
             self._records = Records(rows=self._own())
@@ -94,6 +97,23 @@ class Journal:
         for path in (self._records.path, self._folder and self._folder.path):
             if path is not None:
                 check_writable(path)
+
+    def _check_seeds(self) -> None:
+        """Raises RunError where rows have checkpoints, but of other seeds that trained together, or in another order.
+
+        Without this, all of them would be trained again.
+        """
+        first = (self.leg.begin, 1)
+        rows = [row for row in self._records.rows if self.leg.has(row) and (row["round"], row["epoch"]) == first]
+        there = self.leg._replace(replicas=tuple((row["method"], row["seed"]) for row in rows))
+        if not rows or self._folder is None or there.replicas == self.leg.replicas:
+            return
+        if self._folder.path.with_name(there.name).is_dir():
+            known, given = (", ".join(map(str, leg.seeds)) for leg in (there, self.leg))
+            raise RunError(
+                f"{self._records.path or 'the records'}: seeds {known} were trained together, and those given are "
+                f"{given}: give the same in the same order, or new records and checkpoints"
+            )
 
     def _own(self) -> list[Row]:
         """The leg's rows, replica by replica."""
