@@ -1,6 +1,7 @@
 """The retraining job on small images, in process; tests/test_retrain.py runs the script."""
 
 import errno
+import hashlib
 import os
 import shutil
 from functools import partial
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from wsjax import parallel
 from wsjax.errors import DataError, LeftOut, RunError, TaskError, UsageError
@@ -646,6 +648,63 @@ def test_rollback_takes_back_new_classes(job):
     assert len(job.call()["class_names"]) == 2
 
 
+def add_photos(folder, name, seed):
+    (folder / name).mkdir(parents=True)
+    for number, image in enumerate(np.random.default_rng(seed).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)):
+        Image.fromarray(image).save(folder / name / f"{number}.png")
+
+
+def test_after_a_rollback_nothing_is_new_whatever_order_classes_came_in(job, tmp_path):
+    photos = tmp_path / "photos"
+
+    def call(**more):
+        return retrain(job.folder, [str(photos)], recipe(image_size=4, tolerance=1.0, **more), say=job.lines.append)
+
+    for seed, names in enumerate(("ac", "d", "b")):
+        for name in names:
+            add_photos(photos, name, 10 * seed + ord(name))
+        lineage = call()
+    assert (lineage["model"], lineage["class_names"]) == (3, ("a", "c", "d", "b"))
+    assert call() is None
+    for number in (1, 2):
+        job.roll_back(number)
+        assert call() is None  # the newest model knows d by another number than model 1 would give it
+    job.roll_back(1)
+    add_photos(photos, "e", 99)
+    lineage = call()
+    assert (lineage["model"], lineage["parent"], lineage["class_names"]) == (4, 1, ("a", "c", "b", "d", "e"))
+    assert call() is None
+    job.roll_back(3)
+    assert call() is None
+
+
+def test_a_label_that_changed_is_new_by_any_numbers():
+    data = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1), np.array([0, 1, 2, 2] * 2)
+    known = incoming._split(*by_digest(data), ("a", "b", "c"), [], 0.5)
+    swapped = incoming._split(*by_digest((data[0], np.array([0, 2, 1, 1] * 2))), ("a", "c", "b"), [], 0.5)
+    np.testing.assert_array_equal(incoming.samples_as(swapped, ("a", "b", "c")), known.samples)
+    changed = incoming._split(*by_digest((data[0], np.array([0, 2, 1, 1, 0, 2, 1, 2]))), ("a", "c", "b"), [], 0.5)
+    assert np.setdiff1d(incoming.samples_as(changed, ("a", "b", "c")), known.samples).size == 1
+
+
+def by_digest(data):
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in data[0]]
+    return dict(zip(digests, data[0], strict=True)), dict(zip(digests, data[1].tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "numbers"),
+    [
+        (("a", "c", "d"), ("a", "c", "b", "d"), [0, 1, 3, 2]),
+        (("0", "1"), ("cat", "dog", "eel"), [0, 1, 2]),  # numbers that have got their names
+        (("cat", "dog"), ("0", "1"), [0, 1]),
+        (("a", "x", "y"), ("a", "b"), [0, 3]),
+    ],
+)
+def test_a_classs_number_among_others(theirs, own, numbers):
+    assert [incoming._number_among(theirs, number, name) for number, name in enumerate(own)] == numbers
+
+
 def test_all_known_files_gone_is_nothing_new(job):
     path = job.add("a")
     job.call()
@@ -872,6 +931,15 @@ def test_another_interval_of_checkpoints_goes_on_with_the_training(job):
     seen = []
     job.call(recipe(describe={"checkpoint_every": 7} | told), observe=lambda rows: seen.append(rows[0]["epoch"]))
     assert seen == [3]
+
+
+def test_what_a_killed_call_had_half_written_goes_at_the_next(job):
+    job.add("a")
+    job.call()
+    before = job.files()
+    (job.folder / f".current.json.{os.getpid()}.part").write_text("half")  # by a process of this number
+    assert job.call() is None
+    assert job.files() == before
 
 
 def test_a_damaged_config_of_an_unfinished_model_starts_it_anew(job):

@@ -4,8 +4,10 @@ The folder is that of tests/fixtures: models 1 and 2, of 10 classes on images [8
 """
 
 import dataclasses
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -368,6 +370,28 @@ def test_nothing_is_made_where_nothing_is(tmp_path):
 def test_a_held_folder_is_not_rolled_back(folder):
     with hold(folder), pytest.raises(RunError, match="is in use by pid"):
         shelf.roll_back(folder, load_model)
+
+
+def test_what_a_killed_call_had_half_written_goes(folder):
+    names = (".current.json.{}.part", ".places.json.{}.part", "models/0002/.lineage.json.{}.part")
+    names += ("models/0002/.samples.npy.{}.part", "models/0003.part/.config.json.{}.part")
+    (folder / "models/0003.part").mkdir()
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in names:
+        for process in (ended.pid, os.getpid(), os.getppid()):
+            (folder / name.format(process)).write_text("half")
+    mine = [
+        folder / ".notes.json.1.part",
+        folder / ".current.json.part",
+        folder / f".current.json.{ended.pid}.part.bak",
+    ]
+    for path in mine:
+        path.write_text("mine")
+    (folder / f"models/.lineage.json.{ended.pid}.part").mkdir()
+    shelf.roll_back(folder, load_model)
+    left = {path for path in folder.rglob(".*") if path.is_file()}
+    assert left == {*mine, *(folder / name.format(os.getppid()) for name in names)}  # this one runs
 
 
 def test_only_what_a_training_left_is_cleared(tmp_path):

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Pool(NamedTuple):
       held_out: (images, labels) to evaluate on.
       class_names: one name a class.
       files: a row a data file or folder: path, sha256, images.
-      samples: uint64 [N], sorted: a hash of each image with its label.
+      samples: uint64 [N], sorted: a hash of each image with its label, the number of its class.
       unused: what was given and is in none of the above: files and folders that were left out as a whole, patterns that
         match no file.
     """
@@ -169,6 +169,18 @@ def read_pool(
         mended = f"; {found.corrected} with another label, of which the last holds" if found.corrected else ""
         tell(f"{found.duplicates} images came more than once and count once{mended}")
     return _split(found.images, found.labels, found.class_names, rows, holdout)._replace(unused=tuple(unused))
+
+
+def samples_as(pool: Pool, class_names: Sequence[str]) -> np.ndarray:
+    """The hashes that a pool's images have where classes are numbered as in `class_names`: uint64 [N], sorted.
+
+    Two models may number the same classes in two ways, if one does not come from the other.
+    """
+    numbers = [_number_among(class_names, number, name) for number, name in enumerate(pool.class_names)]
+    if numbers == list(range(len(numbers))):
+        return pool.samples
+    pairs = (pair for part in (pool.train, pool.held_out) for pair in zip(*part, strict=True))
+    return _samples((hashlib.sha256(image.tobytes()).digest(), numbers[label]) for image, label in pairs)
 
 
 def left_out(unused: Sequence[str]) -> LeftOut:
@@ -315,6 +327,18 @@ def _split(
                 f"give more images, or another --holdout than {holdout:g}"
             )
         parts.append((np.stack([images[digest] for digest in own]), np.array([labels[digest] for digest in own])))
-    marks = [hashlib.sha256(digest + str(label).encode()).digest()[:8] for digest, label in labels.items()]
-    samples = np.sort(np.frombuffer(b"".join(marks), np.uint64))
-    return Pool(parts[0], parts[1], class_names, files, samples)
+    return Pool(parts[0], parts[1], class_names, files, _samples(labels.items()))
+
+
+def _samples(labels: Iterable[tuple[bytes, int]]) -> np.ndarray:
+    """A hash of each image with its label, uint64 [N], sorted; `labels` has them by the SHA-256 of the pixels."""
+    marks = [hashlib.sha256(digest + str(label).encode()).digest()[:8] for digest, label in labels]
+    return np.sort(np.frombuffer(b"".join(marks), np.uint64))
+
+
+def _number_among(theirs: Sequence[str], number: int, name: str) -> int:
+    """The number that a class has among others; one that none of them has where it is not there."""
+    if name in theirs:
+        return theirs.index(name)
+    unnamed = number < len(theirs) and str(number) in (name, theirs[number])
+    return number if unnamed else max(number, len(theirs))

@@ -26,8 +26,8 @@ from wsjax import parallel
 from wsjax.data.datasets import channel_statistics
 from wsjax.data.sources import listed
 from wsjax.errors import DataError, NonFiniteLoss, RunError, printable
-from wsjax.retraining import methods, places, shelf
-from wsjax.retraining.incoming import Pool, left_out, read_pool
+from wsjax.retraining import leftovers, methods, places, shelf
+from wsjax.retraining.incoming import Pool, left_out, read_pool, samples_as
 from wsjax.retraining.lineage import SCRATCH
 from wsjax.retraining.recipe import Recipe
 from wsjax.retraining.shelf import Model
@@ -94,6 +94,7 @@ def retrain(
     limits = recipe.max_gigabytes, recipe.image_size
     first = None if folder.exists() else read_pool(patterns, (), None, recipe.holdout, say, *limits)
     with hold(folder):
+        leftovers.remove(folder)
         settled = shelf.settle(folder)
         if settled is not None:
             outcome = "is current" if settled["promoted"] else "is kept aside: it is worse than its parent"
@@ -111,7 +112,7 @@ def retrain(
             raise DataError(f"there is no image to train on again: every file that models know is gone; {way_out}")
         if pool and known:  # a file that moved is known at its new place, also where nothing is trained
             places.keep(folder, known["model"], files, pool.files)
-        is_new = not known or (pool is not None and np.setdiff1d(pool.samples, samples).size > 0)
+        is_new = not known or (pool is not None and _has_more(pool, known, samples))
         if pool is None or not (is_new or (recipe.again and settled is None)):
             if settled is None and pool is not None and pool.unused:
                 raise left_out(pool.unused)
@@ -205,6 +206,12 @@ def _check_same(folder: Path, settings: Mapping[str, Any], recipe: Recipe) -> No
     if settings["holdout"] != recipe.holdout:
         held = settings["holdout"]
         raise RunError(f"{folder} was begun with --holdout={held:g}, which must stay, not {recipe.holdout:g}")
+
+
+def _has_more(pool: Pool, known: Mapping[str, Any], samples: np.ndarray) -> bool:
+    """Whether there are images or labels that the newest model, `known`, does not know."""
+    # The pool goes on from the current model's classes, which another call may have numbered otherwise since.
+    return np.setdiff1d(samples_as(pool, known["class_names"]), samples).size > 0
 
 
 def _is_part_of(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:

@@ -30,6 +30,7 @@ import optax
 from wsjax import parallel
 from wsjax.checks import is_whole
 from wsjax.errors import DataError, RunError, UsageError
+from wsjax.retraining import leftovers
 from wsjax.retraining.lineage import CURRENT, LINEAGE, fault, model_folder
 from wsjax.storage import checkpoint
 from wsjax.storage.files import read_json, replacing, user_path, write_json
@@ -167,6 +168,7 @@ def roll_back(
     if not numbers(folder):
         raise RunError(f"{folder} has no model to roll back")
     with hold(folder):
+        leftovers.remove(folder)
         try:
             settle(folder)
             current, decided = read_standing(folder)
