@@ -261,6 +261,8 @@ def test_a_study_of_ones_own_data(script, tmp_path):
     ("arguments", "message"),
     [
         (("--budget=soon",), "a time is written as 90s, 30m, 8h or 2d, not 'soon'"),
+        (("--budget=0s",), "--budget must be more than 0, such as 10min, not 0s"),
+        (("--budget=0.0min",), "--budget must be more than 0, such as 10min, not 0.0min"),
         (("--factors", "0.4"), "--factors are written as 0.4/0.1, SHRINK/PERTURB, not '0.4'"),
         (("--raised=1",), "--raised=1 raises nothing: give a factor above 1"),
         (("--raised=0.5",), "--raised=0.5 raises nothing: give a factor above 1"),

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsjax.data import image_files
+from wsjax.data import datasets, image_files
 from wsjax.data.image_files import decoded, read_image
-from wsjax.errors import DataError
+from wsjax.errors import DataError, UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
 
@@ -165,6 +165,24 @@ def test_what_is_no_file(tmp_path):
     }.items():
         with pytest.raises(DataError, match=said):
             read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("size", [(32, 32), 0, -1, "32", 32.0, True, None, 4_097])
+def test_a_size_that_cannot_be_is_not_the_files_fault(tmp_path, size):
+    (tmp_path / "a.png").write_bytes(PNG)
+    with pytest.raises(UsageError) as error:
+        read_image(tmp_path / "a.png", size)
+    wanted = "size must be a whole number of pixels from 1 to 4,096, the side of a square, not "
+    assert str(error.value) == f"{wanted}{size!r}"
+    assert read_image(tmp_path / "a.png", np.int64(5)).shape == (5, 5, 3)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"a.png", ["a.png"]])
+def test_what_is_no_path_is_one_line(path):
+    for read_it in (read_image, datasets.load):
+        with pytest.raises(DataError) as error:
+            read_it(path)
+        assert str(error.value).startswith(f"a path is a text or a pathlib.Path, not {path!r}; ")
 
 
 @settings(max_examples=200, deadline=None)

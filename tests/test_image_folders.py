@@ -105,6 +105,18 @@ def test_links_within_the_folder_are_followed(photos):
     assert datasets.load(photos.parent / "link").class_names == ("cat", "dog", "wolf")
 
 
+@pytest.mark.parametrize(
+    ("name", "twin", "how"),
+    [
+        ("Caf\u00e9", "caf\u00e9", "in upper and lower case"),
+        ("caf\u00e9", "cafe\u0301", "in how accents are encoded"),
+        ("Caf\u00e9", "cafe\u0301", "in upper and lower case and in how accents are encoded"),
+    ],
+)
+def test_in_what_names_differ(name, twin, how):
+    assert folders._how(name, twin) == folders._how(twin, name) == how
+
+
 def break_folder(photos, kind):
     """Does something to a folder that makes it a bad one, and returns (the file at fault, what is said of it)."""
     cat = photos / "cat"
@@ -148,7 +160,7 @@ def break_folder(photos, kind):
     if kind == "accent":
         write(photos / "e\u0301", 3)
         write(photos / "\u00e9", 3)
-        return photos / "\u00e9", "differs from the class e\u0301"
+        return photos / "\u00e9", "differs from the class e\u0301 in how accents are encoded alone; rename one of them"
     if kind == "control":
         write(photos / "a\nb\x1b[2J", 3)
         return photos / "a\nb\x1b[2J", "a control character, or what is no UTF-8, in a class's name"
@@ -224,6 +236,7 @@ def test_a_size_that_cannot_be(photos, tmp_path):
         said = f"--image_size=8 is for folders of images and sets of tensorflow-datasets (tfds:NAME); {name} has a size"
         assert failure(name, image_size=8).startswith(said)
     assert failure(photos, image_size=0) == "--image_size must lie between 1 and 4,096, not 0"
+    assert failure(photos, image_size="32") == "--image_size must lie between 1 and 4,096, not '32'"
 
 
 def test_more_than_memory_is_refused_before_a_file_is_read(photos, monkeypatch):

@@ -134,7 +134,7 @@ def test_whether_the_cap_ended_a_training_is_for_the_call_that_trained_it():
         (("--data", "x", "--shrink", "nan"), "--shrink must be finite, not nan"),
         (("--data", "x", "--devices", "0"), "--devices must be positive, not 0"),
         (("--data", "x", "--devices", "5"), "--devices=5: 5 devices asked for; there are 4 (cpu)"),
-        (("--rollback",), "{folder}/model has no model to roll back"),
+        (("--rollback",), "there is no folder {folder}/model; name one that wsjax retrain has made"),
         (
             ("--rollback", "--rollback_to", "2"),
             "--rollback goes to the parent, --rollback_to to the model that it names",
@@ -151,7 +151,7 @@ def test_whether_the_cap_ended_a_training_is_for_the_call_that_trained_it():
         (("--data", "x", "--width=8"), "--width has no use for mlp; leave it out: it is for resnet18"),
         (("--data", "x", "--model_dir="), "--model_dir is empty: give a path, or leave it out"),
         (("--data", "x", "--model-dir", ""), "--model_dir is empty"),
-        (("--rollback_to", "2"), "{folder}/model has no model to roll back"),
+        (("--rollback_to", "2"), "there is no folder {folder}/model; name one that"),
         (("--data", "x", "--model_dir", "~nobody-of-this-name/m"), "~nobody-of-this-name/m: "),
     ],
 )

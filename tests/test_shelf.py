@@ -277,8 +277,11 @@ def test_a_damaged_current_model_is_told_and_another_can_be_chosen(folder, damag
 def test_rollback_to_where_nothing_is_to_do(folder):
     with pytest.raises(RunError, match="model 2 is current already"):
         shelf.roll_back(folder, load_model, 2)
-    with pytest.raises(RunError, match=r"has no model 7, only 1, 2; restore it from a copy; else .* of 1 "):
+    with pytest.raises(RunError, match=r"model has no model 7; name one that there is: 1, 2 \(model 2 stays"):
         shelf.roll_back(folder, load_model, 7)
+    for number in (-1, 0, 9):
+        with pytest.raises(RunError, match=rf"model has no model {number}; name one that there is: 1, 2$"):
+            load_model(folder, number)
     assert shelf.roll_back(folder, load_model) == (2, 1)
     with pytest.raises(RunError, match="model 1 has no parent to roll back to"):
         shelf.roll_back(folder, load_model)
@@ -358,8 +361,14 @@ def test_a_home_is_found(folder, tmp_path, monkeypatch):
 
 def test_nothing_is_made_where_nothing_is(tmp_path):
     for call in (load_model, shelf.lineage_of, lambda folder: shelf.roll_back(folder, load_model)):
-        with pytest.raises(RunError, match="has no model"):
+        with pytest.raises(RunError, match=r"^there is no folder .*none; name one that wsjax retrain has made$"):
             call(tmp_path / "none")
+        with pytest.raises(UsageError, match=r"^a folder of models is named by its path, not by None$"):
+            call(None)
+        (tmp_path / "none").mkdir()
+        with pytest.raises(RunError, match=r"none has no model (yet|to roll back)$"):
+            call(tmp_path / "none")
+        (tmp_path / "none").rmdir()
     (tmp_path / "file").write_text("mine")
     for call in (load_model, lambda folder: shelf.roll_back(folder, load_model)):
         with pytest.raises(UsageError, match=r"file is a file; name a folder for the models$"):

@@ -128,6 +128,8 @@ def check(settings: Config) -> None:
     config.check_training(settings)
     config.check_model(settings, defaults(settings.data[0] if settings.data else None))
     config.check_image_size(settings.image_size)
+    nothing = re.fullmatch(r"0+(\.0+)?([smhd]|min)", settings.budget)
+    cli.check(not nothing, f"--budget must be more than 0, such as 10min, not {settings.budget}")
     cli.seconds_of(settings.budget)
     config.check_list("factors", settings.factors)
     for pair in settings.factors:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wsjax.checks import is_whole
 from wsjax.data import folders, prepared, sources
 from wsjax.data.embedded import EMBEDDED
 from wsjax.data.image_files import IMAGE_SIZE, LARGEST_SIZE
@@ -244,8 +245,8 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _check_image_size(size: int) -> None:
-    if not 1 <= size <= LARGEST_SIZE:
-        raise DataError(f"--image_size must lie between 1 and {LARGEST_SIZE:,}, not {size}")
+    if not is_whole(size) or not 1 <= size <= LARGEST_SIZE:
+        raise DataError(f"--image_size must lie between 1 and {LARGEST_SIZE:,}, not {size!r:.40}")
 
 
 def _load_named(name: str, folder: Path, image_size: int | None) -> Dataset:

@@ -175,7 +175,7 @@ def _classes(place: Path, folder: Path, known: Iterable[str], refuse: Refuse) ->
         elif not is_text(path.name):
             refuse(DataError(f"{path}: a control character, or what is no UTF-8, in a class's name; rename the folder"))
         elif (twin := alike.setdefault(_folded(path.name), path.name)) != path.name:
-            refuse(DataError(f"{path} differs from the class {twin} in upper and lower case alone; rename one of them"))
+            refuse(DataError(f"{path} differs from the class {twin} {_how(path.name, twin)} alone; rename one of them"))
         elif files := _files(path, folder, refuse):
             classes[path.name] = files
     return classes
@@ -222,6 +222,15 @@ def _link(path: Path, folder: Path) -> DataError:
 def _folded(name: str) -> str:
     """A name without what file systems may not tell apart."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def _how(name: str, twin: str) -> str:
+    """In what two names differ that are one when `_folded`."""
+    case, accents = "in upper and lower case", "in how accents are encoded"
+    plain, other = unicodedata.normalize("NFC", name), unicodedata.normalize("NFC", twin)
+    if plain == other:
+        return accents
+    return case if {name, twin} == {plain, other} else f"{case} and {accents}"
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

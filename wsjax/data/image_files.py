@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import operator
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from wsjax.data.sources import expand_user, open_file, reason
-from wsjax.errors import DataError
+from wsjax.errors import DataError, UsageError
 
 IMAGE_SIZE = 32
 """Pixels of a side where nothing else is said."""
@@ -36,11 +39,23 @@ def read_image(path: str | os.PathLike[str], size: int = IMAGE_SIZE) -> np.ndarr
       uint8 [size, size, 3].
 
     Raises:
+      UsageError: the size is no whole number from 1 to `LARGEST_SIZE`.
       DataError: the file cannot be read, is no such image, is damaged, or has more than `MAX_PIXELS` pixels.
     """
+    size = _checked_size(size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is an error
         return decoded(read_content(expand_user(path)), path, size)
+
+
+def _checked_size(size: Any) -> int:
+    """The size as Python's own number; raises UsageError where it is none that an image can have."""
+    with contextlib.suppress(TypeError):
+        whole = operator.index(size)
+        if not isinstance(size, bool) and 1 <= whole <= LARGEST_SIZE:
+            return whole
+    limits = f"a whole number of pixels from 1 to {LARGEST_SIZE:,}"
+    raise UsageError(f"size must be {limits}, the side of a square, not {size!r:.40}")
 
 
 def read_content(path: Path) -> bytes:

@@ -74,6 +74,10 @@ def expand_user(path: str | os.PathLike[str]) -> Path:
         return user_path(path)
     except UsageError as error:
         raise DataError(str(error)) from error
+    except TypeError as error:
+        raise DataError(
+            f"a path is a text or a pathlib.Path, not {path!r:.40}; give that of a file or folder"
+        ) from error
     except ValueError as error:
         raise DataError(f"{os.fspath(path)!r} cannot be a path: {reason(error)}") from error
 

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -130,7 +131,7 @@ def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
     Raises RunError where there is no such model, or a field of its lineage is not what it must be, UsageError where
     `number` is none.
     """
-    folder = expanded(folder)
+    folder = _present(folder)
     if number is None:
         number = read_standing(folder).current
         if number is None:
@@ -139,8 +140,10 @@ def lineage_of(folder: Path | str, number: int | None = None) -> dict[str, Any]:
     if not is_whole(number):
         raise UsageError(f"a model is named by its number, such as {taken[-1] if taken else 1}, not by {number!r:.40}")
     if number not in taken:
-        present = ", ".join(map(str, taken[-8:])) or "none"
-        raise RunError(f"{folder} has no model {number}, only {present}; {_way_out(folder, number)}")
+        there = ", ".join(map(str, taken[-8:])) or "none"
+        if taken and not 1 <= number <= taken[-1]:  # no copy has it
+            raise RunError(f"{folder} has no model {number}; name one that there is: {there}")
+        raise RunError(f"{folder} has no model {number}, only {there}; {_way_out(folder, number)}")
     path = model_folder(folder, number) / LINEAGE
     lineage = _read(path, folder, number)
     if wrong := fault(lineage, number):
@@ -164,7 +167,7 @@ def roll_back(
     Raises:
       RunError: there is no such model, it cannot be loaded, or it is current already.
     """
-    folder = expanded(folder)
+    folder = _present(folder)
     if not numbers(folder):
         raise RunError(f"{folder} has no model to roll back")
     with hold(folder):
@@ -191,10 +194,20 @@ def roll_back(
 
 
 def expanded(folder: Path | str) -> Path:
-    """The folder, in the user's home where it begins with ~."""
+    """The folder, in the user's home where it begins with ~. Raises UsageError where it can be no folder."""
+    if not isinstance(folder, str | os.PathLike):
+        raise UsageError(f"a folder of models is named by its path, not by {folder!r:.40}")
     folder = user_path(folder)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file; name a folder for the models")
+    return folder
+
+
+def _present(folder: Path | str) -> Path:
+    """The folder, as `expanded`. Raises RunError where there is none."""
+    folder = expanded(folder)
+    if not folder.exists():
+        raise RunError(f"there is no folder {folder}; name one that wsjax retrain has made")
     return folder
 
 
