@@ -196,6 +196,10 @@ def test_many_files_that_are_left_out_do_not_fill_the_mail(tmp_path):
     pool, lines = read([tmp_path / "*.npz"])
     assert (paths(pool), len(pool.unused), len(lines)) == ([good], 30, 21)
     assert lines[-1] == "left out: 10 more files and folders"
+    known = [{"path": str(tmp_path / f"gone{number}"), "sha256": 64 * "0", "images": 7} for number in range(30)]
+    lines = read([good], known)[1]
+    assert len(lines) == 21
+    assert lines[-1] == "10 more files are gone: their 70 images are no longer trained on"
 
 
 def test_a_pattern_that_matches_nothing(tmp_path):

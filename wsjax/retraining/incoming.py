@@ -22,14 +22,13 @@ from wsjax.data.folders import Refuse, folder_hash, has_image_name, is_held_out,
 from wsjax.data.image_files import IMAGE_SIZE
 from wsjax.data.sources import MAX_GIGABYTES, Images, listed, read_bytes
 from wsjax.errors import DataError, LeftOut, printable
-from wsjax.retraining.matches import in_order, matched, one_spelling
+from wsjax.retraining.matches import TOLD, in_order, matched, one_spelling
 from wsjax.storage.rows import Row
 
 Data = tuple[np.ndarray, np.ndarray]
 """(images, labels)."""
 
 _LEAST = {False: 2, True: 1}  # images to train on (BatchNorm has no variance over one), and held out
-_TOLD = 20  # files of one folder that are left out, each in a line
 _NAMED = 3  # of all that was left out, in the last line
 
 
@@ -212,13 +211,13 @@ def _add_all(
         except DataError as error:
             row = None
             lost.append(str(path))
-            refused = [error, *refused] if len(lost) <= _TOLD else []
+            refused = [error, *refused] if len(lost) <= TOLD else []
         _tell_refused(refused, f"files of {path}", tell)
         if row is not None and path in old and old[path]["sha256"] != row["sha256"]:
             tell(f"{path} changed since it was trained on: its present images count")
         rows += [row or old[path]] if row or path in old else []
-    if len(lost) > _TOLD:
-        tell(f"left out: {len(lost) - _TOLD:,} more files and folders")
+    if len(lost) > TOLD:
+        tell(f"left out: {len(lost) - TOLD:,} more files and folders")
     return rows, lost
 
 
@@ -238,10 +237,10 @@ def _tell_loose(images: Sequence[Path], tell: Callable[[str], None]) -> list[str
 
 
 def _tell_refused(refused: Sequence[DataError], what: str, tell: Callable[[str], None]) -> None:
-    for error in refused[:_TOLD]:
+    for error in refused[:TOLD]:
         tell(f"left out: {error}")
-    if len(refused) > _TOLD:
-        tell(f"left out: {len(refused) - _TOLD:,} more {what}")
+    if len(refused) > TOLD:
+        tell(f"left out: {len(refused) - TOLD:,} more {what}")
 
 
 def _hash(path: Path, max_gigabytes: float, class_names: Sequence[str]) -> str:

@@ -17,6 +17,9 @@ from wsjax.data.sources import expand_user, reason
 from wsjax.errors import DataError
 from wsjax.storage.rows import Row
 
+TOLD = 20
+"""Files of one kind that are told of, each in a line."""
+
 
 def matched(
     patterns: Sequence[str], old: Mapping[Path, Row], tell: Callable[[str], None]
@@ -60,15 +63,21 @@ def in_order(
             with contextlib.suppress(DataError):
                 moved.setdefault(hashed(path), path)
     known: dict[Path, None] = {}
+    missing: list[Path] = []
     for path in (path for path in paths if path in old):
         row = old[path]
         place = moved.get(row["sha256"]) if path in gone else path
         if place is None:
-            tell(f"{path} is gone: its {row['images']} images are no longer trained on")
+            missing.append(path)
+            if len(missing) <= TOLD:
+                tell(f"{path} is gone: its {row['images']} images are no longer trained on")
         elif place not in known:
             known[place] = None
             if place != path:
                 tell(f"{path} is now {place}")
+    if more := missing[TOLD:]:
+        images = sum(old[path]["images"] for path in more)
+        tell(f"{len(more):,} more files are gone: their {images} images are no longer trained on")
     return list(dict.fromkeys([*known, *new]))
 
 
