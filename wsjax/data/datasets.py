@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import io
 import math
+import numbers
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wsjax.checks import is_whole
 from wsjax.data import folders, prepared, sources
 from wsjax.data.embedded import EMBEDDED
 from wsjax.data.image_files import IMAGE_SIZE, LARGEST_SIZE
@@ -245,7 +245,7 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _check_image_size(size: int) -> None:
-    if not is_whole(size) or not 1 <= size <= LARGEST_SIZE:
+    if not isinstance(size, numbers.Integral) or not 1 <= size <= LARGEST_SIZE:
         raise DataError(f"--image_size must lie between 1 and {LARGEST_SIZE:,}, not {size!r:.40}")
 
 
