@@ -208,7 +208,7 @@ CPU["figure5"] = [
     f"{MORE} {FOUR} --methods SPN --shrink 0.1 0.3",
 ]
 CPU["figure6"] += [f"{ONLINE} {FOUR} --train_accuracy=running {own} 0.4" for own in (SCALED, "--methods SPN --shrink")]
-# Nor did they try another learning rate: a new network may need a larger one than what was shrunk.
+# Nor did the report try another learning rate: a new network may need a larger one than what was shrunk.
 RATES = ("RI@0.003 RI@0.01", "SP@0.003 --shrink 0.2 0.4")
 CPU["figure6"] += [f"{ONLINE} {FOUR} --train_accuracy=running --methods {own}" for own in RATES]
 CPU["board"] += [f"{DASH} {DASH_SMALL} --methods SPN"]
