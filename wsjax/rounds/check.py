@@ -31,7 +31,7 @@ from wsjax.storage.rows import DIVERGED, FIRST, OTHER_RUN, Row, name_of
 from wsjax.training import anchors
 from wsjax.training.task import Task, applied, correct, cross_entropy
 from wsjax.training.train import Data, Setup, TrainState, init_state
-from wsjax.trees import named_leaves, path_name
+from wsjax.trees import difference, named_leaves, path_name
 
 
 def check(
@@ -166,8 +166,9 @@ def whole_rounds(rounds: Sequence[Round], of: str) -> list[Round]:
 
 def check_start(method: str, state: TrainState, fresh: TrainState) -> None:
     """Checks that a round can start from a state: that it is like a newly drawn one; raises a TaskError."""
-    (old, there), (new, wanted) = (jax.tree_util.tree_flatten_with_path(tree) for tree in (state, fresh))
-    _require(there == wanted, f"{method} starts with a state of another structure: {there} where there is {wanted}")
+    unlike = difference(state, fresh)
+    _require(unlike is None, f"{method} starts with a state of another structure than a new network's: {unlike}")
+    old, new = (jax.tree_util.tree_leaves_with_path(tree) for tree in (state, fresh))
     for (path, leaf), (_, like) in zip(old, new, strict=True):
         given, due = (f"{x.dtype} {list(x.shape)}" for x in (leaf, like))
         _require(given == due, f"{method} starts with {given} at '{path_name(path)}', where the network has {due}")
