@@ -50,11 +50,8 @@ def draw(runs: Sequence[RunRecords]) -> tuple[Figure, Caption]:
         notes = "Dashed: the report's curves (one seed); perturb 0.01 as run, 0.0001 in its text."
     if words.is_alike(run.settings, own):
         ends = {name: report["figure5_final"][key] for name, key in published.by_method(FINALS, run.methods).items()}
-    drawn = {"epochs": run.epochs, "published": curves}
-    if groups := names.with_controls(run.methods):
-        figure = plots.grouped_curves(run.rows, run.methods, groups, **drawn)
-    else:
-        figure = plots.offline_curves(run.rows, run.methods, ["test_accuracy"], **drawn)
+    groups = names.with_controls(run.methods)
+    figure = plots.grouped_curves(run.rows, run.methods, groups, epochs=run.epochs, published=curves)
     return figure, captions.offline_caption(run, what, own, ends, notes)
 
 

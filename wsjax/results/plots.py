@@ -97,13 +97,15 @@ def offline_curves(
 def grouped_curves(
     rows: Sequence[Row],
     methods: Methods,
-    groups: Groups,
+    groups: Groups | None,
     *,
     epochs: int | None = None,
     published: Curves | None = None,
 ) -> Figure:
-    """Draws test scores by epoch, like `offline_curves`, a panel for each group of methods, by its title."""
+    """Draws test scores by epoch, like `offline_curves`, a panel for each group of methods, by its title; one of all
+    without groups."""
     styles = names.styles(dict.fromkeys(row["method"] for row in rows), methods)
+    groups = groups or {"": list(styles)}
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     drawn: dict[str, None] = {}

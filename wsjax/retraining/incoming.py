@@ -200,9 +200,9 @@ def _add_all(
 
     A known file that is left out keeps its row. Raises errors that are `fatal`.
     """
-    loose = [path for path in files if path not in old and has_image_name(path) and not os.path.isdir(path)]
-    rows, lost = [], _tell_loose(loose, tell)
-    for path in [path for path in files if path not in loose]:
+    loose = {path: None for path in files if path not in old and has_image_name(path) and not os.path.isdir(path)}
+    rows, lost = [], _tell_loose(list(loose), tell)
+    for path in [path for path in files if path not in loose]:  # of which there may be a hundred thousand
         refused: list[DataError] = []
         try:
             row = add(path, refuse=refused.append)

@@ -7,7 +7,12 @@ import os
 import re
 from pathlib import Path
 
-_PART = re.compile(r"\.(?:current|places|lineage|config)\.json\.([0-9]+)\.part|\.samples\.npy\.([0-9]+)\.part")
+from wsjax.retraining.lineage import CURRENT, LINEAGE, SAMPLES
+from wsjax.retraining.places import PLACES
+from wsjax.storage.records import CONFIG
+
+_OWN = "|".join(map(re.escape, (CURRENT, PLACES, LINEAGE, SAMPLES, CONFIG)))
+_PART = re.compile(rf"\.(?:{_OWN})\.([0-9]+)\.part")
 
 
 def remove(folder: Path) -> None:
@@ -17,7 +22,7 @@ def remove(folder: Path) -> None:
     """
     for path in [*folder.glob(".*.part"), *folder.glob("models/*/.*.part")]:
         match = _PART.fullmatch(path.name)
-        if match and path.is_file() and not path.is_symlink() and not _runs(int(match[1] or match[2])):
+        if match and path.is_file() and not path.is_symlink() and not _runs(int(match[1])):
             with contextlib.suppress(OSError):
                 path.unlink()
 

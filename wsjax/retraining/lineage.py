@@ -9,7 +9,7 @@ from typing import Any
 
 from wsjax.storage.files import read_json
 
-CURRENT, LINEAGE = "current.json", "lineage.json"
+CURRENT, LINEAGE, SAMPLES = "current.json", "lineage.json", "samples.npy"
 SHRINK_PERTURB, SCRATCH = "shrink-perturb", "scratch"
 METHODS = (SHRINK_PERTURB, "continue", SCRATCH, "dash", "fire")
 """What a model that has a parent may begin with; lineages that name none have the first."""

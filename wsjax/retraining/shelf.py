@@ -32,7 +32,7 @@ from wsjax import parallel
 from wsjax.checks import is_whole
 from wsjax.errors import DataError, RunError, UsageError
 from wsjax.retraining import leftovers
-from wsjax.retraining.lineage import CURRENT, LINEAGE, fault, model_folder
+from wsjax.retraining.lineage import CURRENT, LINEAGE, SAMPLES, fault, model_folder
 from wsjax.storage import checkpoint
 from wsjax.storage.files import read_json, replacing, user_path, write_json
 from wsjax.storage.lock import LOCK, hold
@@ -40,7 +40,7 @@ from wsjax.storage.records import CONFIG, DROPPED, RECORDS
 from wsjax.training.task import Task
 from wsjax.training.train import TrainState, init_state
 
-SAMPLES, PARAMETERS = "samples.npy", "parameters"
+PARAMETERS = "parameters"
 CHECKPOINTS, SCRATCH = "checkpoints", "scratch"
 IMAGES_AT_ONCE = 512
 """How many images a model looks at in one piece: a bound on memory."""
